@@ -1,0 +1,42 @@
+// The thread loop of the CPU kernels. It follows omp_get_max_threads(), which torch.set_num_threads() sets.
+#pragma once
+
+#include <cstdint>
+
+#ifdef _OPENMP
+#include <omp.h>
+#endif
+
+namespace mct {
+
+// Threads that the next parallel_for may use: an upper bound of the `thread` argument it passes, plus one.
+inline int max_threads() {
+#ifdef _OPENMP
+  return omp_in_parallel() ? 1 : omp_get_max_threads();
+#else
+  return 1;
+#endif
+}
+
+// Calls fn(index, thread) once for each index in [0, n), in any order and on any thread; thread < max_threads().
+// Results must not depend on which thread ran an index: reductions belong into per-index slots that are summed
+// in a fixed order afterwards. fn must not throw. Inside another parallel region it runs serially.
+template <class Fn>
+inline void parallel_for(int64_t n, const Fn& fn) {
+#ifdef _OPENMP
+  const int64_t most = max_threads();
+  const int threads = static_cast<int>(n < most ? n : most);
+  if (threads > 1) {
+#pragma omp parallel num_threads(threads)
+    {
+      const int thread = omp_get_thread_num();
+#pragma omp for schedule(dynamic, 1)
+      for (int64_t i = 0; i < n; ++i) fn(i, thread);
+    }
+    return;
+  }
+#endif
+  for (int64_t i = 0; i < n; ++i) fn(i, 0);
+}
+
+}  // namespace mct
