@@ -1,0 +1,1 @@
+"""Triton kernels, one file an operator; installed as ``mct_fast.kernels``."""
