@@ -1,0 +1,476 @@
+"""Stage 3: the outer loop.  Match a student trained on synthetic images to an expert's path, and improve the images."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from mct_fast.adjoint import ADJOINTS, MatchResult
+from mct_fast.data import DSA, AugmentPlan, Dataset, load_dataset, random_real
+from mct_fast.distilled import DistilledDataset
+from mct_fast.errors import InputError
+from mct_fast.evaluate import EvalConfig, EvalResult, evaluate, evaluate_random_real, split_of
+from mct_fast.matching import Matcher
+from mct_fast.models import build_model, model_spec
+from mct_fast.progress import Progress, quiet
+from mct_fast.run import Run
+from mct_fast.sampling import SegmentSampler, draw_batches
+from mct_fast.seeds import derive_seed, generator
+from mct_fast.trajectory import Trajectory, TrajectoryStore
+
+__all__ = ["DistillConfig", "DistilledDataset", "distill"]
+
+
+@dataclass(frozen=True)
+class DistillConfig:
+    """How a dataset is distilled.  Names are the field's, so that a published command line reads the same."""
+
+    ipc: int = 1
+    """Synthetic images a class."""
+    syn_steps: int = 20
+    """N: steps of the student an iteration."""
+    expert_epochs: float = 2.0
+    """M: how many expert epochs ahead the target lies; may be a fraction on a convex path."""
+    max_start_epoch: float = 10.0
+    """Latest start on the expert's path, in epochs (integer sampling excludes it)."""
+    min_start_epoch: float = 0.0
+    """Earliest start, in epochs."""
+    trajectory: str = "convex"
+    """The expert's path: 'convex' (MCT) or 'discrete' (MTT; the store must hold checkpoints)."""
+    sampling: str = "continuous"
+    """Starts: 'continuous' (real times) or 'integer' (whole epochs)."""
+    growth_iterations: int = 0
+    """Iterations over which the latest start grows to max_start_epoch (floating upper bound); 0: fixed."""
+    initial_start_epoch: float = 0.0
+    """Latest start at the first iteration when it grows."""
+    lr_img: float = 1000.0
+    """Step size for the pixels."""
+    lr_lr: float = 1e-5
+    """Step size for the student's step size; 0 keeps it fixed."""
+    lr_teacher: float = 0.01
+    """The student's step size at the beginning."""
+    batch_syn: int | None = None
+    """Synthetic images a student step; None takes all of them."""
+    iterations: int = 5000
+    """Iterations of the outer loop."""
+    pix_init: str = "real"
+    """Images at the beginning: 'real' (random training images) or 'noise'."""
+    img_optimizer: str = "sgd"
+    """Optimiser of the pixels: 'sgd' (momentum mom_img) or 'adam'."""
+    mom_img: float = 0.5
+    """Momentum of the pixels and of the step size."""
+    lr_decay: float = 1.0
+    """Factor on lr_img every lr_decay_every iterations."""
+    lr_decay_every: int = 0
+    """Iterations between decays of lr_img; 0: never."""
+    students: int = 1
+    """S: students (experts and starts) averaged in one iteration."""
+    adjoint: str = "exact"
+    """Gradient: 'exact', 'unrolled' (exact, memory grows with syn_steps) or 'truncated' (approximate)."""
+    dsa: bool = True
+    """Augment the student's batches with DSA."""
+    dsa_strategy: str = "color_crop_cutout_flip_scale_rotate"
+    """The augmentations to draw from, joined by underscores."""
+    max_loss: float = 10.0
+    """An iteration with a larger matching loss counts as exploding: it is skipped and counted."""
+    eval_it: int = 100
+    """Iterations between evaluations; 0 evaluates the last images only."""
+    num_eval: int = 5
+    """Networks an evaluation."""
+    epoch_eval_train: int = 1000
+    """Epochs an evaluation network is trained."""
+    batch_train: int = 256
+    """Images a step when an evaluation network is trained."""
+    select_on: str = "val"
+    """The split that picks the best images: 'val', or 'test' for tables that maximise on test data (labelled so)."""
+    data_path: str | None = None
+    """Folder of the dataset; None takes the one that the store names."""
+    checkpoint_every: int = 100
+    """Iterations between checkpoints of a run folder."""
+    seed: int = 0
+    """Seed of everything random."""
+    device: str = "cpu"
+    """Where to compute, e.g. 'cpu' or 'cuda'."""
+
+
+def distill(
+    config: DistillConfig,
+    trajectories: TrajectoryStore | str | Path | Sequence[Trajectory],
+    dataset: Dataset | None = None,
+    *,
+    model: nn.Module | None = None,
+    out: str | Path | None = None,
+    resume: bool = False,
+    progress: Progress = quiet(),  # noqa: B008 (stateless)
+) -> DistilledDataset:
+    """Distils ``dataset`` into ``config.ipc`` images a class and returns the best set found.
+
+    ``trajectories``: a store (its manifest names model and dataset), or paths together with ``model`` and ``dataset``.
+    ``out``: a run folder to write (config, metrics, checkpoints, images); with ``resume`` a killed run goes on there and
+    reaches the same bits as an uninterrupted one.  Raises :class:`InputError` before anything is computed if the
+    configuration does not fit the data or the paths.
+    """
+    paths, spec, dataset, origin = _resolve(config, trajectories, dataset, model)
+    check_config(config, dataset, paths)
+    run = None
+    if out is not None:
+        described = {**asdict(config), "trajectories": origin, "model": spec, "dataset": dataset.name}
+        run = Run.open(out) if resume else Run.create(out, described)
+    loop = _Loop(config, paths, dataset, model if model is not None else build_model(spec), spec, run)
+    return loop.run_to_end(progress)
+
+
+class _Paths:
+    """Experts by number, whether they lie in a store or in memory."""
+
+    def __init__(self, source: TrajectoryStore | Sequence[Trajectory], kind: str) -> None:
+        self._source, self._kind = source, kind
+        if len(source) == 0:
+            raise InputError("trajectories: hold no expert; train or compress some first")
+
+    def __len__(self) -> int:
+        return len(self._source)
+
+    def __getitem__(self, i: int) -> Trajectory:
+        if isinstance(self._source, TrajectoryStore):
+            return self._source.trajectory(i, self._kind)
+        return self._source[i]
+
+
+def _resolve(
+    config: DistillConfig,
+    trajectories: TrajectoryStore | str | Path | Sequence[Trajectory],
+    dataset: Dataset | None,
+    model: nn.Module | None,
+) -> tuple[_Paths, dict[str, Any], Dataset, str | None]:
+    source = TrajectoryStore.open(trajectories) if isinstance(trajectories, (str, Path)) else trajectories
+    if not isinstance(source, TrajectoryStore):
+        if model is None or dataset is None:
+            raise InputError("model: paths given as a list name neither model nor dataset; pass model=... and dataset=...")
+        return _Paths(source, config.trajectory), model_spec(model), dataset, None
+    noted = source.manifest["dataset"]
+    if dataset is None:
+        dataset = load_dataset(
+            noted["name"],
+            data_path=config.data_path or noted.get("data_path"),
+            zca=noted.get("zca", False),
+            val_fraction=noted.get("val_fraction", 0.1),
+            split_seed=noted.get("split_seed", 0),
+            image_size=noted.get("image_size"),
+            device=config.device,
+        )
+    if noted.get("fingerprint") not in (None, dataset.fingerprint):
+        raise InputError(
+            f"dataset: {dataset.name} is not the data the experts were trained on (fingerprints differ); "
+            "load it with the same splits and transform, or train experts on it"
+        )
+    return _Paths(source, config.trajectory), source.manifest["model"], dataset, str(source.path)
+
+
+def check_config(config: DistillConfig, dataset: Dataset, paths: Sequence[Trajectory] | _Paths) -> None:
+    """Raises :class:`InputError` for a setting that cannot work, naming the field and the remedy."""
+    for name in ("ipc", "syn_steps", "iterations", "students", "checkpoint_every"):
+        if getattr(config, name) < 1:
+            raise InputError(f"{name}: got {getattr(config, name)}; give at least 1")
+    if config.batch_syn is not None and config.batch_syn < 1:
+        raise InputError(f"batch_syn: got {config.batch_syn}; give at least 1, or leave it out to take all images")
+    if not (config.lr_teacher > 0 and math.isfinite(config.lr_teacher)):
+        raise InputError(f"lr_teacher: got {config.lr_teacher}; give a positive step size, the field's is 0.01")
+    choices = {
+        "adjoint": tuple(ADJOINTS),
+        "pix_init": ("real", "noise"),
+        "img_optimizer": ("sgd", "adam"),
+        "trajectory": ("convex", "discrete"),
+        "select_on": ("val", "test"),
+    }
+    for name, allowed in choices.items():
+        if getattr(config, name) not in allowed:
+            raise InputError(f"{name}: unknown {getattr(config, name)!r}; choose one of {', '.join(allowed)}")
+    smallest = int(torch.bincount(dataset.train.labels, minlength=dataset.num_classes).min())
+    if config.ipc > smallest:
+        raise InputError(f"ipc: {config.ipc} exceeds the smallest class of {dataset.name} ({smallest} training images); lower it")
+    split_of(dataset, config.select_on)
+    first = paths[0]
+    _sampler(config).check(first.epochs, continuous_path=first.continuous)
+
+
+def _sampler(config: DistillConfig) -> SegmentSampler:
+    return SegmentSampler(
+        config.expert_epochs,
+        config.max_start_epoch,
+        config.min_start_epoch,
+        config.sampling,
+        config.growth_iterations,
+        config.initial_start_epoch,
+    )
+
+
+class StepSize:
+    """The student's learnable step size alpha > 0: SGD with momentum that cannot cross zero.
+
+    A step that would take away more than half of alpha takes away half, and its momentum is dropped: in the references
+    alpha can turn negative and the run ends in NaN.
+    """
+
+    def __init__(self, value: float, lr: float, momentum: float) -> None:
+        self.value, self.velocity = value, 0.0
+        self._lr, self._momentum = lr, momentum
+
+    def step(self, grad: float) -> None:
+        """One descent step along ``grad``, dloss/dalpha."""
+        if self._lr == 0:
+            return
+        self.velocity = self._momentum * self.velocity + grad
+        moved = self.value - self._lr * self.velocity
+        if moved < self.value / 2:
+            moved, self.velocity = self.value / 2, 0.0
+        self.value = moved
+
+
+class _Loop:
+    """The outer loop of one run.  All randomness of iteration i comes from (seed, i): nothing random is carried over."""
+
+    def __init__(
+        self, config: DistillConfig, paths: _Paths, dataset: Dataset, model: nn.Module, spec: dict[str, Any], run: Run | None
+    ) -> None:
+        self.config, self.paths, self.dataset, self.spec, self.run = config, paths, dataset, spec, run
+        self.matcher = Matcher(model, adjoint=config.adjoint)
+        self.sampler = _sampler(config)
+        self.dsa = DSA(config.dsa_strategy) if config.dsa else None
+        self.images = self._initial_images().requires_grad_()
+        self.labels = torch.arange(dataset.num_classes).repeat_interleave(config.ipc).to(config.device)
+        self.optimizer = self._optimizer()
+        self.step_size = StepSize(config.lr_teacher, config.lr_lr, config.mom_img)
+        self.iteration, self.skipped, self.seconds = 0, 0, 0.0
+        self.best: dict[str, Any] = {"score": -1.0, "iteration": 0, "syn_lr": config.lr_teacher}
+        self.best_images = self.images.detach().clone()
+        if run is not None:
+            self._restore(run)
+
+    def _initial_images(self) -> Tensor:
+        config, stream = self.config, generator(self.config.seed, "pix-init")
+        if config.pix_init == "real":
+            return random_real(self.dataset.train, config.ipc, stream)[0].clone().to(config.device)
+        shape = (self.dataset.num_classes * config.ipc, *self.dataset.image_shape)
+        return torch.randn(shape, generator=stream).to(config.device)
+
+    def _optimizer(self) -> torch.optim.Optimizer:
+        if self.config.img_optimizer == "adam":
+            return torch.optim.Adam([self.images], lr=self.config.lr_img)
+        return torch.optim.SGD([self.images], lr=self.config.lr_img, momentum=self.config.mom_img)
+
+    def run_to_end(self, progress: Progress) -> DistilledDataset:
+        config = self.config
+        with progress.task("distil", config.iterations, done=self.iteration) as bar:
+            while self.iteration < config.iterations:
+                if config.eval_it and self.iteration % config.eval_it == 0:
+                    self._evaluate(progress)
+                metrics = self._iterate()
+                bar.advance(1, loss=metrics["loss"], lr=self.step_size.value)
+                if self.iteration % config.checkpoint_every == 0 and self.iteration < config.iterations:
+                    self._save()
+        self._evaluate(progress)
+        self._save()
+        return self._finish(progress)
+
+    def _iterate(self) -> dict[str, Any]:
+        began = time.perf_counter()
+        result, segments = self._match()
+        loss = float(result.loss.mean())
+        norm = float(result.grad_images.double().norm())
+        accepted = math.isfinite(loss) and loss <= self.config.max_loss and math.isfinite(norm)
+        accepted = accepted and math.isfinite(float(result.grad_lr))
+        if accepted:
+            self._set_lr_img()
+            self.images.grad = result.grad_images
+            self.optimizer.step()
+            self.step_size.step(float(result.grad_lr))
+        else:
+            self.skipped += 1
+        self.iteration += 1
+        spent = time.perf_counter() - began
+        self.seconds += spent
+        metrics = {
+            "kind": "iter",
+            "iteration": self.iteration,
+            "loss": loss if math.isfinite(loss) else None,
+            "syn_lr": self.step_size.value,
+            "grad_norm": norm if math.isfinite(norm) else None,
+            "start": segments[0][0],
+            "target": segments[0][1],
+            "seconds": spent,
+            "skipped": self.skipped,
+        }
+        if self.run is not None:
+            self.run.log(**metrics)
+        return {**metrics, "loss": loss}
+
+    def _match(self) -> tuple[MatchResult, list[tuple[float, float]]]:
+        config = self.config
+        stream = generator(config.seed, "iteration", self.iteration)
+        starts, targets, segments, batches = [], [], [], []
+        for student in range(config.students):
+            path = self.paths[self._expert(self.iteration * config.students + student)]
+            segment = self.sampler.draw(path.epochs, self.iteration, stream)
+            starts.append(path.at(segment[0]))
+            targets.append(path.at(segment[1]))
+            segments.append(segment)
+            count = len(self.images)
+            batches.append(draw_batches(count, config.batch_syn or count, config.syn_steps, stream))
+        plan = self._plan(batches, stream)
+        device = config.device
+        result = self.matcher(
+            self.images,
+            self.labels,
+            self.step_size.value,
+            torch.stack(starts).to(device),
+            torch.stack(targets).to(device),
+            torch.stack(batches).to(device),
+            augment=plan,
+        )
+        return result, segments
+
+    def _expert(self, turn: int) -> int:
+        """Experts take turns in a fresh order each round."""
+        count = len(self.paths)
+        order = torch.randperm(count, generator=generator(self.config.seed, "experts", turn // count))
+        return int(order[turn % count])
+
+    def _plan(self, batches: Sequence[Tensor], stream: torch.Generator) -> AugmentPlan | None:
+        if self.dsa is None:
+            return None
+        sizes = (batches[0] >= 0).sum(1).tolist()
+        return self.dsa.plan(len(batches), self.config.syn_steps, sizes, self.dataset.image_shape, stream)
+
+    def _set_lr_img(self) -> None:
+        config = self.config
+        decays = self.iteration // config.lr_decay_every if config.lr_decay_every else 0
+        for group in self.optimizer.param_groups:
+            group["lr"] = config.lr_img * config.lr_decay**decays
+
+    def _eval_config(self) -> EvalConfig:
+        config = self.config
+        return EvalConfig(
+            num_eval=config.num_eval,
+            epoch_eval_train=config.epoch_eval_train,
+            batch_train=config.batch_train,
+            dsa=config.dsa,
+            dsa_strategy=config.dsa_strategy,
+            seed=derive_seed(config.seed, "eval"),
+            device=config.device,
+        )
+
+    def _evaluate(self, progress: Progress) -> None:
+        began = time.perf_counter()
+        candidate = self._distilled(self.images, self.step_size.value, self.iteration)
+        result = evaluate(
+            candidate, self.dataset, self._eval_config(), model=self.spec, split=self.config.select_on, progress=progress
+        )
+        if result.mean > self.best["score"]:
+            self.best = {"score": result.mean, "iteration": self.iteration, "syn_lr": self.step_size.value}
+            self.best_images = self.images.detach().clone()
+        if self.run is not None:
+            record = {"kind": "eval", "iteration": self.iteration, **_numbers(result)}
+            self.run.log(**record, seconds=time.perf_counter() - began)
+            best = self._best()
+            best.save(self.run.path / "distilled")
+            best.to_png(self.run.path / "images.png")
+
+    def _finish(self, progress: Progress) -> DistilledDataset:
+        best, config = self._best(), self._eval_config()
+        if self.run is not None:
+            result = evaluate(best, self.dataset, config, model=self.spec, split="test", progress=progress)
+            lrs = tuple({best.syn_lr, self.config.lr_teacher}) if self.config.select_on == "val" else (best.syn_lr,)
+            random = evaluate_random_real(
+                self.config.ipc, self.dataset, config, model=self.spec, split="test", lrs=lrs, progress=progress
+            )
+            best = replace(best, provenance={**best.provenance, "test_accuracy": _numbers(result)})
+            best.save(self.run.path / "distilled")
+            self.run.log(
+                kind="final",
+                model=self.spec["name"],
+                iteration=self.best["iteration"],
+                select_on=self.config.select_on,
+                num_eval=self.config.num_eval,
+                test_mean=result.mean,
+                test_std=result.std,
+                test_accuracies=list(result.accuracies),
+                random_real_mean=random.mean,
+                random_real_std=random.std,
+                random_real_lr=random.lr,
+                distill_seconds=self.seconds,
+                skipped=self.skipped,
+            )
+        return best
+
+    def _best(self) -> DistilledDataset:
+        return self._distilled(self.best_images, self.best["syn_lr"], self.best["iteration"])
+
+    def _distilled(self, images: Tensor, syn_lr: float, iteration: int) -> DistilledDataset:
+        provenance = {
+            "dataset": self.dataset.name,
+            "fingerprint": self.dataset.fingerprint,
+            "model": self.spec,
+            "config": asdict(self.config),
+            "iteration": iteration,
+            "experts": len(self.paths),
+        }
+        return DistilledDataset(
+            images.detach().cpu().clone(),
+            self.labels.cpu(),
+            syn_lr,
+            self.dataset.transform,
+            self.dataset.class_names,
+            provenance,
+        )
+
+    def _save(self) -> None:
+        if self.run is None:
+            return
+        tensors = {"images": self.images.detach(), "best_images": self.best_images}
+        moments = self.optimizer.state[self.images]
+        tensors |= {f"optimizer.{name}": value for name, value in moments.items() if isinstance(value, Tensor)}
+        state = {
+            "iteration": self.iteration,
+            "syn_lr": self.step_size.value,
+            "syn_lr_velocity": self.step_size.velocity,
+            "skipped": self.skipped,
+            "seconds": self.seconds,
+            "best": self.best,
+        }
+        self.run.save_checkpoint({name: value.detach().cpu() for name, value in tensors.items()}, state)
+
+    def _restore(self, run: Run) -> None:
+        saved = run.load_checkpoint()
+        if saved is None:
+            return
+        tensors, state = saved
+        with torch.no_grad():
+            self.images.copy_(tensors["images"])
+        self.best_images = tensors["best_images"].to(self.config.device)
+        prefix = "optimizer."
+        moments = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
+        if moments:
+            # Adam keeps its step count as a CPU tensor; the moments live with the images.
+            placed = {name: v if v.ndim == 0 else v.to(self.config.device) for name, v in moments.items()}
+            self.optimizer.state[self.images] = cast(dict, placed)
+        self.iteration, self.skipped, self.seconds = state["iteration"], state["skipped"], state["seconds"]
+        self.step_size.value, self.step_size.velocity = state["syn_lr"], state["syn_lr_velocity"]
+        self.best = state["best"]
+
+
+def _numbers(result: EvalResult) -> dict[str, Any]:
+    return {
+        "split": result.split,
+        "mean": result.mean,
+        "std": result.std,
+        "accuracies": list(result.accuracies),
+        "lr": result.lr,
+    }

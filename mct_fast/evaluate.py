@@ -1,0 +1,163 @@
+"""Stage 4: train fresh networks on a distilled set and see what they are worth.
+
+The field's protocol (MTT, ``evaluate_synset``): SGD with the learned step size, momentum 0.9, weight decay 5e-4, batch 256,
+1000 epochs, step size times 0.1 at half, DSA; mean and standard deviation over ``num_eval`` networks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from statistics import fmean, pstdev
+
+import torch
+from torch import Tensor
+
+from mct_fast.data import DSA, Dataset, Split, random_real
+from mct_fast.distilled import DistilledDataset
+from mct_fast.errors import InputError
+from mct_fast.models import build_model
+from mct_fast.progress import Progress, quiet
+from mct_fast.seeds import derive_seed, generator
+from mct_fast.tasks import Classification
+from mct_fast.training import SGD, Schedule, build_stack, scores, train_epochs
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """How a distilled set is evaluated."""
+
+    num_eval: int = 5
+    """Fresh networks to train; the result is their mean and standard deviation."""
+    epoch_eval_train: int = 1000
+    """Epochs of training on the distilled set."""
+    batch_train: int = 256
+    """Images a step."""
+    lr_net: float | None = None
+    """Step size; None takes the one learned with the set."""
+    mom: float = 0.9
+    """Momentum of SGD."""
+    l2: float = 5e-4
+    """Weight decay of SGD."""
+    dsa: bool = True
+    """Whether to augment with DSA."""
+    dsa_strategy: str = "color_crop_cutout_flip_scale_rotate"
+    """The augmentations to draw from, joined by underscores."""
+    select_on: str = "val"
+    """The split that decides between candidates: 'val', or 'test' to compare with tables that maximise on test data."""
+    seed: int = 0
+    """Seed of initialisations, order and augmentation."""
+    device: str = "cpu"
+    """Where to compute, e.g. 'cpu' or 'cuda'."""
+
+
+@dataclass(frozen=True)
+class EvalResult:
+    """Accuracies in [0, 1] of the networks, on ``split``, after training with step size ``lr``."""
+
+    accuracies: tuple[float, ...]
+    model: str
+    split: str
+    lr: float
+
+    @property
+    def mean(self) -> float:
+        return fmean(self.accuracies)
+
+    @property
+    def std(self) -> float:
+        """Population standard deviation, as the field reports it."""
+        return pstdev(self.accuracies)
+
+    def __str__(self) -> str:
+        return f"{100 * self.mean:.2f} ± {100 * self.std:.2f} % ({self.split}, {self.model}, n={len(self.accuracies)})"
+
+
+def split_of(dataset: Dataset, name: str) -> Split:
+    """The split called ``name``; an empty validation split is refused."""
+    if name not in ("train", "val", "test"):
+        raise InputError(f"split: unknown {name!r}; choose 'train', 'val' or 'test'")
+    split: Split = getattr(dataset, name)
+    if len(split.labels) == 0:
+        raise InputError(f"split: {dataset.name} has an empty {name} split; load it with val_fraction above 0 or choose 'test'")
+    return split
+
+
+def evaluate(
+    distilled: DistilledDataset,
+    dataset: Dataset,
+    config: EvalConfig = EvalConfig(),  # noqa: B008 (frozen)
+    *,
+    model: str | dict = "ConvNet",
+    split: str = "test",
+    progress: Progress = quiet(),  # noqa: B008 (stateless)
+) -> EvalResult:
+    """Trains ``config.num_eval`` networks ``model`` on ``distilled`` and scores them on a split of ``dataset``.
+
+    ``model`` is a name (``"ConvNet"``, ``"AlexNet"``, ``"VGG11"``, ``"ResNet18"``, ...) or a spec of
+    :func:`mct_fast.models.build_model`.  Raises :class:`InputError` if shapes or classes do not fit.
+    """
+    if distilled.images.shape[1:] != dataset.image_shape or distilled.num_classes != dataset.num_classes:
+        raise InputError(
+            f"dataset: {dataset.name} has {dataset.num_classes} classes of shape {dataset.image_shape}, the distilled set "
+            f"{distilled.num_classes} of {tuple(distilled.images.shape[1:])}; evaluate on the dataset it came from"
+        )
+    images, labels = distilled.images.to(config.device), distilled.labels.to(config.device)
+    return _train_and_score(images, labels, distilled.syn_lr, dataset, config, model, split, progress)
+
+
+def evaluate_random_real(
+    ipc: int,
+    dataset: Dataset,
+    config: EvalConfig = EvalConfig(),  # noqa: B008 (frozen)
+    *,
+    model: str | dict = "ConvNet",
+    split: str = "test",
+    lrs: tuple[float, ...] = (0.01,),
+    progress: Progress = quiet(),  # noqa: B008 (stateless)
+) -> EvalResult:
+    """The baseline: as many random real images, a fresh draw for each network.
+
+    Of the step sizes ``lrs`` the one that does best on the validation split is used, so that the baseline is not
+    handicapped by a step size learned for other images.
+    """
+    draws = [random_real(dataset.train, ipc, generator(config.seed, "random-real", i)) for i in range(config.num_eval)]
+    images = torch.stack([drawn[0] for drawn in draws]).to(config.device)
+    labels = torch.stack([drawn[1] for drawn in draws]).to(config.device)
+    best = lrs[0]
+    if len(lrs) > 1:
+        tried = {lr: _train_and_score(images, labels, lr, dataset, config, model, "val", progress) for lr in lrs}
+        best = max(tried, key=lambda lr: tried[lr].mean)
+    return _train_and_score(images, labels, best, dataset, replace(config, lr_net=best), model, split, progress)
+
+
+def _train_and_score(
+    images: Tensor,
+    labels: Tensor,
+    learned_lr: float,
+    dataset: Dataset,
+    config: EvalConfig,
+    model: str | dict,
+    split: str,
+    progress: Progress,
+) -> EvalResult:
+    held_out = split_of(dataset, split)
+    spec = named_spec(model, dataset)
+    lr = learned_lr if config.lr_net is None else config.lr_net
+    task = Classification()
+    seeds = [derive_seed(config.seed, "eval-init", i) for i in range(config.num_eval)]
+    stack = build_stack(lambda: build_model(spec), seeds, task, SGD(config.mom, config.l2), config.device)
+    schedule = Schedule(config.epoch_eval_train, config.batch_train, lr, decay_after=config.epoch_eval_train // 2)
+    streams = [("eval", i) for i in range(config.num_eval)]
+    augment = DSA(config.dsa_strategy) if config.dsa else None
+    with progress.task(f"evaluate {spec['name']}", schedule.epochs) as bar:
+        for _, loss in train_epochs(stack, images, labels, schedule, streams, seed=config.seed, augment=augment):
+            bar.advance(1, loss=float(loss.mean()))
+    accuracies = scores(stack, held_out.images.to(config.device), held_out.labels.to(config.device), task)
+    return EvalResult(tuple(accuracies), spec["name"], split, lr)
+
+
+def named_spec(model: str | dict, dataset: Dataset) -> dict:
+    """A full model spec for images of ``dataset``."""
+    channels, image_size, _ = dataset.image_shape
+    known = {"channels": channels, "image_size": image_size, "num_classes": dataset.num_classes}
+    return {"name": model, **known} if isinstance(model, str) else {**known, **model}

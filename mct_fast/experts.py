@@ -1,0 +1,213 @@
+"""Stage 1: train experts on real data, several at once, keeping only what the convex path needs.
+
+The recipe is the reference's ``buffer.py``: SGD, batch 256, DSA, one point of the path an epoch.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from mct_fast.data import DSA, Dataset, load_dataset
+from mct_fast.errors import InputError
+from mct_fast.models import FunctionalModel, build_model, model_spec
+from mct_fast.progress import Progress, quiet
+from mct_fast.seeds import derive_seed
+from mct_fast.student import student_for
+from mct_fast.tasks import Classification
+from mct_fast.training import SGD, FlatStack, Schedule, scores, train_epochs
+from mct_fast.trajectory import PathRecorder, TrajectoryStore
+
+
+@dataclass(frozen=True)
+class ExpertConfig:
+    """How experts are trained."""
+
+    dataset: str = "digits"
+    """Dataset name: digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet, imagenette, ..., or folder:NAME."""
+    data_path: str | None = None
+    """Folder that holds the dataset (not needed for digits)."""
+    download: bool = False
+    """Download the dataset into data_path through torchvision if it is not there."""
+    zca: bool = False
+    """Whiten with ZCA (eps 0.1) instead of normalising."""
+    val_fraction: float = 0.1
+    """Share of the training images held out for validation, stratified."""
+    split_seed: int = 0
+    """Seed of the validation split."""
+    model: str = "ConvNet"
+    """Architecture: ConvNet, MLP, or a named variant such as ConvNetD4."""
+    depth: int = 3
+    """Blocks of the ConvNet, or hidden layers of the MLP."""
+    width: int = 128
+    """Channels a block, or units a hidden layer."""
+    norm: str = "instance"
+    """Normalisation: instance, none, batch, layer, group."""
+    activation: str = "relu"
+    """Activation: relu, leakyrelu, sigmoid."""
+    pooling: str = "avg"
+    """Pooling: avg, max, none."""
+    image_size: int | None = None
+    """Side of the images in pixels; None keeps the dataset's."""
+    num_experts: int = 100
+    """Experts to train."""
+    train_epochs: int = 50
+    """Epochs an expert."""
+    lr_teacher: float = 0.01
+    """Step size of SGD."""
+    mom: float = 0.0
+    """Momentum of SGD."""
+    l2: float = 0.0
+    """Weight decay of SGD."""
+    batch_train: int = 256
+    """Real images a step."""
+    dsa: bool = True
+    """Augment with DSA."""
+    dsa_strategy: str = "color_crop_cutout_flip_scale_rotate"
+    """The augmentations to draw from, joined by underscores."""
+    decay: bool = False
+    """Multiply the step size by 0.1 after half the epochs."""
+    waypoints: int = 2
+    """Checkpoints that the convex path runs through: 2 is the paper's, 4 the official code's default."""
+    smooth: bool = False
+    """Average each later waypoint with its neighbours, as the official code does."""
+    schedule: str = "arc_length"
+    """Pace along the path: arc_length, uniform, decreasing."""
+    keep_checkpoints: bool = False
+    """Also keep every epoch's checkpoint (25 times the space), which MTT needs."""
+    seed: int = 0
+    """Seed of everything random."""
+    parallel: int = 4
+    """Experts trained at once; does not change the result."""
+    device: str = "cpu"
+    """Where to compute, e.g. 'cpu' or 'cuda'."""
+
+
+def expert_spec(config: ExpertConfig, dataset: Dataset) -> dict[str, Any]:
+    """The full model spec of the experts."""
+    channels, image_size, _ = dataset.image_shape
+    known = {"channels": channels, "image_size": image_size, "num_classes": dataset.num_classes}
+    shape = {"depth": config.depth, "width": config.width, "activation": config.activation, "norm": config.norm}
+    by_name: dict[str, dict[str, Any]] = {"ConvNet": {**shape, "pooling": config.pooling}, "MLP": shape}
+    return model_spec(build_model({"name": config.model, **known, **by_name.get(config.model, {})}))
+
+
+def load_for(config: ExpertConfig) -> Dataset:
+    """The dataset that ``config`` names."""
+    return load_dataset(
+        config.dataset,
+        data_path=config.data_path,
+        download=config.download,
+        zca=config.zca,
+        val_fraction=config.val_fraction,
+        split_seed=config.split_seed,
+        image_size=config.image_size,
+        device=config.device,
+    )
+
+
+def train_experts(
+    config: ExpertConfig,
+    out: str | Path,
+    dataset: Dataset | None = None,
+    *,
+    progress: Progress = quiet(),  # noqa: B008 (stateless)
+) -> TrajectoryStore:
+    """Trains ``config.num_experts`` experts into the store ``out`` and returns it.
+
+    Experts that the store already holds are not trained again, so a killed run continues where it stopped.
+    """
+    _check(config)
+    dataset = dataset if dataset is not None else load_for(config)
+    spec = expert_spec(config, dataset)
+    model = FunctionalModel(build_model(spec))
+    if config.norm == "batch":
+        raise InputError("norm: experts with batch norm have state beside their parameters; use 'instance' or 'group'")
+    store = TrajectoryStore.create(
+        out,
+        {
+            "model": spec,
+            "shapes": [list(shape) for shape in model.shapes],
+            "dataset": {
+                "name": dataset.name,
+                "fingerprint": dataset.fingerprint,
+                "data_path": config.data_path,
+                "zca": config.zca,
+                "val_fraction": config.val_fraction,
+                "split_seed": config.split_seed,
+                "image_size": config.image_size,
+            },
+            "recipe": _recipe(config),
+        },
+    )
+    done = set(store.experts)
+    todo = [number for number in range(config.num_experts) if number not in done]
+    with progress.task("experts", len(todo) * config.train_epochs) as bar:
+        for first in range(0, len(todo), config.parallel):
+            _train_group(todo[first : first + config.parallel], config, dataset, model, store, bar)
+    return store
+
+
+def _train_group(
+    numbers: list[int], config: ExpertConfig, dataset: Dataset, model: FunctionalModel, store: TrajectoryStore, bar: Any
+) -> None:
+    began = time.perf_counter()
+    task = Classification()
+    initial = torch.stack([model.init(derive_seed(config.seed, "expert-init", number)) for number in numbers])
+    stack = FlatStack(student_for(model, task), initial.to(config.device), SGD(config.mom, config.l2))
+    recorders = [
+        PathRecorder(
+            model.shapes, config.train_epochs, waypoints=config.waypoints, schedule=config.schedule, smooth=config.smooth
+        )
+        for _ in numbers
+    ]
+    kept = [stack.params.cpu().clone()] if config.keep_checkpoints else []
+    for recorder, params in zip(recorders, stack.params, strict=True):
+        recorder.observe(params)
+    half = config.train_epochs // 2
+    schedule = Schedule(config.train_epochs, config.batch_train, config.lr_teacher, half if config.decay else None)
+    streams = [("expert", number) for number in numbers]
+    augment = DSA(config.dsa_strategy) if config.dsa else None
+    losses = []
+    train = dataset.train
+    for _, loss in train_epochs(
+        stack, train.images, train.labels, schedule, streams, seed=config.seed, augment=augment
+    ):
+        for recorder, params in zip(recorders, stack.params, strict=True):
+            recorder.observe(params)
+        if config.keep_checkpoints:
+            kept.append(stack.params.cpu().clone())
+        losses.append(loss.tolist())
+        bar.advance(len(numbers), loss=float(loss.mean()))
+    held_out = dataset.val if len(dataset.val.labels) else dataset.test
+    accuracies = scores(stack, held_out.images, held_out.labels, task)
+    seconds = (time.perf_counter() - began) / len(numbers)
+    for i, number in enumerate(numbers):
+        info = {
+            "accuracy": accuracies[i],
+            "accuracy_split": "val" if len(dataset.val.labels) else "test",
+            "train_loss": [row[i] for row in losses],
+            "seconds": seconds,
+        }
+        checkpoints = torch.stack([epoch[i] for epoch in kept]) if kept else None
+        store.add(number, recorders[i].finish(), info, checkpoints)
+
+
+def _recipe(config: ExpertConfig) -> dict[str, Any]:
+    """What makes two experts comparable: the training recipe without what does not change the result."""
+    where = {"dataset", "data_path", "download", "zca", "val_fraction", "split_seed", "image_size", "device", "parallel"}
+    shape = {"model", "depth", "width", "norm", "activation", "pooling"}
+    recipe = {k: v for k, v in asdict(config).items() if k not in where | shape | {"num_experts"}}
+    return {"kind": "sgd", "torch": torch.__version__, **recipe}
+
+
+def _check(config: ExpertConfig) -> None:
+    for name in ("num_experts", "train_epochs", "batch_train", "parallel"):
+        if getattr(config, name) < 1:
+            raise InputError(f"{name}: got {getattr(config, name)}; give at least 1")
+    if not config.lr_teacher > 0:
+        raise InputError(f"lr_teacher: got {config.lr_teacher}; give a positive step size, the field's is 0.01")

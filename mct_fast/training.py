@@ -1,0 +1,181 @@
+"""Plain training of several networks at once: experts on real data, evaluation networks on synthetic data.
+
+Every network has its own random streams, so its result does not depend on how many are trained beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from mct_fast.data.augment import DSA, AugmentPlan
+from mct_fast.models import FunctionalModel
+from mct_fast.seeds import generator
+from mct_fast.student import Student, student_for
+from mct_fast.tasks import Task
+
+
+@dataclass(frozen=True)
+class SGD:
+    """PyTorch's SGD rule: buf = momentum * buf + (g + weight_decay * theta), theta -= lr * buf."""
+
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+
+
+class NetworkStack(Protocol):
+    """E networks of one architecture in training."""
+
+    def __len__(self) -> int: ...
+
+    def step(self, x: Tensor, y: Tensor, lr: float) -> Tensor:
+        """One SGD step on ``x (E, b, C, H, W)``, ``y (E, b[, k])``; returns the losses ``(E,)`` before it."""
+        ...
+
+    def forget_momentum(self) -> None:
+        """Starts the optimiser afresh, as the reference does when the learning rate drops."""
+        ...
+
+    def logits(self, x: Tensor) -> Tensor:
+        """Outputs ``(E, n, k)`` on ``x (n, C, H, W)`` in evaluation mode."""
+        ...
+
+
+class FlatStack:
+    """Networks without buffers, as rows of one parameter matrix ``params (E, P)``, stepped together."""
+
+    def __init__(self, student: Student, params: Tensor, rule: SGD) -> None:
+        self.params = params.clone()
+        self._student, self._rule = student, rule
+        self._velocity: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.params)
+
+    def step(self, x: Tensor, y: Tensor, lr: float) -> Tensor:
+        loss, direction = self._student.gradient(self.params, x, y)
+        if self._rule.weight_decay:
+            direction.add_(self.params, alpha=self._rule.weight_decay)
+        if self._rule.momentum:
+            if self._velocity is None:
+                self._velocity = direction
+            else:
+                self._velocity.mul_(self._rule.momentum).add_(direction)
+            direction = self._velocity
+        self.params.add_(direction, alpha=-lr)
+        return loss
+
+    def forget_momentum(self) -> None:
+        self._velocity = None
+
+    def logits(self, x: Tensor) -> Tensor:
+        return self._student.logits(self.params, x)
+
+
+class ModuleStack:
+    """Networks with state beside their parameters (batch norm's running statistics), one after another."""
+
+    def __init__(self, modules: Sequence[nn.Module], task: Task, rule: SGD) -> None:
+        self._modules, self._task, self._rule = list(modules), task, rule
+        self._optimizers: list[torch.optim.SGD] = []
+        self.forget_momentum()
+
+    def __len__(self) -> int:
+        return len(self._modules)
+
+    def step(self, x: Tensor, y: Tensor, lr: float) -> Tensor:
+        losses = []
+        for module, optimizer, images, labels in zip(self._modules, self._optimizers, x, y, strict=True):
+            optimizer.param_groups[0]["lr"] = lr
+            module.train()
+            loss = self._task.loss(module(images), labels)
+            optimizer.zero_grad()
+            loss.backward()
+            optimizer.step()
+            losses.append(loss.detach())
+        return torch.stack(losses)
+
+    def forget_momentum(self) -> None:
+        rule = self._rule
+        self._optimizers = [
+            torch.optim.SGD(module.parameters(), lr=0.0, momentum=rule.momentum, weight_decay=rule.weight_decay)
+            for module in self._modules
+        ]
+
+    def logits(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            return torch.stack([module.eval()(x) for module in self._modules])
+
+
+def build_stack(make: Callable[[], nn.Module], seeds: Sequence[int], task: Task, rule: SGD, device: str) -> NetworkStack:
+    """One freshly initialised network a seed; ``make`` builds the architecture."""
+    template = make()
+    functional = FunctionalModel(template)
+    initial = torch.stack([functional.init(seed) for seed in seeds])
+    if not any(True for _ in template.buffers()):
+        return FlatStack(student_for(functional, task), initial.to(device), rule)
+    modules = []
+    for params in initial:
+        module = make()
+        nn.utils.vector_to_parameters(params, module.parameters())
+        modules.append(module.to(device))
+    return ModuleStack(modules, task, rule)
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Epochs of training and how the step size runs: ``lr``, times 0.1 after epoch ``decay_after`` (None: never)."""
+
+    epochs: int
+    batch: int
+    lr: float
+    decay_after: int | None = None
+
+    def lr_at(self, epoch: int) -> float:
+        decayed = self.decay_after is not None and epoch > self.decay_after
+        return self.lr * (0.1 if decayed else 1.0)
+
+
+def train_epochs(
+    stack: NetworkStack,
+    images: Tensor,
+    labels: Tensor,
+    schedule: Schedule,
+    streams: Sequence[tuple[int | str, ...]],
+    *,
+    seed: int,
+    augment: DSA | None,
+) -> Iterator[tuple[int, Tensor]]:
+    """Trains ``stack`` and yields ``(epoch, mean loss (E,))`` after each epoch, from 1.
+
+    ``images (n, C, H, W)`` shared by all networks or ``(E, n, C, H, W)``, labels likewise.  ``streams`` names the random
+    stream of each network: its order of batches and its augmentation.
+    """
+    shared = images.ndim == 4
+    count = images.shape[0] if shared else images.shape[1]
+    own = torch.arange(len(stack), device=images.device)[:, None]
+    generators = [generator(seed, *stream) for stream in streams]
+    for epoch in range(schedule.epochs):
+        lr = schedule.lr_at(epoch)
+        if epoch > 0 and lr != schedule.lr_at(epoch - 1):
+            stack.forget_momentum()
+        order = torch.stack([torch.randperm(count, generator=g) for g in generators]).to(images.device)
+        total = torch.zeros(len(stack), dtype=torch.float64, device=images.device)
+        for rows in order.split(schedule.batch, dim=1):
+            x, y = (images[rows], labels[rows]) if shared else (images[own, rows], labels[own, rows])
+            if augment is not None:
+                shape = tuple(x.shape[2:])
+                plan = AugmentPlan(tuple((augment.draw(x.shape[1], shape, g),) for g in generators))
+                x = plan.apply(0, x)
+            total += stack.step(x, y, lr).double() * rows.shape[1]
+        yield epoch + 1, total / count
+
+
+def scores(stack: NetworkStack, images: Tensor, labels: Tensor, task: Task, chunk: int = 512) -> list[float]:
+    """The task's score of every network on ``images (n, C, H, W)``."""
+    outputs = torch.cat([stack.logits(part) for part in images.split(chunk)], dim=1)
+    return [task.score(logits, labels) for logits in outputs]

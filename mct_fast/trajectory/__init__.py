@@ -1,0 +1,8 @@
+"""Expert paths through parameter space and the files that hold them."""
+
+from mct_fast.trajectory.convex import SCHEDULES, ConvexTrajectory, PathRecorder
+from mct_fast.trajectory.discrete import DiscreteTrajectory
+from mct_fast.trajectory.path import Trajectory
+from mct_fast.trajectory.store import TrajectoryStore
+
+__all__ = ["SCHEDULES", "ConvexTrajectory", "DiscreteTrajectory", "PathRecorder", "Trajectory", "TrajectoryStore"]

@@ -1,0 +1,50 @@
+"""The path as MTT keeps it: every checkpoint."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from mct_fast.errors import InputError
+from mct_fast.trajectory.path import check_checkpoints, check_time, flatten
+
+
+class DiscreteTrajectory:
+    """All K + 1 checkpoints of an expert; defined at whole epochs only.
+
+    ``checkpoints``: K + 1 lists of parameter tensors, or one tensor ``(K + 1, P)`` together with ``shapes``.
+    """
+
+    def __init__(
+        self, checkpoints: Sequence[Sequence[Tensor]] | Tensor, shapes: Sequence[torch.Size] | None = None
+    ) -> None:
+        if isinstance(checkpoints, Tensor):
+            if shapes is None or checkpoints.ndim != 2 or len(checkpoints) < 2:
+                raise InputError("checkpoints: a tensor must be (epochs + 1, P) and come with shapes=...")
+            if sum(shape.numel() for shape in shapes) != checkpoints.shape[1]:
+                raise InputError("shapes: do not add up to the columns of checkpoints; give the model's shapes")
+            self.checkpoints, self._shapes = checkpoints.detach(), tuple(shapes)
+        else:
+            self._shapes = check_checkpoints(checkpoints)
+            self.checkpoints = torch.stack([flatten(tensors) for tensors in checkpoints])
+
+    @property
+    def epochs(self) -> int:
+        return len(self.checkpoints) - 1
+
+    @property
+    def shapes(self) -> tuple[torch.Size, ...]:
+        return self._shapes
+
+    @property
+    def continuous(self) -> bool:
+        return False
+
+    def at(self, t: float) -> Tensor:
+        """The checkpoint ``(P,)`` of epoch ``t``; a time between epochs is refused."""
+        t = check_time(t, self.epochs)
+        if t != int(t):
+            raise InputError(f"t: {t} lies between checkpoints; use sampling='integer' or a convex trajectory")
+        return self.checkpoints[int(t)]
