@@ -1,0 +1,417 @@
+"""ConvNet and MLP students on the project's operators: S networks a call, without an autograd graph.
+
+`FusedStudent` computes the step's gradient by one forward and one backward sweep, and its tangent by the same sweeps
+over dual numbers (forward over reverse): activations of one step are all the memory it needs. Notation as in
+`mct_fast.ops`: a trailing ``dot`` is a tangent, a leading ``g`` a cotangent. Sources: the chain rule; the block formulas
+stand in `mct_fast.ops`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from mct_fast import ops
+from mct_fast.errors import InputError
+from mct_fast.models import MLP, ConvNet, FunctionalModel
+from mct_fast.student import Tangent
+
+NORM_EPS = 1e-5
+"""PyTorch's default epsilon of the instance norm, which the reference ConvNet uses."""
+
+_LOGITS_PIXELS = 1 << 18
+"""Pixels (images x students x plane) that `logits` carries at once, which bounds its memory."""
+
+
+@dataclass(frozen=True)
+class ConvPlan:
+    """The shape of a ConvNet: `depth` blocks of conv 3x3 -> norm -> ReLU -> 2x2 pool, then a linear layer."""
+
+    depth: int
+    width: int
+    channels: int
+    image_size: tuple[int, int]
+    num_classes: int
+    norm: bool
+    pool: bool
+
+    @property
+    def border(self) -> int:
+        """Zeros added on each side: one-channel 28-pixel images become 32 pixels wide, as in the reference."""
+        return 2 if self.channels == 1 and self.image_size == (28, 28) else 0
+
+    @property
+    def features(self) -> int:
+        """Inputs of the classifier."""
+        rows, columns = (side + 2 * self.border >> (self.depth if self.pool else 0) for side in self.image_size)
+        return self.width * rows * columns
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the parameters, in the order of the flat vector."""
+        shapes: list[tuple[int, ...]] = []
+        for i in range(self.depth):
+            shapes += [(self.width, self.width if i else self.channels, 3, 3), (self.width,)]
+            shapes += [(self.width,), (self.width,)] if self.norm else []
+        return (*shapes, (self.num_classes, self.features), (self.num_classes,))
+
+
+@dataclass(frozen=True)
+class MLPPlan:
+    """The shape of an MLP: linear layers (inputs, ..., num_classes) with ReLU between them."""
+
+    sizes: tuple[int, ...]
+
+    @property
+    def num_classes(self) -> int:
+        return self.sizes[-1]
+
+    @property
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Shapes of the parameters, in the order of the flat vector."""
+        return tuple(s for i, o in zip(self.sizes, self.sizes[1:], strict=False) for s in ((o, i), (o,)))
+
+
+@dataclass(frozen=True)
+class _Block:
+    """Parameters of one block as (S, ...) views."""
+
+    w: Tensor
+    bias: Tensor
+    gamma: Tensor | None
+    beta: Tensor | None
+
+
+@dataclass(frozen=True)
+class Tape:
+    """What `FusedStudent.gradient_keeping` leaves for the tangent of the same step: activations and their cotangents.
+
+    Holding it saves 2 of the 11 convolution passes of a gradient with its tangent. `nbytes` is its size.
+    """
+
+    saved: tuple[tuple[Tensor, ...], ...]
+    top: Tensor
+
+    @property
+    def nbytes(self) -> int:
+        return sum(t.nbytes for entry in (*self.saved, (self.top,)) for t in entry)
+
+
+@contextmanager
+def _kernels_only() -> Iterator[None]:
+    """No graph, and none of the dispatcher's autograd layer either: it costs more than the small kernels."""
+    with torch.no_grad(), torch._C._AutoDispatchBelowAutograd():
+        yield
+
+
+def plan_of(model: nn.Module | FunctionalModel) -> ConvPlan | MLPPlan | str:
+    """The plan of a supported model; else the reason, in words, why `FusedStudent` cannot take it."""
+    module = model._module if isinstance(model, FunctionalModel) else model
+    if type(module) is MLP:
+        if module.activation != "relu":
+            return f"MLP with activation={module.activation!r}: the operators have ReLU only"
+        if module.norm != "none":
+            return f"MLP with norm={module.norm!r}: the operators have none"
+        weights = [p for p in module.parameters() if p.dim() == 2]
+        return MLPPlan((weights[0].shape[1], *(w.shape[0] for w in weights)))
+    if type(module) is not ConvNet:
+        return f"{type(module).__name__} is neither ConvNet nor MLP of mct_fast.models"
+    if module.activation != "relu":
+        return f"ConvNet with activation={module.activation!r}: the operators have ReLU only"
+    if module.norm not in ("instance", "none"):
+        return f"ConvNet with norm={module.norm!r}: the operators have instance norm or none"
+    if module.pooling not in ("avg", "none"):
+        return f"ConvNet with pooling={module.pooling!r}: the operators have average pooling or none"
+    size = module.image_size
+    return ConvPlan(
+        depth=module.depth,
+        width=module.width,
+        channels=module.channels,
+        image_size=(size, size) if isinstance(size, int) else size,
+        num_classes=module.num_classes,
+        norm=module.norm == "instance",
+        pool=module.pooling == "avg",
+    )
+
+
+def supports(model: nn.Module | FunctionalModel) -> str | None:
+    """None where `FusedStudent` takes `model`, else the reason why it does not."""
+    plan = plan_of(model)
+    return plan if isinstance(plan, str) else None
+
+
+class FusedStudent:
+    """The `mct_fast.student.Student` of a ConvNet or MLP with mean cross-entropy, on `mct_fast.ops`.
+
+    Takes the model (for its shape only), or a plan. Images are (S, b, C, H, W), labels int64 (S, b) or floating
+    (S, b, k); parameters (S, P) in the order of ``model.parameters()``; float32 or float64. Raises InputError for a model
+    that the operators do not cover; `supports` tells without raising.
+    """
+
+    def __init__(self, model: nn.Module | FunctionalModel | ConvPlan | MLPPlan) -> None:
+        plan = model if isinstance(model, ConvPlan | MLPPlan) else plan_of(model)
+        if isinstance(plan, str):
+            raise InputError(f"model: {plan}; use GenericStudent")
+        self.plan = plan
+        self._net: _Net = _ConvNet(plan) if isinstance(plan, ConvPlan) else _MLP(plan)
+        self._sizes = [torch.Size(shape).numel() for shape in plan.shapes]
+        self._num_params = sum(self._sizes)
+
+    @property
+    def num_params(self) -> int:
+        """P, the length of the flat parameter vector."""
+        return self._num_params
+
+    def gradient(self, params: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """(loss (S,), its gradient (S, P)) at `params` on the batches `x`, `y`."""
+        loss, grad, _ = self._gradient(params, x, y, keep=False)
+        return loss, grad
+
+    def gradient_keeping(self, params: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tape]:
+        """`gradient`, and the tape that spares `gradient_tangent` of the same arguments the recomputation."""
+        loss, grad, tape = self._gradient(params, x, y, keep=True)
+        assert tape is not None
+        return loss, grad, tape
+
+    def gradient_tangent(
+        self, params: Tensor, tangent: Tensor, x: Tensor, y: Tensor, tape: Tape | None = None
+    ) -> Tangent:
+        """Derivative at 0 of (loss, gradient, gradient by the images and labels) at params + eps tangent."""
+        with _kernels_only():
+            soft = y.is_floating_point()
+            loss_dot, hvp, gxdot, gydot = self._net.tangent(
+                self._views(params, "params"), self._views(tangent, "tangent"), x, self._targets(x, y), tape
+            )
+            return Tangent(loss_dot, self._flat(hvp), gxdot, gydot if soft else None)
+
+    def logits(self, params: Tensor, x: Tensor) -> Tensor:
+        """Outputs (S, n, k) of all networks on the same images (n, C, H, W)."""
+        with _kernels_only():
+            views = self._views(params, "params")
+            students = params.shape[0]
+            chunk = max(1, _LOGITS_PIXELS // (students * x.shape[-1] * x.shape[-2]))
+            parts = [
+                self._net.logits(views, part.unsqueeze(0).expand(students, *part.shape)) for part in x.split(chunk)
+            ]
+            return torch.cat(parts, dim=1)
+
+    def _gradient(self, params: Tensor, x: Tensor, y: Tensor, *, keep: bool) -> tuple[Tensor, Tensor, Tape | None]:
+        with _kernels_only():
+            loss, grads, tape = self._net.gradient(self._views(params, "params"), x, self._targets(x, y), keep)
+            return loss, self._flat(grads), tape
+
+    def _views(self, params: Tensor, name: str) -> list[Tensor]:
+        if params.dim() != 2 or params.shape[1] != self._num_params:
+            raise InputError(f"{name}: shape {tuple(params.shape)}, expected (S, {self._num_params})")
+        parts = params.split(self._sizes, dim=1)
+        return [part.unflatten(1, shape) for part, shape in zip(parts, self.plan.shapes, strict=True)]
+
+    @staticmethod
+    def _flat(parts: Sequence[Tensor]) -> Tensor:
+        return torch.cat([part.flatten(1) for part in parts], dim=1)
+
+    def _targets(self, x: Tensor, y: Tensor) -> Tensor:
+        """Labels as (S, b, k) weights of the classes, of the images' dtype."""
+        if y.is_floating_point():
+            return y.to(x.dtype).contiguous()
+        targets = x.new_zeros(*y.shape, self.plan.num_classes)
+        return targets.scatter_(2, y.unsqueeze(2), 1)
+
+
+class _Net:
+    """A network on the operators; parameters come as a list of (S, ...) views in the order of the flat vector."""
+
+    def gradient(
+        self, params: list[Tensor], x: Tensor, y: Tensor, keep: bool
+    ) -> tuple[Tensor, list[Tensor], Tape | None]:
+        raise NotImplementedError
+
+    def tangent(
+        self, params: list[Tensor], dots: list[Tensor], x: Tensor, y: Tensor, tape: Tape | None
+    ) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
+        raise NotImplementedError
+
+    def logits(self, params: list[Tensor], x: Tensor) -> Tensor:
+        raise NotImplementedError
+
+
+class _ConvNet(_Net):
+    def __init__(self, plan: ConvPlan) -> None:
+        self._plan = plan
+
+    def gradient(
+        self, params: list[Tensor], x: Tensor, y: Tensor, keep: bool
+    ) -> tuple[Tensor, list[Tensor], Tape | None]:
+        blocks, w, b = self._blocks(params)
+        saved: list[tuple[Tensor, ...]] = []
+        h = self._nhwc(x)
+        for block in blocks:
+            z = ops.conv3x3(h, block.w, block.bias)
+            p, mean, rstd = ops.block_forward(z, block.gamma, block.beta, NORM_EPS, self._plan.pool)
+            saved.append((h, z, mean, rstd))
+            h = p
+        features = self._features(h)
+        loss, gf, gw, gb = ops.linear_ce(features, w, b, y)
+        gp = self._unfeatures(gf, h)
+        grads = [gb, gw]
+        cotangents: list[Tensor] = []
+        for i in reversed(range(self._plan.depth)):
+            block, (x_in, z, mean, rstd) = blocks[i], saved[i]
+            cotangents.append(gp)
+            gz, ggamma, gbeta = ops.block_backward(gp, z, mean, rstd, block.gamma, block.beta, self._plan.pool)
+            gw, gb = ops.conv3x3_weight_grad(gz, x_in)
+            grads += [gbeta, ggamma, gb, gw] if self._plan.norm else [gb, gw]
+            if not keep:
+                saved.pop()
+            if i:
+                gp = ops.conv3x3_input_grad(gz, block.w)
+        tape = None
+        if keep:
+            kept = tuple((*entry, gp) for entry, gp in zip(saved, reversed(cotangents), strict=True))
+            tape = Tape(kept, features)
+        return loss, grads[::-1], tape
+
+    def tangent(
+        self, params: list[Tensor], dots: list[Tensor], x: Tensor, y: Tensor, tape: Tape | None
+    ) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
+        pool = self._plan.pool
+        blocks, w, b = self._blocks(params)
+        dotted, wdot, bdot = self._blocks(dots)
+        h = self._nhwc(x) if tape is None else tape.saved[0][0]
+        hdot: Tensor | None = None
+        saved: list[tuple[Any, ...]] = []
+        for i, (block, dot) in enumerate(zip(blocks, dotted, strict=True)):
+            if tape is None:
+                z = ops.conv3x3(h, block.w, block.bias)
+                p, mean, rstd = ops.block_forward(z, block.gamma, block.beta, NORM_EPS, pool)
+            else:
+                _, z, mean, rstd, _ = tape.saved[i]
+                p = tape.saved[i + 1][0] if i + 1 < len(blocks) else None
+            zdot = ops.conv3x3(h, dot.w, dot.bias, hdot, None if hdot is None else block.w)
+            pdot, m1, m2 = ops.block_tangent(
+                z, zdot, mean, rstd, block.gamma, block.beta, dot.gamma, dot.beta, pool
+            )
+            saved.append((h, hdot, z, zdot, mean, rstd, m1, m2))
+            h, hdot = p, pdot  # type: ignore[assignment]
+        assert hdot is not None
+        features = self._features(h) if tape is None else tape.top
+        loss_dot, gf, gfdot, gwdot, gbdot, gydot = ops.linear_ce_tangent(
+            features, self._features(hdot), w, wdot, b, bdot, y
+        )
+        gp = self._unfeatures(gf, hdot) if tape is None else None
+        gpdot = self._unfeatures(gfdot, hdot)
+        grads = [gbdot, gwdot]
+        for i in reversed(range(self._plan.depth)):
+            block, dot = blocks[i], dotted[i]
+            h, hdot, *stats = saved.pop()
+            if tape is not None:
+                gp = tape.saved[i][4]
+            assert gp is not None
+            gz, gzdot, ggamma, gbeta = ops.block_tangent_backward(
+                gp, gpdot, *stats, block.gamma, block.beta, dot.gamma, dot.beta, pool
+            )
+            gw, gb = ops.conv3x3_weight_grad(gzdot, h, None if hdot is None else gz, hdot)
+            grads += [gbeta, ggamma, gb, gw] if self._plan.norm else [gb, gw]
+            gpdot = ops.conv3x3_input_grad(gzdot, block.w, gz, dot.w)
+            if i and tape is None:
+                gp = ops.conv3x3_input_grad(gz, block.w)
+        return loss_dot, grads[::-1], self._nchw(gpdot), gydot
+
+    def logits(self, params: list[Tensor], x: Tensor) -> Tensor:
+        blocks, w, b = self._blocks(params)
+        h = self._nhwc(x)
+        for block in blocks:
+            z = ops.conv3x3(h, block.w, block.bias)
+            h = ops.block_forward(z, block.gamma, block.beta, NORM_EPS, self._plan.pool)[0]
+        return torch.baddbmm(b.unsqueeze(1), self._features(h), w.transpose(1, 2))
+
+    def _blocks(self, params: list[Tensor]) -> tuple[list[_Block], Tensor, Tensor]:
+        each = 4 if self._plan.norm else 2
+        rows = [params[i : i + each] for i in range(0, each * self._plan.depth, each)]
+        blocks = [_Block(*row) if self._plan.norm else _Block(*row, None, None) for row in rows]
+        return blocks, params[-2], params[-1]
+
+    def _nhwc(self, x: Tensor) -> Tensor:
+        plan = self._plan
+        if tuple(x.shape[2:]) != (plan.channels, *plan.image_size):
+            raise InputError(f"x: images of shape {tuple(x.shape[2:])}, expected {(plan.channels, *plan.image_size)}")
+        if plan.border:
+            x = F.pad(x, (plan.border,) * 4)
+        return x.permute(0, 1, 3, 4, 2).contiguous()
+
+    def _nchw(self, x: Tensor) -> Tensor:
+        k = self._plan.border
+        if k:
+            x = x[:, :, k:-k, k:-k]
+        return x.permute(0, 1, 4, 2, 3).contiguous()
+
+    @staticmethod
+    def _features(h: Tensor) -> Tensor:
+        """(S, b, H, W, C) to the classifier's (S, b, C*H*W)."""
+        return h.permute(0, 1, 4, 2, 3).flatten(2).contiguous()
+
+    @staticmethod
+    def _unfeatures(g: Tensor, like: Tensor) -> Tensor:
+        s, b, h, w, c = like.shape
+        return g.view(s, b, c, h, w).permute(0, 1, 3, 4, 2).contiguous()
+
+
+class _MLP(_Net):
+    def __init__(self, plan: MLPPlan) -> None:
+        self._plan = plan
+
+    def gradient(
+        self, params: list[Tensor], x: Tensor, y: Tensor, keep: bool
+    ) -> tuple[Tensor, list[Tensor], Tape | None]:
+        hidden = self._hidden(params, x)
+        loss, gh, gw, gb = ops.linear_ce(hidden[-1], params[-2], params[-1], y)
+        grads, saved = [gb, gw], [(gh,)]
+        for i in reversed(range(len(hidden) - 1)):
+            gu = gh * (hidden[i + 1] > 0)
+            grads += [gu.sum(1), torch.bmm(gu.transpose(1, 2), hidden[i])]
+            if i:
+                gh = torch.bmm(gu, params[2 * i])
+        return loss, grads[::-1], Tape(tuple((h,) for h in hidden), hidden[-1]) if keep else None
+
+    def tangent(
+        self, params: list[Tensor], dots: list[Tensor], x: Tensor, y: Tensor, tape: Tape | None
+    ) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
+        hidden = self._hidden(params, x) if tape is None else [entry[0] for entry in tape.saved]
+        hdots = [torch.zeros_like(hidden[0])]
+        for i in range(len(hidden) - 1):
+            udot = torch.baddbmm(dots[2 * i + 1].unsqueeze(1), hidden[i], dots[2 * i].transpose(1, 2))
+            if i:
+                udot.baddbmm_(hdots[i], params[2 * i].transpose(1, 2))
+            hdots.append(udot * (hidden[i + 1] > 0))
+        loss_dot, gh, ghdot, gwdot, gbdot, gydot = ops.linear_ce_tangent(
+            hidden[-1], hdots[-1], params[-2], dots[-2], params[-1], dots[-1], y
+        )
+        grads = [gbdot, gwdot]
+        for i in reversed(range(len(hidden) - 1)):
+            mask = hidden[i + 1] > 0
+            gu, gudot = gh * mask, ghdot * mask
+            gw = torch.bmm(gudot.transpose(1, 2), hidden[i])
+            if i:
+                gw.baddbmm_(gu.transpose(1, 2), hdots[i])
+            grads += [gudot.sum(1), gw]
+            gh = torch.bmm(gu, params[2 * i])
+            ghdot = torch.bmm(gudot, params[2 * i]).baddbmm_(gu, dots[2 * i])
+        return loss_dot, grads[::-1], ghdot.view(x.shape), gydot
+
+    def logits(self, params: list[Tensor], x: Tensor) -> Tensor:
+        return torch.baddbmm(params[-1].unsqueeze(1), self._hidden(params, x)[-1], params[-2].transpose(1, 2))
+
+    def _hidden(self, params: list[Tensor], x: Tensor) -> list[Tensor]:
+        """Inputs of each linear layer, (S, b, features)."""
+        if x[0, 0].numel() != self._plan.sizes[0]:
+            raise InputError(f"x: shape {tuple(x.shape)}, expected {self._plan.sizes[0]} numbers an image")
+        hidden = [x.flatten(2).contiguous()]
+        for w, b in zip(params[:-2:2], params[1:-2:2], strict=True):
+            hidden.append(torch.baddbmm(b.unsqueeze(1), hidden[-1], w.transpose(1, 2)).clamp_min_(0))
+        return hidden
