@@ -1,10 +1,12 @@
 #include "pool.h"
 
 #include <cstdlib>
+#include <iterator>
 #include <map>
 #include <mutex>
 #include <new>
 #include <unordered_map>
+#include <utility>
 #include <vector>
 
 #if defined(__linux__)
@@ -104,7 +106,10 @@ void pool_release(void* block) noexcept {
   p.used_bytes -= size;
   if (size <= p.limit && p.kept_bytes <= p.limit - size) {
     try {
-      p.kept[size].push_back(block);
+      std::vector<void*> fresh;
+      fresh.reserve(8);  // so that no empty list is left behind when memory is short
+      auto& list = p.kept.emplace(size, std::move(fresh)).first->second;
+      list.push_back(block);
       p.kept_bytes += size;
       return;
     } catch (...) {

@@ -1,0 +1,10 @@
+#include "conv3x3_kernels.h"
+
+#if MCT_X86_KERNELS
+#pragma GCC target("avx2,fma,bmi,bmi2")
+#define MCT_ISA avx2
+#define MCT_VL 8
+#include "simd_vector.h"
+
+#include "conv3x3_impl.h"
+#endif
