@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import tempfile
+import secrets
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -31,16 +31,15 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], None]) ->
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # The suffix is kept because some writers (PIL) choose their format by it.
-        handle, name = tempfile.mkstemp(dir=target.parent, prefix=f".{target.stem}-", suffix=target.suffix)
-        os.close(handle)
+        # Created here, not by tempfile, so that the result has the permissions that any new file gets. The suffix is
+        # kept because some writers (Pillow) choose their format by it.
+        temporary = target.with_name(f".{target.stem}-{secrets.token_hex(8)}{target.suffix}")
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     except OSError as error:
         raise InputError(
             f"cannot write {target}: {error.strerror or error}; choose a folder that you may write to"
         ) from error
-    temporary = Path(name)
     try:
-        os.chmod(temporary, 0o666 & ~_umask())  # mkstemp makes 0600; a result is as readable as any other file
         write(temporary)
         _fsync(temporary)
         os.replace(temporary, target)
@@ -122,10 +121,3 @@ def _fsync_folder(path: Path) -> None:
         pass
     finally:
         os.close(handle)
-
-
-def _umask() -> int:
-    # The only portable way to read the mask is to set it; restored at once.
-    mask = os.umask(0o022)
-    os.umask(mask)
-    return mask

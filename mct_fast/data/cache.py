@@ -1,0 +1,52 @@
+"""A cache of computed tensors on disk, one checked safetensors file an entry."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Mapping
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mct_fast.errors import InputError
+from mct_fast.files import atomic_write, sha256_tensor
+
+
+def cache_folder() -> Path:
+    """`MCT_FAST_CACHE` if set, else ~/.cache/mct_fast. It is safe to delete at any time."""
+    configured = os.environ.get("MCT_FAST_CACHE")
+    return Path(configured).expanduser() if configured else Path.home() / ".cache" / "mct_fast"
+
+
+def load_cached(name: str) -> dict[str, Tensor] | None:
+    """The tensors stored under `name`, or None where there are none or the file is damaged (hashes do not match)."""
+    path = cache_folder() / f"{name}.safetensors"
+    if not path.is_file():
+        return None
+    try:
+        with safe_open(path, framework="pt") as file:
+            hashes = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+    except (OSError, SafetensorError):
+        return None
+    if any(hashes.get(key) != sha256_tensor(tensor) for key, tensor in tensors.items()):
+        return None
+    return tensors
+
+
+def store_cached(name: str, tensors: Mapping[str, Tensor]) -> None:
+    """Store tensors under `name`, atomically. A folder that cannot be written costs a warning, not the run."""
+    contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
+    hashes = {key: sha256_tensor(tensor) for key, tensor in contiguous.items()}
+    try:
+        atomic_write(
+            cache_folder() / f"{name}.safetensors",
+            lambda path: save_file(contiguous, path, metadata=hashes),
+        )
+    except (InputError, OSError, SafetensorError) as error:
+        warnings.warn(
+            f"the cache was not written ({error}); set MCT_FAST_CACHE to a writable folder", stacklevel=2
+        )

@@ -1,0 +1,367 @@
+"""`load_dataset`: one call from a name to train, validation and test splits on the device, in transform space."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from mct_fast.data.cache import load_cached, store_cached
+from mct_fast.data.checks import as_images, as_labels, check_every_class, check_image_size, check_label_range
+from mct_fast.data.imagenet_subsets import IMAGENET_SUBSETS
+from mct_fast.data.images import resize_and_crop
+from mct_fast.data.sources import (
+    TORCHVISION_SETS,
+    RawDataset,
+    RawSplit,
+    ReadOptions,
+    read_digits,
+    read_folder,
+    read_imagenet_subset,
+    read_tiny_imagenet,
+    read_torchvision,
+)
+from mct_fast.data.splits import Split, hash_split, stratified_split
+from mct_fast.data.transforms import ZCA, Normalize, Transform, check_zca_size, rows_in, to_unit
+from mct_fast.errors import InputError
+
+Reader: TypeAlias = Callable[[ReadOptions], RawDataset]
+
+TEST_FRACTION = 0.2
+"""Share of each class held out as the test split where a source has none of its own."""
+_TEST_SEED = 0  # fixed, so that the test split stays the same whatever split_seed is
+
+_CIFAR = ((0.4914, 0.4822, 0.4465), (0.2023, 0.1994, 0.2010))
+_IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
+CONSTANTS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
+    "mnist": ((0.1307,), (0.3081,)),
+    "fashion-mnist": ((0.2861,), (0.3530,)),
+    "cifar10": _CIFAR,
+    "cifar100": _CIFAR,
+    "tiny-imagenet": _IMAGENET,
+    "imagenet": _IMAGENET,
+    **{name: _IMAGENET for name in IMAGENET_SUBSETS},
+}
+"""Mean and standard deviation of each channel as the field uses them, whatever the split."""
+
+_ALIASES = {"fmnist": "fashion-mnist", "tiny": "tiny-imagenet", "tinyimagenet200": "tiny-imagenet"}
+
+
+@dataclass(frozen=True, eq=False)
+class Dataset:
+    """A dataset, whole, on one device.
+
+    name: the canonical name. train, val, test: splits in transform space. class_names: one a class.
+    transform: from raw pixels in [0, 1] to `images`, and back. fingerprint: SHA-256 over the hashes of all splits and
+    the kind and constants of the transform; equal fingerprints mean equal data.
+    """
+
+    name: str
+    train: Split
+    val: Split
+    test: Split
+    class_names: tuple[str, ...]
+    transform: Transform
+    fingerprint: str
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """(C, H, W)"""
+        channels, height, width = self.train.images.shape[1:]
+        return channels, height, width
+
+    def split(self, name: str) -> Split:
+        """The split called "train", "val" or "test".
+
+        Raises:
+            InputError: another name, or the split is empty.
+        """
+        if name not in ("train", "val", "test"):
+            raise InputError(f"split={name!r} is unknown; use train, val or test")
+        split: Split = getattr(self, name)
+        if not len(split):
+            raise InputError(f"split={name!r} is empty; load the dataset with val_fraction above 0, e.g. 0.1")
+        return split
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """The same dataset with every tensor on `device`."""
+        moved = {part: getattr(self, part).to(device) for part in ("train", "val", "test", "transform")}
+        return replace(self, **moved)
+
+
+class Registry:
+    """Names of datasets and how to read them: the built-in ones, and those that a user adds."""
+
+    def __init__(self) -> None:
+        self._builtin: dict[str, Reader] = {"digits": read_digits}
+        self._builtin.update({name: partial(read_torchvision, name) for name in TORCHVISION_SETS})
+        self._builtin["tiny-imagenet"] = partial(read_tiny_imagenet, "tiny-imagenet")
+        self._builtin.update({name: partial(read_imagenet_subset, name) for name in IMAGENET_SUBSETS})
+        self._user: dict[str, RawDataset] = {}
+
+    def names(self) -> list[str]:
+        """Every name that `find` knows, and the form of image trees."""
+        return [*self._builtin, "folder:NAME", *sorted(self._user)]
+
+    def add(self, name: str, raw: RawDataset) -> None:
+        """Add a user's dataset; a second one of the same name takes its place.
+
+        Raises:
+            InputError: the name is empty or belongs to a built-in dataset.
+        """
+        if not isinstance(name, str) or not name.strip():
+            raise InputError(f"name={name!r} is not a name; give a non-empty string")
+        if canonical_name(name) in self._builtin or name.partition(":")[0].lower() == "folder":
+            raise InputError(f"name={name!r} belongs to a built-in dataset; choose another name")
+        self._user[name] = raw
+
+    def find(self, name: str) -> tuple[str, Reader]:
+        """The canonical name and the reader.
+
+        Raises:
+            InputError: no such dataset.
+        """
+        if name in self._user:
+            raw = self._user[name]
+            return name, lambda options: raw
+        if name.partition(":")[0].lower() == "folder":
+            rest = name.partition(":")[2]
+            canonical = f"folder:{canonical_name(rest)}" if rest else "folder"
+            return canonical, partial(read_folder, canonical)
+        canonical = canonical_name(name)
+        if canonical in self._builtin:
+            return canonical, self._builtin[canonical]
+        hint = f"use one of {', '.join(IMAGENET_SUBSETS)}" if canonical == "imagenet" else (
+            f"use one of {', '.join(self.names())}, or register_dataset"
+        )  # fmt: skip
+        raise InputError(f"dataset={name!r} is unknown; {hint}")
+
+
+REGISTRY = Registry()
+"""The registry that `load_dataset` and `register_dataset` use."""
+
+
+def register_dataset(
+    name: str,
+    train: tuple[Any, Any],
+    test: tuple[Any, Any],
+    val: tuple[Any, Any] | None = None,
+    class_names: Sequence[str] | None = None,
+) -> None:
+    """Make your own tensors or arrays loadable by name.
+
+    Args:
+        name: any name that no built-in dataset has. Registering it again replaces the data.
+        train: (images, labels). Images uint8 in 0..255 or floats in [0, 1], shaped (n, C, H, W), (n, H, W, C) or
+            (n, H, W) with 1 or 3 channels; labels (n,) integers from 0. The arrays may be kept, not copied: do not
+            change them afterwards.
+        test: likewise.
+        val: likewise; None lets `load_dataset` hold out a share of train.
+        class_names: one a class; None names them "0", "1", ….
+
+    Raises:
+        InputError: a wrong shape or dtype, NaN, values outside [0, 1], labels out of range, a class without images.
+    """
+    train_split = _user_split(train, "train")
+    names = tuple(str(label) for label in class_names) if class_names is not None else None
+    if names is None:
+        names = tuple(str(label) for label in range(int(train_split.labels.max()) + 1))
+    parts = {"train": train_split, "test": _user_split(test, "test")}
+    if val is not None:
+        parts["val"] = _user_split(val, "val")
+    shape = tuple(train_split.images.shape[1:])
+    for part, split in parts.items():
+        check_label_range(split.labels, len(names), part)
+        if split.images.shape[1:] != shape:
+            raise InputError(
+                f"{part}: images are {tuple(split.images.shape[1:])} (C, H, W), those of train {shape}; make them agree"
+            )
+    check_every_class(train_split.labels, names, "train")
+    REGISTRY.add(name, RawDataset(train_split, parts.get("val"), parts["test"], names))
+
+
+def load_dataset(
+    name: str,
+    *,
+    data_path: str | os.PathLike[str] | None = None,
+    download: bool = False,
+    zca: bool = False,
+    val_fraction: float = 0.1,
+    split_seed: int = 0,
+    image_size: int | None = None,
+    device: torch.device | str = "cpu",
+    cache: bool = True,
+    progress: bool = True,
+) -> Dataset:
+    """Load a dataset, split it, and bring it into transform space on one device.
+
+    Args:
+        name: digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet, imagenette, imagewoof, imagefruit,
+            imageyellow, imagemeow, imagesquawk, folder or folder:NAME (a class-per-folder image tree; NAME chooses the
+            field's normalisation constants where it is one of the above), or a name given to `register_dataset`.
+            The field's spellings (CIFAR10, FashionMNIST, Tiny, …) are understood.
+        data_path: local root of the data. Not needed for digits and registered sets.
+        download: let torchvision download MNIST, Fashion-MNIST or CIFAR into data_path (default: the cache folder).
+        zca: whiten (kornia's ZCA, eps 0.1, fitted on the training split) in place of per-channel normalisation.
+        val_fraction: share of every training class held out for validation, in [0, 1). 0: no validation split.
+            Not used where the source has a validation split of its own.
+        split_seed: seed of that choice. A test split is never affected by it.
+        image_size: pixels a side after resizing the shorter side and cropping the centre. None: as stored, but 128 for
+            the ImageNet subsets.
+        device: where every tensor lives.
+        cache: keep decoded image trees and ZCA matrices under $MCT_FAST_CACHE or ~/.cache/mct_fast.
+        progress: show progress bars where stderr is a terminal.
+
+    Raises:
+        InputError: anything wrong with the arguments or the data, in one line with the remedy.
+    """
+    check_image_size(image_size)
+    if not 0 <= val_fraction < 1:
+        raise InputError(
+            f"val_fraction={val_fraction} is out of range; give a share of the training set in [0, 1), e.g. 0.1"
+        )
+    target = _usable_device(device)
+    canonical, reader = REGISTRY.find(name)
+    size = 128 if image_size is None and canonical in IMAGENET_SUBSETS else image_size
+    path = None if data_path is None else Path(data_path).expanduser()
+    raw = reader(ReadOptions(path, download, size, cache, progress))
+    if size is not None:
+        raw = _map_splits(raw, lambda split: replace(split, images=resize_and_crop(split.images, size)))
+    channels, height, width = raw.train.images.shape[1:]
+    if height != width:
+        raise InputError(f"dataset={name!r}: images are {width}x{height} pixels, not square; pass image_size")
+    if zca:
+        check_zca_size((channels, height, width))
+    train, val, test = _make_splits(raw, val_fraction, split_seed)
+    check_every_class(train.labels, raw.class_names, f"dataset={name!r}")
+
+    hashes = {
+        part: hash_split(split.images, split.labels)
+        for part, split in (("train", train), ("val", val), ("test", test))
+    }
+    transform: Transform
+    if zca:
+        transform = _fit_zca(train.images, hashes["train"], target, cache)
+        # The matrix's last bits depend on the linear algebra library, so it is named by what it was fitted on.
+        description: dict[str, Any] = {"kind": "zca", "eps": transform.eps, "fitted_on": hashes["train"]}
+    else:
+        transform = _normalisation(raw, train.images)
+        description = {
+            "kind": "normalize",
+            "mean": [round(value, 6) for value in transform.mean],
+            "std": [round(value, 6) for value in transform.std],
+        }
+    fingerprint = hashlib.sha256(json.dumps([hashes, description], sort_keys=True).encode()).hexdigest()
+
+    def finish(split: RawSplit, digest: str) -> Split:
+        images = _into_space(split.images, transform, target)
+        return Split(images, split.labels.to(target), digest, len(raw.class_names))
+
+    return Dataset(
+        name=canonical,
+        train=finish(train, hashes["train"]),
+        val=finish(val, hashes["val"]),
+        test=finish(test, hashes["test"]),
+        class_names=raw.class_names,
+        transform=transform,
+        fingerprint=fingerprint,
+    )
+
+
+def canonical_name(name: str) -> str:
+    """The project's spelling of a dataset's name: CIFAR10, cifar-10 and Cifar_10 are all cifar10. A name that is not
+    known comes back unchanged."""
+    squeezed = re.sub(r"[-_ ]", "", name.strip().lower())
+    known = {re.sub(r"[-_ ]", "", key): key for key in ("digits", *CONSTANTS)}
+    return known.get(squeezed) or _ALIASES.get(squeezed) or name.strip()
+
+
+def _make_splits(
+    raw: RawDataset, val_fraction: float, split_seed: int
+) -> tuple[RawSplit, RawSplit, RawSplit]:
+    train, val, test = raw.train, raw.val, raw.test
+    if test is None:
+        rest, held_out = stratified_split(
+            train.labels, TEST_FRACTION, torch.Generator().manual_seed(_TEST_SEED)
+        )
+        train, test = _take(train, rest), _take(train, held_out)
+    if val is None:
+        rest, held_out = stratified_split(
+            train.labels, val_fraction, torch.Generator().manual_seed(split_seed)
+        )
+        train, val = (_take(train, rest) if len(held_out) else train), _take(train, held_out)
+    return train, val, test
+
+
+def _normalisation(raw: RawDataset, train_images: Tensor) -> Normalize:
+    constants = CONSTANTS.get(raw.constants or "")
+    if constants is not None and len(constants[0]) == train_images.shape[1]:
+        return Normalize(*constants)
+    return Normalize.fit(train_images)
+
+
+def _fit_zca(images: Tensor, digest: str, device: torch.device, cache: bool) -> ZCA:
+    """Fit, or read the fit that an earlier call kept for these very images."""
+    key = f"zca-{digest[:32]}"
+    names = ("mean", "matrix", "inverse_matrix")
+    shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
+    if cache and (stored := load_cached(key)) is not None and all(part in stored for part in names):
+        return ZCA(*(stored[part].to(device) for part in names), image_shape=shape)
+    transform = ZCA.fit(images.to(device))
+    if cache:
+        store_cached(key, {part: getattr(transform, part) for part in names})
+    return transform
+
+
+def _into_space(raw: Tensor, transform: Transform, device: torch.device) -> Tensor:
+    """Transform in pieces, so that no second float copy of the whole set ever exists."""
+    images = torch.empty(raw.shape, dtype=torch.float32, device=device)
+    rows = rows_in(1 << 26, raw) if len(raw) else 1
+    for source, target in zip(raw.split(rows), images.split(rows), strict=True):
+        target.copy_(transform.forward(to_unit(source.to(device))))
+    return images
+
+
+def _user_split(pair: tuple[Any, Any], argument: str) -> RawSplit:
+    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
+        raise InputError(f"{argument} is not a pair; give (images, labels)")
+    images = as_images(pair[0], argument)
+    return RawSplit(images, as_labels(pair[1], len(images), argument))
+
+
+def _take(split: RawSplit, indices: Tensor) -> RawSplit:
+    return RawSplit(split.images[indices], split.labels[indices])
+
+
+def _map_splits(raw: RawDataset, change: Callable[[RawSplit], RawSplit]) -> RawDataset:
+    return replace(
+        raw,
+        train=change(raw.train),
+        val=None if raw.val is None else change(raw.val),
+        test=None if raw.test is None else change(raw.test),
+    )
+
+
+def _usable_device(device: torch.device | str) -> torch.device:
+    try:
+        target = torch.device(device)
+    except RuntimeError as error:
+        raise InputError(f"device={device!r} is not a device; use cpu, cuda or cuda:N") from error
+    if target.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(
+            f"device={str(device)!r} is not available: no CUDA device was found; use device='cpu'"
+        )
+    return target
