@@ -1,0 +1,51 @@
+# make demo   distils a real dataset and writes a page about it
+# make test   lints and runs every test
+# Both create .venv first. PYTHON=python3.12 chooses the interpreter, VENV=folder the place.
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+DEMO ?= runs/demo
+CSRC := $(shell find csrc -type f 2>/dev/null)
+# The bounds of pyproject.toml. Installed together and first: torchvision names the torch it fits, and the extension
+# is compiled against what is installed.
+TORCH_PAIR := $(shell sed -nE 's/^ *"(torch(vision)?[<>=~!][^"]*)",?$$/"\1"/p' pyproject.toml)
+
+.PHONY: demo test install lint typecheck format bench clean
+
+demo: install
+	$(BIN)/mct-fast demo --out $(DEMO)
+
+test: lint
+	$(BIN)/pytest -q
+
+lint: install
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/pyright
+
+typecheck: install
+	$(BIN)/pyright
+
+format: install
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: install
+	$(BIN)/python -m bench
+
+install: $(VENV)/.installed
+
+$(VENV)/.torch: pyproject.toml
+	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install -q $(TORCH_PAIR) "setuptools>=77" "ninja>=1.11"
+	touch $@
+
+# No build isolation: the extension has to be compiled against this torch, not against one fetched for the build.
+$(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py $(CSRC)
+	$(BIN)/pip install -q --no-build-isolation -e ".[dev]"
+	touch $@
+
+clean:
+	rm -rf build *.egg-info mct_fast/*.so .pytest_cache .ruff_cache .benchmarks
+	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
