@@ -1,13 +1,15 @@
 """Differentiable siamese augmentation (DSA; Zhao and Bilen, ICML 2021) as trajectory matching uses it.
 
 One operation is drawn for a whole batch, its parameters for each image. Every operation is affine in the
-pixels, ``A x + c``, so a draw offers ``apply`` (differentiable) and ``transpose`` (the exact adjoint of ``A``).
+pixels, ``A x + c``, so a draw offers ``apply`` (differentiable) and ``transpose`` (the exact adjoint of
+``A``).
 
 Parameter table
 ---------------
-A draw is a kind and a table ``(b, 4)`` of float32, one row an image. ``x[i, j]`` is the pixel in row ``i`` and
-column ``j`` of one channel of an ``(H, W)`` image; rows come before columns everywhere; unused entries are 0.
-The operations compute with these float32 values (converted to the dtype of the images), whatever that dtype is.
+A draw is a kind and a table ``(b, 4)`` of float32, one row an image. ``x[i, j]`` is the pixel in row ``i``
+and column ``j`` of one channel of an ``(H, W)`` image; rows come before columns everywhere; unused entries
+are 0. The operations compute with these float32 values (converted to the dtype of the images), whatever
+that dtype is.
 
 == ======== ============ ============ =========== ========== ================================================
 id kind     p0           p1           p2          p3         output
@@ -24,13 +26,14 @@ id kind     p0           p1           p2          p3         output
 == ======== ============ ============ =========== ========== ================================================
 
 ``h = (H-1)/2`` and ``w = (W-1)/2``: the centre of the image in pixel units (``align_corners=True``).
-``mean_C`` is the mean of x over the channels at one pixel, ``mean`` the mean over all of one image's values.
-``bilinear(x, r, q) = sum_{i,j} hat(r-i) hat(q-j) x[i, j]`` with ``hat(d) = max(0, 1-|d|)``: pixels outside the
-image count as 0. The colour line is brightness (add ``o``), saturation (``s*(x - mean_C) + mean_C``) and contrast
-(``c*(x - mean) + mean``) in that order, put together: the first two leave the mean where it is, but for ``o``.
+``mean_C`` is the mean of x over the channels at one pixel, ``mean`` the mean over all values of one image.
+``bilinear(x, r, q) = sum_{i,j} hat(r-i) hat(q-j) x[i, j]`` with ``hat(d) = max(0, 1-|d|)``: pixels outside
+the image count as 0. The colour line is brightness (add ``o``), then saturation
+(``s*(x - mean_C) + mean_C``), then contrast (``c*(x - mean) + mean``), put together: the first two leave
+the mean where it is, but for ``o``.
 
-Transposes: ``none``, ``color`` (without ``o``), ``cutout`` and ``flip`` are symmetric; ``crop`` is ``crop`` with
-``-u, -v``; ``scale`` is separable, so its transpose is that of two small matrices; for ``rotate`` see
+Transposes: ``none``, ``color`` (without ``o``), ``cutout`` and ``flip`` are symmetric; ``crop`` is ``crop``
+with ``-u, -v``; ``scale`` is separable, so its transpose is that of two small matrices; for ``rotate`` see
 :func:`_rotate_transpose_gather`, which needs no atomics.
 """
 
@@ -53,7 +56,7 @@ KINDS: tuple[str, ...] = ("none", "color", "crop", "cutout", "flip", "scale", "r
 IDENTITY = ("", "none")
 
 
-# --- the operations: images x (b, C, H, W); their table p (b, 4) has the dtype and the device of the images ---
+# --- the operations: images x (b, C, H, W); their table p (b, 4) has the images' dtype and device ---
 
 
 def _column(p: Tensor, index: int) -> Tensor:
@@ -165,8 +168,8 @@ def _rotate_transpose_gather(g: Tensor, p: Tensor) -> Tensor:
     """The transpose of the rotation as a gather: each input pixel sums the few outputs that sampled it.
 
     Outputs q that touch input pixel k have ``|R q - k| < 1`` in rows and in columns, so they lie within
-    ``sqrt(1 + (w/h)^2)`` columns (rows: ``h/w``) of ``R^-1 k``. A window around its rounded value holds them all
-    (3 by 3 on square images); their weights are the hat functions of the forward pass.
+    ``sqrt(1 + (w/h)^2)`` columns (rows: ``h/w``) of ``R^-1 k``. A window around its rounded value holds
+    them all (3 by 3 on square images); their weights are the hat functions of the forward pass.
     """
     b, c, h, w = g.shape
     centre_row, centre_column = (h - 1) / 2, (w - 1) / 2
@@ -294,7 +297,7 @@ class AugmentDraw:
     def cutout(
         cls, rows: Tensor, columns: Tensor, size: tuple[int, int], image_size: tuple[int, int]
     ) -> AugmentDraw:
-        """Zero ``size`` (rows, columns) pixels from ``(rows, columns) - size//2`` (b,), clipped to the image."""
+        """Zero ``size`` (rows, columns) pixels from ``(rows, columns) - size//2``, clipped to the image."""
 
         def interval(offset: Tensor, extent: int, limit: int) -> tuple[Tensor, Tensor]:
             start = offset.reshape(-1) - extent // 2
@@ -408,8 +411,8 @@ class DSA:
     """The augmentation with the strengths of the field (DC, DSA, MTT and their successors).
 
     Attributes:
-        strategy: names joined by ``_`` out of color, crop, cutout, flip, scale, rotate; each batch gets one of
-            them, all equally likely; "none" or "" draws the identity.
+        strategy: names joined by ``_`` out of color, crop, cutout, flip, scale, rotate; each batch gets one
+            of them, all equally likely; "none" or "" draws the identity.
         prob_flip: probability that an image is mirrored.
         ratio_scale: factors are uniform in [1/ratio, ratio], rows and columns by themselves.
         ratio_rotate: angles are uniform in plus or minus this many degrees.

@@ -1,4 +1,4 @@
-"""Networks: the fast-path ConvNet and MLP, the zoo for evaluation, and any module as a function of flat parameters."""
+"""Networks: ConvNet and MLP, the zoo for evaluation, any module as a function of flat parameters."""
 
 from __future__ import annotations
 
@@ -36,11 +36,12 @@ _SUFFIXES: dict[str, tuple[str, str]] = {
 def build_model(spec: Mapping[str, Any]) -> nn.Module:
     """Build a network from a mapping, such as :func:`model_spec` returns.
 
-    ``spec["name"]`` is "ConvNet", "MLP" or a name of :data:`ZOO`. A ConvNet's name may carry the suffixes of the
-    field, which win over the mapping's entries: D and a depth, W and a width, IN BN LN GN NN (norm), AS AR AL
-    (activation), NP MP AP (pooling), as in ConvNetD4 or ConvNetW256BN. Further entries: ``channels``,
-    ``image_size``, ``num_classes``, ``depth``, ``width``, ``norm``, ``activation``, ``pooling``; each network takes
-    those it has (the zoo only the first three) and its defaults where one is absent or None.
+    ``spec["name"]`` is "ConvNet", "MLP" or a name of :data:`ZOO`. A ConvNet's name may carry the suffixes
+    of the field, which win over the mapping's entries: D and a depth, W and a width, IN BN LN GN NN (norm),
+    AS AR AL (activation), NP MP AP (pooling), as in ConvNetD4 or ConvNetW256BN. Further entries:
+    ``channels``, ``image_size``, ``num_classes``, ``depth``, ``width``, ``norm``, ``activation``,
+    ``pooling``; each network takes those it has (the zoo only the first three) and its defaults where one
+    is absent or None.
 
     Raises:
         InputError: an unknown name, suffix, entry or value.
@@ -64,7 +65,8 @@ def model_spec(module: nn.Module) -> dict[str, Any]:
     if isinstance(module, ConvNet | MLP | ZooModel):
         return dict(module.spec)
     raise InputError(
-        f"{type(module).__name__} is no model of mct_fast.models and has no spec: build it again where it is needed"
+        f"{type(module).__name__} is no model of mct_fast.models and has no spec: "
+        "pass the module itself where a model is wanted"
     )
 
 
@@ -75,7 +77,8 @@ def _suffixes(name: str) -> dict[str, Any]:
         match = re.match(r"([DW])(\d+)|" + "|".join(_SUFFIXES), rest)
         if match is None:
             raise InputError(
-                f"model {name!r} is unknown: after ConvNet use D and a depth, W and a width, {', '.join(_SUFFIXES)}"
+                f"model {name!r} is unknown: after ConvNet use D and a depth, W and a width, "
+                f"{', '.join(_SUFFIXES)}"
             )
         if match[1]:
             options["depth" if match[1] == "D" else "width"] = int(match[2])

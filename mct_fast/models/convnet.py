@@ -1,4 +1,4 @@
-"""The ConvNet of dataset distillation (Gidaris and Komodakis, CVPR 2018; DC, DSA, MTT): conv, norm, activation, pool."""
+"""The ConvNet of dataset distillation (Gidaris and Komodakis, CVPR 2018; DC, DSA, MTT)."""
 
 from __future__ import annotations
 
@@ -56,9 +56,9 @@ def activation_layer(name: str) -> nn.Module:
 class ConvNet(nn.Module):
     """``depth`` blocks of 3x3 convolution, norm, activation and 2x2 pooling, then one linear layer.
 
-    Parameters come in the order and the shapes of MTT's ConvNet: weight and bias of the convolution, weight and bias
-    of the norm for each block, then the classifier's weight and bias (320,010 numbers by default). One-channel images
-    of 28x28 are padded to 32x32 by the first convolution, as in MTT.
+    Parameters come in the order and the shapes of MTT's ConvNet: weight and bias of the convolution, weight
+    and bias of the norm for each block, then the classifier's weight and bias (320,010 numbers by default).
+    One-channel images of 28x28 are padded to 32x32 by the first convolution, as in MTT.
 
     Args:
         depth: number of blocks.

@@ -19,9 +19,9 @@ from mct_fast.errors import InputError
 class FunctionalModel:
     """A network as a function ``(params (P,), images (n, C, H, W)) -> logits (n, classes)``.
 
-    Works on a private copy of ``module``, which is left alone. Calls change nothing: batch norm normalises by the
-    statistics of the batch and keeps no running ones; in-place activations are switched off, so that results can be
-    differentiated any number of times. Parameters that the module shares count once.
+    Works on a private copy of ``module``, which is left alone. Calls change nothing: batch norm normalises
+    by the statistics of the batch and keeps no running ones; in-place activations are switched off, so that
+    results can be differentiated any number of times. Parameters that the module shares count once.
 
     Attributes:
         names: parameter names, in the module's order.
@@ -73,7 +73,7 @@ class FunctionalModel:
         ]
 
     def __call__(self, params: Tensor, images: Tensor) -> Tensor:
-        """Logits (n, classes) of ``images`` (n, C, H, W) at ``params`` (P,), both of one float dtype and device."""
+        """Logits (n, classes) of ``images`` (n, C, H, W) at ``params`` (P,); same float dtype and device."""
         tensors: dict[str, Tensor] = dict(zip(self.names, self.unflatten(params), strict=True))
         for name, buffer in self._buffers.items():
             dtype = params.dtype if buffer.is_floating_point() else buffer.dtype
@@ -84,8 +84,8 @@ class FunctionalModel:
     def init(self, seed: int) -> Tensor:
         """PyTorch's default initialisation from ``seed``: (P,) float32 on the CPU.
 
-        Calls ``reset_parameters`` of every submodule that has it, children first, as the constructors do. The global
-        generators keep their states. InputError if a parameter's module cannot reset itself.
+        Calls ``reset_parameters`` of every submodule that has it, children first, as the constructors do.
+        The global generators keep their states. InputError if a parameter's module cannot reset itself.
         """
         module = copy.deepcopy(self._module).cpu()
         with torch.random.fork_rng(devices=[]), torch.no_grad():
@@ -116,7 +116,8 @@ def _pure_copy(module: nn.Module) -> nn.Module:
         rate = submodule.p if isinstance(submodule, _DropoutNd) else getattr(submodule, "dropout", 0)
         if isinstance(rate, int | float) and rate > 0:
             raise InputError(
-                f"dropout in {name or type(submodule).__name__} makes a step random: set its rate to 0 or remove it"
+                f"dropout in {name or type(submodule).__name__} makes a step random: "
+                "set its rate to 0 or remove it"
             )
     module = copy.deepcopy(module).train()
     for submodule in module.modules():

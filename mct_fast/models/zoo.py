@@ -1,8 +1,8 @@
 """Networks for cross-architecture evaluation, in the forms the field uses at 32x32 (DC, DSA, MTT).
 
-Parameter order and shapes equal MTT's for 32x32 colour images and 28x28 grey ones. Other sizes keep the convolutions:
-a larger last plane is averaged down to the size it has at 32x32; a halving that would leave less than 2x2 pixels to
-a later instance norm (which would turn any image into a constant) is left out.
+Parameter order and shapes equal MTT's for 32x32 colour images and 28x28 grey ones. Other sizes keep the
+convolutions: a larger last plane is averaged down to the size it has at 32x32; a halving that would leave
+less than 2x2 pixels to a later instance norm (which would turn any image into a constant) is left out.
 """
 
 from __future__ import annotations
@@ -166,8 +166,8 @@ ZOO: tuple[str, ...] = (
 def build_zoo(name: str, channels: int = 3, image_size: int = 32, num_classes: int = 10) -> ZooModel:
     """Build a network of :data:`ZOO` for square images of ``image_size`` pixels a side.
 
-    VGG11 and ResNet18 carry instance norm (one group a channel, affine), their BN forms batch norm; the AP forms
-    halve by average pooling and classify 4x4 planes. LeNet and AlexNet have no norm.
+    VGG11 and ResNet18 carry instance norm (one group a channel, affine), their BN forms batch norm; the AP
+    forms halve by average pooling and classify 4x4 planes. LeNet and AlexNet have no norm.
 
     Raises:
         InputError: an unknown name, or images too small for the network.
@@ -180,7 +180,8 @@ def build_zoo(name: str, channels: int = 3, image_size: int = 32, num_classes: i
     size, smallest = positive("image_size", image_size), _SMALLEST.get(name, 4)
     if size < smallest:
         raise InputError(
-            f"{name} needs image_size of at least {smallest}, not {size}: enlarge the images or use ConvNet or MLP"
+            f"{name} needs image_size of at least {smallest}, not {size}: "
+            "enlarge the images or use ConvNet or MLP"
         )
     norm: Norm = nn.BatchNorm2d if "BN" in name else _instance_norm
     if name == "LeNet":
