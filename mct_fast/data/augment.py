@@ -74,9 +74,7 @@ def _color_apply(x: Tensor, p: Tensor) -> Tensor:
 def _color(x: Tensor, p: Tensor, offset: Tensor) -> Tensor:
     saturation, contrast = _column(p, 1), _column(p, 2)
     pixel = x.mean(1, keepdim=True)
-    rest = pixel * (contrast * (1 - saturation)) + (
-        (1 - contrast) * pixel.mean((2, 3), keepdim=True) + offset
-    )
+    rest = pixel * (contrast * (1 - saturation)) + ((1 - contrast) * pixel.mean((2, 3), keepdim=True) + offset)
     return torch.addcmul(rest, x, contrast * saturation)
 
 
@@ -267,8 +265,7 @@ class AugmentDraw:
             raise InputError(f"augmentation kind {self.kind!r} is unknown: choose one of {', '.join(KINDS)}")
         if self.params.ndim != 2 or self.params.shape[1] != 4 or self.params.dtype != torch.float32:
             raise InputError(
-                "augmentation params must be (b, 4) float32, "
-                f"not {tuple(self.params.shape)} {self.params.dtype}"
+                f"augmentation params must be (b, 4) float32, not {tuple(self.params.shape)} {self.params.dtype}"
             )
 
     @staticmethod
@@ -294,18 +291,14 @@ class AugmentDraw:
         return cls._of("crop", rows, columns)
 
     @classmethod
-    def cutout(
-        cls, rows: Tensor, columns: Tensor, size: tuple[int, int], image_size: tuple[int, int]
-    ) -> AugmentDraw:
+    def cutout(cls, rows: Tensor, columns: Tensor, size: tuple[int, int], image_size: tuple[int, int]) -> AugmentDraw:
         """Zero ``size`` (rows, columns) pixels from ``(rows, columns) - size//2``, clipped to the image."""
 
         def interval(offset: Tensor, extent: int, limit: int) -> tuple[Tensor, Tensor]:
             start = offset.reshape(-1) - extent // 2
             return start.clamp(0, limit), (start + extent).clamp(0, limit)
 
-        return cls._of(
-            "cutout", *interval(rows, size[0], image_size[0]), *interval(columns, size[1], image_size[1])
-        )
+        return cls._of("cutout", *interval(rows, size[0], image_size[0]), *interval(columns, size[1], image_size[1]))
 
     @classmethod
     def flip(cls, mask: Tensor) -> AugmentDraw:
@@ -398,8 +391,7 @@ class AugmentPlan:
     def _each(self, step: int, x: Tensor, run: Callable[[AugmentDraw, Tensor], Tensor]) -> Tensor:
         if x.ndim != 5 or x.shape[0] != self.students:
             raise InputError(
-                f"this plan is for {self.students} students: pass ({self.students}, b, C, H, W), "
-                f"not {tuple(x.shape)}"
+                f"this plan is for {self.students} students: pass ({self.students}, b, C, H, W), not {tuple(x.shape)}"
             )
         if self.students == 1:
             return run(self.draws[0][step], x[0])[None]
@@ -454,9 +446,7 @@ class DSA:
     def draw(self, batch: int, image_shape: Sequence[int], generator: torch.Generator) -> AugmentDraw:
         """Draw one operation for ``batch`` images of ``image_shape`` (C, H, W) from a CPU ``generator``."""
         if generator.device.type != "cpu":
-            raise InputError(
-                "generator must be a CPU torch.Generator (every device then draws the same numbers)"
-            )
+            raise InputError("generator must be a CPU torch.Generator (every device then draws the same numbers)")
         if len(image_shape) != 3 or min(image_shape[1:]) < 2:
             raise InputError(f"image_shape must be (C, H, W) with H, W >= 2, not {tuple(image_shape)}")
         if not self.kinds:

@@ -77,8 +77,7 @@ def _suffixes(name: str) -> dict[str, Any]:
         match = re.match(r"([DW])(\d+)|" + "|".join(_SUFFIXES), rest)
         if match is None:
             raise InputError(
-                f"model {name!r} is unknown: after ConvNet use D and a depth, W and a width, "
-                f"{', '.join(_SUFFIXES)}"
+                f"model {name!r} is unknown: after ConvNet use D and a depth, W and a width, {', '.join(_SUFFIXES)}"
             )
         if match[1]:
             options["depth" if match[1] == "D" else "width"] = int(match[2])

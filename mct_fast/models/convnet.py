@@ -111,9 +111,7 @@ class ConvNet(nn.Module):
                 "use depth=5 or less, larger images, or pooling='none'"
             )
         self.features = self._blocks()
-        self.classifier = nn.Linear(
-            self.width * self.feature_size[0] * self.feature_size[1], self.num_classes
-        )
+        self.classifier = nn.Linear(self.width * self.feature_size[0] * self.feature_size[1], self.num_classes)
 
     @property
     def _padded(self) -> bool:

@@ -48,9 +48,7 @@ class FunctionalModel:
         """Concatenate one tensor a parameter, in order, to (P,). InputError where a shape differs."""
         tensors = list(tensors)
         if len(tensors) != len(self.shapes):
-            raise InputError(
-                f"the model has {len(self.shapes)} parameter tensors, got {len(tensors)}: pass one each"
-            )
+            raise InputError(f"the model has {len(self.shapes)} parameter tensors, got {len(tensors)}: pass one each")
         for name, shape, tensor in zip(self.names, self.shapes, tensors, strict=True):
             if tensor.shape != shape:
                 raise InputError(
@@ -109,15 +107,12 @@ def _pure_copy(module: nn.Module) -> nn.Module:
         if isinstance(parameter, UninitializedParameter):
             raise InputError(f"parameter {name} is not initialised: run the lazy module on one batch first")
         if not parameter.requires_grad:
-            raise InputError(
-                f"parameter {name} is frozen: register it as a buffer, or set requires_grad=True"
-            )
+            raise InputError(f"parameter {name} is frozen: register it as a buffer, or set requires_grad=True")
     for name, submodule in module.named_modules():
         rate = submodule.p if isinstance(submodule, _DropoutNd) else getattr(submodule, "dropout", 0)
         if isinstance(rate, int | float) and rate > 0:
             raise InputError(
-                f"dropout in {name or type(submodule).__name__} makes a step random: "
-                "set its rate to 0 or remove it"
+                f"dropout in {name or type(submodule).__name__} makes a step random: set its rate to 0 or remove it"
             )
     module = copy.deepcopy(module).train()
     for submodule in module.modules():

@@ -53,9 +53,7 @@ class MLP(nn.Module):
         for _ in range(self.depth):
             layers.append(nn.Linear(inputs, self.width))
             if self.norm != "none":
-                layers.append(
-                    nn.LayerNorm(self.width) if self.norm == "layer" else nn.BatchNorm1d(self.width)
-                )
+                layers.append(nn.LayerNorm(self.width) if self.norm == "layer" else nn.BatchNorm1d(self.width))
             layers.append(activation_layer(self.activation))
             inputs = self.width
         self.features = nn.Sequential(*layers)

@@ -131,9 +131,7 @@ def _vgg11(channels: int, size: int, classes: int, norm: Norm) -> tuple[list[nn.
     return [*features, *shrink], nn.Linear(512, classes)
 
 
-def _resnet18(
-    channels: int, size: int, classes: int, norm: Norm, average: bool
-) -> tuple[list[nn.Module], nn.Module]:
+def _resnet18(channels: int, size: int, classes: int, norm: Norm, average: bool) -> tuple[list[nn.Module], nn.Module]:
     features = [nn.Conv2d(channels, 64, 3, padding=1, bias=False), norm(64), nn.ReLU()]
     inputs, plane = 64, size
     for width in (64, 128, 256, 512):
@@ -180,8 +178,7 @@ def build_zoo(name: str, channels: int = 3, image_size: int = 32, num_classes: i
     size, smallest = positive("image_size", image_size), _SMALLEST.get(name, 4)
     if size < smallest:
         raise InputError(
-            f"{name} needs image_size of at least {smallest}, not {size}: "
-            "enlarge the images or use ConvNet or MLP"
+            f"{name} needs image_size of at least {smallest}, not {size}: enlarge the images or use ConvNet or MLP"
         )
     norm: Norm = nn.BatchNorm2d if "BN" in name else _instance_norm
     if name == "LeNet":

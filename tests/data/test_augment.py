@@ -142,9 +142,7 @@ def test_parameters_lie_in_the_ranges_of_the_field() -> None:
     assert sorted(set(crop[:, 0].tolist())) == list(range(-4, 5))
     assert sorted(set(crop[:, 1].tolist())) == list(range(-4, 5))
     cutout = table("cutout")
-    assert set((cutout[:, 1] - cutout[:, 0]).tolist()) == set(
-        range(8, 17)
-    )  # 16 rows, half of them outside at most
+    assert set((cutout[:, 1] - cutout[:, 0]).tolist()) == set(range(8, 17))  # 16 rows, half of them outside at most
     assert cutout[:, 1].max() == 32 and cutout[:, 3].max() == 28 and cutout.min() == 0
     assert 0.45 < float(table("flip")[:, 0].mean()) < 0.55
     scale = table("scale")
@@ -185,9 +183,7 @@ def test_a_plan_replays_and_gives_each_student_its_own_draw() -> None:
         2,
         4,
     )
-    assert {draw.kind for row in dsa.plan(4, 30, 1, (3, 8, 8), generator()).draws for draw in row} == set(
-        OPERATIONS
-    )
+    assert {draw.kind for row in dsa.plan(4, 30, 1, (3, 8, 8), generator()).draws for draw in row} == set(OPERATIONS)
 
 
 def test_the_identity_strategy() -> None:

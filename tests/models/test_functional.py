@@ -22,9 +22,7 @@ def test_flat_round_trip() -> None:
     model = FunctionalModel(ConvNet(2, 5, 3, 9, 4))
     params = torch.arange(model.num_params, dtype=torch.float64)
     tensors = model.unflatten(params)
-    assert [tensor.shape for tensor in tensors] == list(model.shapes) and len(model.names) == len(
-        model.shapes
-    )
+    assert [tensor.shape for tensor in tensors] == list(model.shapes) and len(model.names) == len(model.shapes)
     assert torch.equal(model.flatten(tensors), params)
     assert tensors[1].data_ptr() == params[model.layer_offsets[1] :].data_ptr()
     assert model.layer_offsets[-1] == model.num_params and len(model.layer_offsets) == len(model.shapes) + 1
@@ -44,9 +42,7 @@ def test_logits_equal_the_modules(module: nn.Module, dtype: torch.dtype) -> None
     before = flat(module).clone()
     logits = model(other, x)
     assert logits.dtype == dtype and torch.equal(flat(module), before)
-    expected = torch.func.functional_call(
-        module, dict(zip(model.names, model.unflatten(other), strict=True)), (x,)
-    )
+    expected = torch.func.functional_call(module, dict(zip(model.names, model.unflatten(other), strict=True)), (x,))
     torch.testing.assert_close(logits, expected, rtol=0, atol=0)
 
 
@@ -118,9 +114,7 @@ def test_in_place_activations_do_not_spoil_derivatives() -> None:
     module = nn.Sequential(nn.Flatten(), nn.Linear(4, 3), nn.ReLU(inplace=True), nn.Linear(3, 2))
     model = FunctionalModel(module)
     params = flat(module).double().requires_grad_()
-    assert torch.autograd.gradgradcheck(
-        lambda p: model(p, torch.ones(1, 1, 2, 2).double()).square(), (params,)
-    )
+    assert torch.autograd.gradgradcheck(lambda p: model(p, torch.ones(1, 1, 2, 2).double()).square(), (params,))
     assert isinstance(module[2], nn.ReLU) and module[2].inplace
 
 
