@@ -1,8 +1,409 @@
-// Placeholder until the Winograd kernels are in: the direct kernels serve.
+// Winograd's minimal filtering (Lavin and Gray, arXiv 1509.09308) for 3x3 convolutions, F(4x4, 3x3), and for their
+// weight gradient, F(3x3, 4x4). Tiles of 4x4 outputs read 6x6 inputs and cost 36 products a channel pair, not 144.
+// Interpolation points 0, +-1/sqrt(2), +-sqrt(2), infinity: half the rounding error of the usual 0, +-1, +-2.
+// Tiles may hang over the edge of the image: what is outside counts as zero and is not stored.
+// No include guard: MCT_ISA names the copy.
 
 namespace mct::MCT_ISA {
 
-static void convolve_winograd(const ConvProblem& p) { convolve_direct(p); }
-static void weight_gradient_winograd(const WeightProblem& p) { weight_gradient_direct(p); }
+constexpr float kA = 0.70710678118654752f, kB = 1.41421356237309505f;  // the points; their squares are 1/2 and 2
+
+// y = B^T x: six inputs of a line to six frequencies.
+MCT_INLINE void input_line(const vf* x, vf* y) {
+  const vf u = x[4] - 2.0f * x[2], v = x[3] - 2.0f * x[1];
+  const vf s = x[4] - 0.5f * x[2], t = x[3] - 0.5f * x[1];
+  y[0] = (x[0] + x[4]) - 2.5f * x[2];
+  y[1] = u + kA * v;
+  y[2] = u - kA * v;
+  y[3] = s + kB * t;
+  y[4] = s - kB * t;
+  y[5] = (x[1] + x[5]) - 2.5f * x[3];
+}
+
+// y = A^T m: six frequencies to four outputs.
+MCT_INLINE void output_line(const vf* m, vf* y) {
+  const vf s = m[1] + m[2], d = m[1] - m[2], t = m[3] + m[4], e = m[3] - m[4];
+  y[0] = m[0] + s + t;
+  y[1] = kA * d + kB * e;
+  y[2] = 0.5f * s + 2.0f * t;
+  y[3] = m[5] + (0.5f * kA) * d + (2.0f * kB) * e;
+}
+
+// y = A g: four outputs' gradients to six frequencies.
+MCT_INLINE void gradient_line(const vf* g, vf* y) {
+  const vf s = g[0] + 0.5f * g[2], d = kA * (g[1] + 0.5f * g[3]);
+  const vf t = g[0] + 2.0f * g[2], e = kB * (g[1] + 2.0f * g[3]);
+  y[0] = g[0];
+  y[1] = s + d;
+  y[2] = s - d;
+  y[3] = t + e;
+  y[4] = t - e;
+  y[5] = g[3];
+}
+
+// y = G w: three taps to six frequencies.
+MCT_INLINE void weight_line(const vf* w, vf* y) {
+  constexpr float p = -2.0f / 3.0f, q = 1.0f / 6.0f;
+  const vf s = p * w[0] + (0.5f * p) * w[2], d = (p * kA) * w[1];
+  const vf t = q * w[0] + (2.0f * q) * w[2], e = (q * kB) * w[1];
+  y[0] = w[0];
+  y[1] = s + d;
+  y[2] = s - d;
+  y[3] = t + e;
+  y[4] = t - e;
+  y[5] = w[2];
+}
+
+// y = G^T m: six frequencies to three taps.
+MCT_INLINE void weight_gradient_line(const vf* m, vf* y) {
+  constexpr float p = -2.0f / 3.0f, q = 1.0f / 6.0f;
+  const vf s = m[1] + m[2], d = m[1] - m[2], t = m[3] + m[4], e = m[3] - m[4];
+  y[0] = m[0] + p * s + q * t;
+  y[1] = (p * kA) * d + (q * kB) * e;
+  y[2] = m[5] + (0.5f * p) * s + (2.0f * q) * t;
+}
+
+// Where the 4x4 tiles of the images lie. Tile i of a student is tile i % a_image of image i / a_image.
+struct Tiles {
+  int64_t H, W, across, a_image;
+  MCT_INLINE Tiles(int64_t height, int64_t width)
+      : H(height), W(width), across(ceil_div(width, 4)), a_image(ceil_div(height, 4) * ceil_div(width, 4)) {}
+};
+
+// Transforms one tile's 6x6 inputs, `channels` of them, to 36 rows out + f * step (rounded up to whole vectors).
+// x: the student's images (B, H, W, channels). zeros: `channels` zeros.
+static void transform_input(const Tiles& tiles, int64_t tile, const float* x, int64_t channels, const float* zeros,
+                            float* out, int64_t step) {
+  const int64_t image = tile / tiles.a_image, place = tile % tiles.a_image;
+  const int64_t y0 = place / tiles.across * 4 - 1, x0 = place % tiles.across * 4 - 1;
+  const float* const base = x + image * tiles.H * tiles.W * channels;
+  const float* at[36];
+  for (int i = 0; i < 6; ++i) {
+    const int64_t yy = y0 + i;
+    const bool inside = yy >= 0 && yy < tiles.H;
+    for (int j = 0; j < 6; ++j) {
+      const int64_t xx = x0 + j;
+      at[i * 6 + j] = inside && xx >= 0 && xx < tiles.W ? base + (yy * tiles.W + xx) * channels : zeros;
+    }
+  }
+  for (int64_t c = 0; c < channels; c += VL) {
+    const int64_t left = channels - c;
+    vf half[6][6];
+#pragma GCC unroll 6
+    for (int j = 0; j < 6; ++j) {
+      vf in[6], down[6];
+      if (left >= VL) {
+#pragma GCC unroll 6
+        for (int i = 0; i < 6; ++i) in[i] = load(at[i * 6 + j] + c);
+      } else {
+        for (int i = 0; i < 6; ++i) in[i] = load_first(at[i * 6 + j] + c, left);
+      }
+      input_line(in, down);
+#pragma GCC unroll 6
+      for (int i = 0; i < 6; ++i) half[i][j] = down[i];
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < 6; ++i) {
+      vf across[6];
+      input_line(half[i], across);
+#pragma GCC unroll 6
+      for (int j = 0; j < 6; ++j) store(out + (i * 6 + j) * step + c, across[j]);
+    }
+  }
+}
+
+// Transforms one tile's 36 frequencies at in + f * step back to 4x4 outputs, adds the bias (padded to whole vectors, or
+// null), and stores what lies inside the image. z: the student's images (B, H, W, channels).
+static void transform_output(const Tiles& tiles, int64_t tile, const float* in, int64_t step, const float* bias,
+                             float* z, int64_t channels) {
+  const int64_t image = tile / tiles.a_image, place = tile % tiles.a_image;
+  const int64_t y0 = place / tiles.across * 4, x0 = place % tiles.across * 4;
+  const int64_t height = least(4, tiles.H - y0), width = least(4, tiles.W - x0), line = tiles.W * channels;
+  float* const out = z + ((image * tiles.H + y0) * tiles.W + x0) * channels;
+  for (int64_t c = 0; c < channels; c += VL) {
+    const int64_t left = channels - c;
+    vf half[4][6];
+#pragma GCC unroll 6
+    for (int j = 0; j < 6; ++j) {
+      vf m[6], down[4];
+#pragma GCC unroll 6
+      for (int i = 0; i < 6; ++i) m[i] = load(in + (i * 6 + j) * step + c);
+      output_line(m, down);
+#pragma GCC unroll 4
+      for (int i = 0; i < 4; ++i) half[i][j] = down[i];
+    }
+    const vf add = bias == nullptr ? vf{} : load(bias + c);
+    const bool whole = height == 4 && width == 4 && left >= VL;
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; ++i) {
+      vf across[4];
+      output_line(half[i], across);
+      float* const to = out + i * line + c;
+      if (whole) {
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) store(to + j * channels, across[j] + add);
+      } else if (i < height) {
+        for (int j = 0; j < width; ++j) store_first(to + j * channels, across[j] + add, left);
+      }
+    }
+  }
+}
+
+// Transforms one tile's 4x4 gradients to 36 rows, panel by panel: channel c of frequency f goes to
+// out + f * step + c / CB * panel_step + c % CB. Adds the tile's sum to `sum` (padded) unless it is null.
+static void transform_gradient(const Tiles& tiles, int64_t tile, const float* g, int64_t channels, float* out,
+                               int64_t step, int64_t panel_step, float* sum) {
+  const int64_t image = tile / tiles.a_image, place = tile % tiles.a_image;
+  const int64_t y0 = place / tiles.across * 4, x0 = place % tiles.across * 4;
+  const int64_t height = least(4, tiles.H - y0), width = least(4, tiles.W - x0), line = tiles.W * channels;
+  const float* const from = g + ((image * tiles.H + y0) * tiles.W + x0) * channels;
+  for (int64_t c = 0; c < round_up(channels, CB); c += VL) {
+    const int64_t left = channels - c;
+    float* const to = out + c / CB * panel_step + c % CB;
+    vf half[6][4];
+    vf total = vf{};
+#pragma GCC unroll 4
+    for (int j = 0; j < 4; ++j) {
+      vf in[4], down[6];
+      if (height == 4 && width == 4 && left >= VL) {
+#pragma GCC unroll 4
+        for (int i = 0; i < 4; ++i) in[i] = load(from + i * line + j * channels + c);
+      } else {
+        for (int i = 0; i < 4; ++i) {
+          in[i] = i < height && j < width && left > 0 ? load_first(from + i * line + j * channels + c, left) : vf{};
+        }
+      }
+      total += (in[0] + in[1]) + (in[2] + in[3]);
+      gradient_line(in, down);
+#pragma GCC unroll 6
+      for (int i = 0; i < 6; ++i) half[i][j] = down[i];
+    }
+#pragma GCC unroll 6
+    for (int i = 0; i < 6; ++i) {
+      vf across[6];
+      gradient_line(half[i], across);
+#pragma GCC unroll 6
+      for (int j = 0; j < 6; ++j) store(to + (i * 6 + j) * step, across[j]);
+    }
+    if (sum != nullptr) store(sum + c, load(sum + c) + total);
+  }
+}
+
+// Transforms the weights of one panel (columns n0 .. n0 + CB) for the input channels [k0, k1):
+// out + f * step + k * CB, CB floats each.
+static void transform_weights(const ConvProblem& p, const float* w, int64_t n0, int64_t k0, int64_t k1, float* out,
+                              int64_t step) {
+  const int64_t columns = least(CB, p.N - n0);
+  constexpr int64_t kRun = 8;
+  float taps[kRun][9][CB];
+  if (columns < CB) clear(&taps[0][0][0], kRun * 9 * CB);
+  for (int64_t k = k0; k < k1; k += kRun) {
+    const int64_t run = least(kRun, k1 - k);
+    // Both orders read whole cache lines: the inner loop runs over the dimension whose 9 taps are neighbours.
+    if (p.w_k < p.w_n) {
+      for (int64_t n = 0; n < columns; ++n) {
+        const float* from = w + (n0 + n) * p.w_n + k * p.w_k;
+        for (int64_t i = 0; i < run; ++i, from += p.w_k) {
+          for (int t = 0; t < 9; ++t) taps[i][t][n] = from[t];
+        }
+      }
+    } else {
+      for (int64_t i = 0; i < run; ++i) {
+        const float* from = w + n0 * p.w_n + (k + i) * p.w_k;
+        for (int64_t n = 0; n < columns; ++n, from += p.w_n) {
+          for (int t = 0; t < 9; ++t) taps[i][t][n] = from[t];
+        }
+      }
+    }
+    for (int64_t i = 0; i < run; ++i) {
+      for (int v = 0; v < CB; v += VL) {
+        vf half[6][3];
+#pragma GCC unroll 3
+        for (int x = 0; x < 3; ++x) {
+          vf in[3], down[6];
+#pragma GCC unroll 3
+          for (int y = 0; y < 3; ++y) {
+            const int t = y * 3 + x;
+            in[y] = load(&taps[i][p.flipped ? 8 - t : t][v]);
+          }
+          weight_line(in, down);
+#pragma GCC unroll 6
+          for (int y = 0; y < 6; ++y) half[y][x] = down[y];
+        }
+#pragma GCC unroll 6
+        for (int y = 0; y < 6; ++y) {
+          vf across[6];
+          weight_line(half[y], across);
+#pragma GCC unroll 6
+          for (int x = 0; x < 6; ++x) store(out + (y * 6 + x) * step + (k + i) * CB + v, across[x]);
+        }
+      }
+    }
+  }
+}
+
+// The transformed inputs of a block of tiles stay in the level-2 cache and are turned into the products in place: the
+// products of frequency f overwrite the inputs of frequency f - 1.
+static void convolve_winograd(const ConvProblem& p) {
+  const int64_t panels = ceil_div(p.N, CB), Np = panels * CB, Kp = round_up(p.K, VL);
+  const int64_t frequency = panels * p.K * CB, student = 36 * frequency;
+  const Scratch packed_scratch(static_cast<size_t>(p.S * (p.pairs * student + Np)) * sizeof(float));
+  float* const packed = packed_scratch.floats();               // (S, pairs, 36, panels, K, CB)
+  float* const bias = packed + p.S * p.pairs * student;        // (S, Np)
+  constexpr int64_t kChunk = 32;
+  const int64_t chunks = ceil_div(p.K, kChunk);
+  parallel_for(p.S * p.pairs * panels * chunks, [&](int64_t job, int) {
+    const int64_t chunk = job % chunks, q = job / chunks % panels, sh = job / (chunks * panels), s = sh / p.pairs;
+    const int h = static_cast<int>(sh % p.pairs);
+    transform_weights(p, p.w[h] + s * p.w_stride_s[h], q * CB, chunk * kChunk, least(p.K, (chunk + 1) * kChunk),
+                      packed + sh * student + q * p.K * CB, frequency);
+    if (chunk == 0 && q == 0 && h == 0) pad_bias(p, s, bias + s * Np, Np);
+  });
+
+  const Tiles tiles(p.H, p.W);
+  const int64_t count = p.B * tiles.a_image;
+  const int64_t row = most(p.pairs * Kp, Np) + 16;
+  // Block size: about 1 MB of frequencies, no more than the threads can share evenly. Bits do not depend on it.
+  const int64_t fits = most(RMAX, (int64_t{1} << 18) / (37 * row) / RMAX * RMAX);
+  const int64_t threads = max_threads();
+  int64_t blocks = ceil_div(count, least(fits, 4 * RMAX));
+  while (p.S * blocks % threads != 0 && p.S * blocks < 8 * threads && count / (blocks + 1) >= 4) ++blocks;
+  const int64_t step = ceil_div(count, blocks) * row + 16;
+  const int64_t space = 37 * step + Kp + kRoom;
+  const Scratch block_scratch(static_cast<size_t>(threads * space) * sizeof(float));
+  for (int64_t t = 0; t < threads; ++t) clear(block_scratch.floats() + t * space + 37 * step, Kp);
+  parallel_for(p.S * blocks, [&](int64_t job, int thread) {
+    const int64_t s = job / blocks, first = part_begin(count, blocks, job % blocks),
+                  last = part_begin(count, blocks, job % blocks + 1), rows = last - first;
+    float* const slots = block_scratch.floats() + thread * space;  // 37 slots: inputs of f in slot f + 1
+    const float* const zeros = slots + 37 * step;
+    for (int64_t i = 0; i < rows; ++i) {
+      for (int h = 0; h < p.pairs; ++h) {
+        transform_input(tiles, first + i, p.x[h] + s * p.B * p.H * p.W * p.K, p.K, zeros,
+                        slots + step + i * row + h * Kp, step);
+      }
+    }
+    for (int64_t f = 0; f < 36; ++f) {
+      for (int64_t q = 0; q < panels; ++q) {
+        Stretch stretch[2];
+        for (int h = 0; h < p.pairs; ++h) {
+          stretch[h] = {slots + (f + 1) * step + h * Kp,
+                        packed + (s * p.pairs + h) * student + f * frequency + q * p.K * CB};
+        }
+        product(stretch, p.pairs, rows, row, p.K, slots + f * step + q * CB, row, nullptr, CB);
+      }
+    }
+    for (int64_t i = 0; i < rows; ++i) {
+      transform_output(tiles, first + i, slots + i * row, step, p.bias == nullptr ? nullptr : bias + s * Np,
+                       p.out + s * p.B * p.H * p.W * p.N, p.N);
+    }
+  });
+}
+
+// For each frequency the sum over tiles of inputs times gradients is one product. A stretch of tiles is transformed by
+// all threads, then the frequencies are shared out, so no sum is ever split between threads. Within a stretch the sum
+// is cut into runs of kRun tiles: one long running sum would lose accuracy.
+static void weight_gradient_winograd(const WeightProblem& p) {
+  constexpr int64_t kRun = 48;      // tiles a running sum
+  constexpr int64_t kStretch = 384; // tiles a stretch
+  const Tiles tiles(p.H, p.W);
+  const int64_t each = p.B * tiles.a_image, count = p.pairs * each;  // tiles of a student, both pairs one after another
+  const int64_t panels = ceil_div(p.Co, CB), Np = panels * CB, Kp = round_up(p.Ci, VL), row = Kp + 16;
+  const int64_t stretches = ceil_div(count, kStretch), most_tiles = ceil_div(count, stretches);
+  const int64_t in_step = most_tiles * row + 16, g_panel = most_tiles * CB + 16, g_step = panels * g_panel;
+  const int64_t sum_panel = p.Ci * CB, sum_step = panels * sum_panel, sums = 36 * sum_step;
+  const int64_t student = 36 * (in_step + g_step);
+  // As many students at once as fit into 32 MB, or as there are threads to feed.
+  const int64_t together = least(p.S, most(1, (int64_t{8} << 20) / (student + sums)));
+  constexpr int64_t kPart = 8;  // tiles that a thread transforms at a time
+  const int64_t parts = ceil_div(most_tiles, kPart);
+  const Scratch scratch(static_cast<size_t>(together * (student + sums + parts * stretches * Np) + Kp) * sizeof(float));
+  float* const inputs = scratch.floats();                     // (together, 36, tiles, row)
+  float* const gradients = inputs + together * 36 * in_step;  // (together, 36, panels, tiles, CB)
+  float* const sum = gradients + together * 36 * g_step;      // (together, 36, panels, Ci, CB)
+  float* const biases = sum + together * sums;                // (together, stretches, parts, Np)
+  float* const zeros = biases + together * parts * stretches * Np;
+  clear(zeros, Kp);
+  for (int64_t s0 = 0; s0 < p.S; s0 += together) {
+    const int64_t here = least(together, p.S - s0);
+    for (int64_t stretch = 0; stretch < stretches; ++stretch) {
+      const int64_t first = part_begin(count, stretches, stretch), last = part_begin(count, stretches, stretch + 1);
+      parallel_for(here * parts, [&](int64_t job, int) {
+        const int64_t i = job / parts, part = job % parts, s = s0 + i;
+        float* const total = biases + ((i * stretches + stretch) * parts + part) * Np;
+        clear(total, Np);
+        const int64_t end = least(last, first + (part + 1) * kPart);
+        for (int64_t t = first + part * kPart; t < end; ++t) {
+          const int h = t >= each ? 1 : 0;
+          const int64_t tile = t - h * each, images = s * p.B * p.H * p.W;
+          transform_input(tiles, tile, p.x[h] + images * p.Ci, p.Ci, zeros,
+                          inputs + i * 36 * in_step + (t - first) * row, in_step);
+          transform_gradient(tiles, tile, p.g[h] + images * p.Co, p.Co,
+                             gradients + i * 36 * g_step + (t - first) * CB, g_step, g_panel,
+                             h == 0 && p.gb != nullptr ? total : nullptr);
+        }
+      });
+      const int64_t groups = here * 36 < 4 * max_threads() ? panels : 1, width = panels / groups;
+      parallel_for(here * 36 * groups, [&](int64_t job, int) {
+        const int64_t i = job / (36 * groups), f = job / groups % 36, q0 = job % groups * width;
+        const float* const a = inputs + (i * 36 + f) * in_step;
+        for (int64_t q = q0; q < q0 + width; ++q) {
+          const float* const b = gradients + (i * 36 + f) * g_step + q * g_panel;
+          float* const c = sum + i * sums + f * sum_step + q * sum_panel;
+          const int64_t tiles_here = last - first, runs = ceil_div(tiles_here, kRun);
+          for (int64_t r = 0; r < runs; ++r) {
+            const int64_t t0 = part_begin(tiles_here, runs, r), t1 = part_begin(tiles_here, runs, r + 1);
+            const int64_t blocks = ceil_div(p.Ci, RMAX);
+            for (int64_t n = 0; n < blocks; ++n) {
+              const int64_t r0 = part_begin(p.Ci, blocks, n), r1 = part_begin(p.Ci, blocks, n + 1);
+              kProductOuter[r1 - r0](a + t0 * row + r0, row, 0, b + t0 * CB, CB, 0, 1, t1 - t0, c + r0 * CB,
+                                     stretch > 0 || r > 0);
+            }
+          }
+        }
+      });
+    }
+    constexpr int64_t kChunk = 16;
+    const int64_t chunks = ceil_div(p.Ci, kChunk);
+    parallel_for(here * panels * chunks, [&](int64_t job, int) {
+      const int64_t i = job / (panels * chunks), q = job / chunks % panels, chunk = job % chunks, s = s0 + i;
+      const int64_t columns = least(CB, p.Co - q * CB);
+      float* const gw = p.gw + s * p.gw_stride_s + q * CB * p.Ci * 9;
+      for (int64_t k = chunk * kChunk; k < least(p.Ci, (chunk + 1) * kChunk); ++k) {
+        float taps[9][CB];
+        for (int v = 0; v < CB; v += VL) {
+          const float* const m = sum + i * sums + q * sum_panel + k * CB + v;
+          vf half[3][6];
+#pragma GCC unroll 6
+          for (int x = 0; x < 6; ++x) {
+            vf in[6], down[3];
+#pragma GCC unroll 6
+            for (int y = 0; y < 6; ++y) in[y] = load(m + (y * 6 + x) * sum_step);
+            weight_gradient_line(in, down);
+#pragma GCC unroll 3
+            for (int y = 0; y < 3; ++y) half[y][x] = down[y];
+          }
+#pragma GCC unroll 3
+          for (int y = 0; y < 3; ++y) {
+            vf across[3];
+            weight_gradient_line(half[y], across);
+#pragma GCC unroll 3
+            for (int x = 0; x < 3; ++x) store(&taps[y * 3 + x][v], across[x]);
+          }
+        }
+        for (int64_t n = 0; n < columns; ++n) {
+          for (int t = 0; t < 9; ++t) gw[(n * p.Ci + k) * 9 + t] = taps[t][n];
+        }
+      }
+      if (chunk == 0 && p.gb != nullptr) {
+        for (int64_t n = 0; n < columns; ++n) {
+          float total = 0.0f;
+          for (int64_t j = 0; j < stretches * parts; ++j) total += biases[(i * stretches * parts + j) * Np + q * CB + n];
+          p.gb[s * p.gb_stride_s + q * CB + n] = total;
+        }
+      }
+    });
+  }
+}
 
 }  // namespace mct::MCT_ISA
