@@ -21,9 +21,9 @@ _CHUNK = 1 << 20
 def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
     """Write a file so that a reader sees the old content or the new one, never a part.
 
-    `write` receives the path of a temporary file in the folder of `path`; when it returns, that file is flushed to
-    the disk and renamed onto `path`. Missing parent folders are created. If `write` raises, `path` is untouched
-    and the temporary file is removed.
+    `write` receives the path of a temporary file in the folder of `path`; when it returns, that file is
+    flushed to the disk and renamed onto `path`. Missing parent folders are created. If `write` raises, `path`
+    is untouched and the temporary file is removed.
 
     Raises:
         InputError: the folder cannot be created or written to.
@@ -31,8 +31,8 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], None]) ->
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        # Created here, not by tempfile, so that the result has the permissions that any new file gets. The suffix is
-        # kept because some writers (Pillow) choose their format by it.
+        # Created here, not by tempfile, so that the result has the permissions that any new file gets. The
+        # suffix is kept because some writers (Pillow) choose their format by it.
         temporary = target.with_name(f".{target.stem}-{secrets.token_hex(8)}{target.suffix}")
         os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
     except OSError as error:
@@ -40,7 +40,9 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], None]) ->
             f"cannot write {target}: {error.strerror or error}; choose a folder that you may write to"
         ) from error
     try:
+        mode = temporary.stat().st_mode
         write(temporary)
+        temporary.chmod(mode)  # a writer that replaces the file (safetensors) makes it private
         _fsync(temporary)
         os.replace(temporary, target)
     except BaseException:
@@ -90,7 +92,7 @@ def sha256_file(path: str | os.PathLike[str]) -> str:
 
 
 def sha256_tensor(tensor: Tensor) -> str:
-    """SHA-256 of a tensor: dtype, shape and values (row-major), in hexadecimal; device and strides do not matter."""
+    """SHA-256, in hexadecimal, of a tensor's dtype, shape and values; device and strides do not matter."""
     # detach + resolve_*: a lazily conjugated or negated tensor must hash by value.
     values = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
     digest = hashlib.sha256(f"{values.dtype}{tuple(values.shape)}".encode())

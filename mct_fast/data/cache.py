@@ -22,7 +22,7 @@ def cache_folder() -> Path:
 
 
 def load_cached(name: str) -> dict[str, Tensor] | None:
-    """The tensors stored under `name`, or None where there are none or the file is damaged (hashes do not match)."""
+    """The tensors stored under `name`; None where there are none, or their hashes do not match."""
     path = cache_folder() / f"{name}.safetensors"
     if not path.is_file():
         return None
@@ -38,7 +38,7 @@ def load_cached(name: str) -> dict[str, Tensor] | None:
 
 
 def store_cached(name: str, tensors: Mapping[str, Tensor]) -> None:
-    """Store tensors under `name`, atomically. A folder that cannot be written costs a warning, not the run."""
+    """Store tensors under `name`, atomically. An unwritable folder costs a warning, not the run."""
     contiguous = {key: tensor.detach().cpu().contiguous() for key, tensor in tensors.items()}
     hashes = {key: sha256_tensor(tensor) for key, tensor in contiguous.items()}
     try:
@@ -47,6 +47,4 @@ def store_cached(name: str, tensors: Mapping[str, Tensor]) -> None:
             lambda path: save_file(contiguous, path, metadata=hashes),
         )
     except (InputError, OSError, SafetensorError) as error:
-        warnings.warn(
-            f"the cache was not written ({error}); set MCT_FAST_CACHE to a writable folder", stacklevel=2
-        )
+        warnings.warn(f"the cache was not written ({error}); set MCT_FAST_CACHE to a writable folder", stacklevel=2)

@@ -1,4 +1,4 @@
-"""Checks on what a user hands in: images, labels and counts, each refused with one line that names the remedy."""
+"""Checks on what a user hands in; each refuses with one line that names the remedy."""
 
 from __future__ import annotations
 
@@ -19,8 +19,9 @@ def as_images(images: Any, argument: str) -> Tensor:
     """Bring images into the layout that the package works on.
 
     Args:
-        images: tensor or array, uint8 in 0..255 or floating point in [0, 1], shaped (n, C, H, W), (n, H, W, C) with
-            C 1 or 3, or (n, H, W). Where both readings of a 4-dimensional shape are possible, (n, C, H, W) is meant.
+        images: tensor or array, uint8 in 0..255 or floating point in [0, 1], shaped (n, C, H, W),
+            (n, H, W, C) with C 1 or 3, or (n, H, W). Where both readings of a shape are possible,
+            (n, C, H, W) is meant.
         argument: how the message of an error calls it.
 
     Returns:
@@ -31,9 +32,7 @@ def as_images(images: Any, argument: str) -> Tensor:
     """
     tensor = _as_tensor(images, argument)
     if tensor.dtype != torch.uint8 and not tensor.is_floating_point():
-        raise InputError(
-            f"{argument}: images have dtype {_dtype(tensor)}; give uint8 in 0..255 or floats in [0, 1]"
-        )
+        raise InputError(f"{argument}: images have dtype {_dtype(tensor)}; give uint8 in 0..255 or floats in [0, 1]")
     shape = tuple(tensor.shape)
     if tensor.ndim == 3:
         tensor = tensor.unsqueeze(1)
@@ -46,9 +45,7 @@ def as_images(images: Any, argument: str) -> Tensor:
             f"{argument}: images have shape {shape}; give (n, C, H, W), (n, H, W, C) with 1 or 3 channels, or (n, H, W)"
         )
     if tensor.numel() == 0:
-        raise InputError(
-            f"{argument}: images are empty, shape {shape}; give at least one image of at least one pixel"
-        )
+        raise InputError(f"{argument}: images are empty, shape {shape}; give at least one image of at least one pixel")
     if tensor.is_floating_point():
         tensor = tensor.to(torch.float32)
         _check_range(tensor, argument)
@@ -95,9 +92,7 @@ def check_every_class(labels: Tensor, class_names: Sequence[str], argument: str)
 
 def check_image_size(image_size: int | None) -> None:
     """Refuse an image_size (pixels a side) that is not a positive whole number."""
-    if image_size is not None and (
-        isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1
-    ):
+    if image_size is not None and (isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1):
         raise InputError(f"image_size={image_size!r} is not a size; give a whole number of pixels, or None")
 
 
@@ -110,9 +105,7 @@ def _as_tensor(values: Any, argument: str) -> Tensor:
             array = array.copy()
         return torch.from_numpy(array)
     except (TypeError, ValueError) as error:
-        raise InputError(
-            f"{argument}: cannot be read as one array of numbers; give a tensor or an array"
-        ) from error
+        raise InputError(f"{argument}: cannot be read as one array of numbers; give a tensor or an array") from error
 
 
 def _check_range(images: Tensor, argument: str) -> None:

@@ -1,4 +1,4 @@
-"""`load_dataset`: one call from a name to train, validation and test splits on the device, in transform space."""
+"""`load_dataset`: from a name to train, validation and test splits on the device, in transform space."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from mct_fast.data.sources import (
 from mct_fast.data.splits import Split, hash_split, stratified_split
 from mct_fast.data.transforms import ZCA, Normalize, Transform, check_zca_size, rows_in, to_unit
 from mct_fast.errors import InputError
+from mct_fast.progress import Progress, quiet
 
 Reader: TypeAlias = Callable[[ReadOptions], RawDataset]
 
@@ -49,7 +50,7 @@ CONSTANTS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
     "cifar100": _CIFAR,
     "tiny-imagenet": _IMAGENET,
     "imagenet": _IMAGENET,
-    **{name: _IMAGENET for name in IMAGENET_SUBSETS},
+    **dict.fromkeys(IMAGENET_SUBSETS, _IMAGENET),
 }
 """Mean and standard deviation of each channel as the field uses them, whatever the split."""
 
@@ -60,9 +61,12 @@ _ALIASES = {"fmnist": "fashion-mnist", "tiny": "tiny-imagenet", "tinyimagenet200
 class Dataset:
     """A dataset, whole, on one device.
 
-    name: the canonical name. train, val, test: splits in transform space. class_names: one a class.
-    transform: from raw pixels in [0, 1] to `images`, and back. fingerprint: SHA-256 over the hashes of all splits and
-    the kind and constants of the transform; equal fingerprints mean equal data.
+    name: the canonical name.
+    train, val, test: splits in transform space.
+    class_names: one a class.
+    transform: from raw pixels in [0, 1] to `images`, and back.
+    fingerprint: SHA-256 over the hashes of all splits and the kind and constants of the transform; equal
+        fingerprints mean equal data.
     """
 
     name: str
@@ -165,15 +169,16 @@ def register_dataset(
 
     Args:
         name: any name that no built-in dataset has. Registering it again replaces the data.
-        train: (images, labels). Images uint8 in 0..255 or floats in [0, 1], shaped (n, C, H, W), (n, H, W, C) or
-            (n, H, W) with 1 or 3 channels; labels (n,) integers from 0. The arrays may be kept, not copied: do not
-            change them afterwards.
+        train: (images, labels). Images uint8 in 0..255 or floats in [0, 1], shaped (n, C, H, W),
+            (n, H, W, C) or (n, H, W) with 1 or 3 channels; labels (n,) integers from 0. The arrays may be
+            kept, not copied: do not change them afterwards.
         test: likewise.
         val: likewise; None lets `load_dataset` hold out a share of train.
         class_names: one a class; None names them "0", "1", ….
 
     Raises:
-        InputError: a wrong shape or dtype, NaN, values outside [0, 1], labels out of range, a class without images.
+        InputError: a wrong shape or dtype, NaN, values outside [0, 1], labels out of range, or a class
+            without images.
     """
     train_split = _user_split(train, "train")
     names = tuple(str(label) for label in class_names) if class_names is not None else None
@@ -204,26 +209,29 @@ def load_dataset(
     image_size: int | None = None,
     device: torch.device | str = "cpu",
     cache: bool = True,
-    progress: bool = True,
+    progress: Progress = quiet(),  # noqa: B008 (stateless)
 ) -> Dataset:
     """Load a dataset, split it, and bring it into transform space on one device.
 
     Args:
-        name: digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet, imagenette, imagewoof, imagefruit,
-            imageyellow, imagemeow, imagesquawk, folder or folder:NAME (a class-per-folder image tree; NAME chooses the
-            field's normalisation constants where it is one of the above), or a name given to `register_dataset`.
-            The field's spellings (CIFAR10, FashionMNIST, Tiny, …) are understood.
+        name: digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet, imagenette, imagewoof,
+            imagefruit, imageyellow, imagemeow, imagesquawk, folder or folder:NAME (a class-per-folder image
+            tree; NAME chooses the field's normalisation constants where it is one of the above), or a name
+            given to `register_dataset`. The field's spellings (CIFAR10, FashionMNIST, Tiny, …) are
+            understood.
         data_path: local root of the data. Not needed for digits and registered sets.
-        download: let torchvision download MNIST, Fashion-MNIST or CIFAR into data_path (default: the cache folder).
-        zca: whiten (kornia's ZCA, eps 0.1, fitted on the training split) in place of per-channel normalisation.
-        val_fraction: share of every training class held out for validation, in [0, 1). 0: no validation split.
-            Not used where the source has a validation split of its own.
+        download: let torchvision download MNIST, Fashion-MNIST or CIFAR into data_path (default: the cache
+            folder).
+        zca: whiten (kornia's ZCA, eps 0.1, fitted on the training split) in place of per-channel
+            normalisation.
+        val_fraction: share of every training class held out for validation, in [0, 1). 0: no validation
+            split. Not used where the source has a validation split of its own.
         split_seed: seed of that choice. A test split is never affected by it.
-        image_size: pixels a side after resizing the shorter side and cropping the centre. None: as stored, but 128 for
-            the ImageNet subsets.
+        image_size: pixels a side after resizing the shorter side and cropping the centre. None: as stored,
+            but 128 for the ImageNet subsets.
         device: where every tensor lives.
         cache: keep decoded image trees and ZCA matrices under $MCT_FAST_CACHE or ~/.cache/mct_fast.
-        progress: show progress bars where stderr is a terminal.
+        progress: shows decoding and the fit of ZCA; nothing by default.
 
     Raises:
         InputError: anything wrong with the arguments or the data, in one line with the remedy.
@@ -249,13 +257,12 @@ def load_dataset(
     check_every_class(train.labels, raw.class_names, f"dataset={name!r}")
 
     hashes = {
-        part: hash_split(split.images, split.labels)
-        for part, split in (("train", train), ("val", val), ("test", test))
+        part: hash_split(split.images, split.labels) for part, split in (("train", train), ("val", val), ("test", test))
     }
     transform: Transform
     if zca:
-        transform = _fit_zca(train.images, hashes["train"], target, cache)
-        # The matrix's last bits depend on the linear algebra library, so it is named by what it was fitted on.
+        transform = _fit_zca(train.images, hashes["train"], target, cache, progress)
+        # The last bits of the matrix depend on the machine, so it is named by what it was fitted on.
         description: dict[str, Any] = {"kind": "zca", "eps": transform.eps, "fitted_on": hashes["train"]}
     else:
         transform = _normalisation(raw, train.images)
@@ -282,26 +289,20 @@ def load_dataset(
 
 
 def canonical_name(name: str) -> str:
-    """The project's spelling of a dataset's name: CIFAR10, cifar-10 and Cifar_10 are all cifar10. A name that is not
-    known comes back unchanged."""
+    """The project's spelling of a dataset's name: CIFAR10, cifar-10 and Cifar_10 are all cifar10. A name that
+    is not known comes back unchanged."""
     squeezed = re.sub(r"[-_ ]", "", name.strip().lower())
     known = {re.sub(r"[-_ ]", "", key): key for key in ("digits", *CONSTANTS)}
     return known.get(squeezed) or _ALIASES.get(squeezed) or name.strip()
 
 
-def _make_splits(
-    raw: RawDataset, val_fraction: float, split_seed: int
-) -> tuple[RawSplit, RawSplit, RawSplit]:
+def _make_splits(raw: RawDataset, val_fraction: float, split_seed: int) -> tuple[RawSplit, RawSplit, RawSplit]:
     train, val, test = raw.train, raw.val, raw.test
     if test is None:
-        rest, held_out = stratified_split(
-            train.labels, TEST_FRACTION, torch.Generator().manual_seed(_TEST_SEED)
-        )
+        rest, held_out = stratified_split(train.labels, TEST_FRACTION, torch.Generator().manual_seed(_TEST_SEED))
         train, test = _take(train, rest), _take(train, held_out)
     if val is None:
-        rest, held_out = stratified_split(
-            train.labels, val_fraction, torch.Generator().manual_seed(split_seed)
-        )
+        rest, held_out = stratified_split(train.labels, val_fraction, torch.Generator().manual_seed(split_seed))
         train, val = (_take(train, rest) if len(held_out) else train), _take(train, held_out)
     return train, val, test
 
@@ -313,14 +314,16 @@ def _normalisation(raw: RawDataset, train_images: Tensor) -> Normalize:
     return Normalize.fit(train_images)
 
 
-def _fit_zca(images: Tensor, digest: str, device: torch.device, cache: bool) -> ZCA:
+def _fit_zca(images: Tensor, digest: str, device: torch.device, cache: bool, progress: Progress) -> ZCA:
     """Fit, or read the fit that an earlier call kept for these very images."""
     key = f"zca-{digest[:32]}"
     names = ("mean", "matrix", "inverse_matrix")
     shape = (int(images.shape[1]), int(images.shape[2]), int(images.shape[3]))
     if cache and (stored := load_cached(key)) is not None and all(part in stored for part in names):
         return ZCA(*(stored[part].to(device) for part in names), image_shape=shape)
-    transform = ZCA.fit(images.to(device))
+    with progress.task("fitting ZCA", 1) as bar:
+        transform = ZCA.fit(images.to(device))
+        bar.advance()
     if cache:
         store_cached(key, {part: getattr(transform, part) for part in names})
     return transform
@@ -361,7 +364,5 @@ def _usable_device(device: torch.device | str) -> torch.device:
     except RuntimeError as error:
         raise InputError(f"device={device!r} is not a device; use cpu, cuda or cuda:N") from error
     if target.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(
-            f"device={str(device)!r} is not available: no CUDA device was found; use device='cpu'"
-        )
+        raise InputError(f"device={str(device)!r} is not available: no CUDA device was found; use device='cpu'")
     return target

@@ -1,8 +1,8 @@
 """The six ten-class subsets of ImageNet-1k that the field distils, by name.
 
-The choice and the order of the classes are those of Cazenavette et al. 2022 (MTT); label k of a subset is its k-th
-class here. A class is found by its WordNet id, which is the name of its folder; `class_id` is the position of that id
-among the sorted 1000 of ImageNet-1k, which is what the field's tables list.
+The choice and the order of the classes are those of Cazenavette et al. 2022 (MTT); label k of a subset is its
+k-th class here. A class is found by its WordNet id, which is the name of its folder; `class_id` is the
+position of that id among the sorted 1000 of ImageNet-1k, which is what the field's tables list.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from typing import NamedTuple
 
 
 class ImageNetClass(NamedTuple):
-    """One class of ImageNet-1k: `class_id` in 0..999, WordNet id `wnid` (the folder's name) and a readable `name`."""
+    """One class of ImageNet-1k: `class_id` 0..999, WordNet id `wnid` (the folder's name), readable `name`."""
 
     class_id: int
     wnid: str

@@ -14,33 +14,33 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms import functional as vision
 from torchvision.transforms.functional import InterpolationMode
-from tqdm import tqdm
 
 from mct_fast.data.cache import load_cached, store_cached
 from mct_fast.data.transforms import rows_in
 from mct_fast.errors import InputError
+from mct_fast.progress import Progress
 
-IMAGE_SUFFIXES = frozenset(
-    {".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
-)
+IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 _BATCH = 64  # files a thread takes at once: fewer would spend the time on hand-over
 _DECODER = 1  # raise it when decoding changes, so that old cache entries are not used
 _GREY_MODES = frozenset({"1", "L", "LA"})
 
 
 def decode_images(
-    files: Sequence[Path], root: Path, *, image_size: int | None, cache: bool, progress: bool, title: str
+    files: Sequence[Path], root: Path, *, image_size: int | None, cache: bool, progress: Progress, title: str
 ) -> Tensor:
     """Decode image files into one tensor, in the order given.
 
     Args:
-        files: at least one file. 8-bit grey, palette or colour in any format that Pillow reads; alpha is dropped.
+        files: at least one file. 8-bit grey, palette or colour in any format that Pillow reads; alpha is
+            dropped.
         root: the folder that names the files in the cache key and in messages.
         image_size: pixels a side: shorter side resized to it (bilinear, antialiased), then centre-cropped.
             None keeps the pixels; all files must then have one square size.
-        cache: read and write the result in the cache folder, keyed by every file's path, size and time of change.
-        progress: show a progress bar where stderr is a terminal.
-        title: what the bar says.
+        cache: read and write the result in the cache folder, keyed by every file's path, size and time of
+            change.
+        progress: shows the work as a task.
+        title: what the task is called.
 
     Returns:
         (n, C, H, W) uint8; C is 1 if every file is grey, else 3.
@@ -55,9 +55,7 @@ def decode_images(
     first, _ = _decode_file(files[0], image_size)
     height, width = first.shape[:2]
     if height != width:
-        raise InputError(
-            f"{files[0]} is {width}x{height} pixels, not square; pass image_size to resize and crop"
-        )
+        raise InputError(f"{files[0]} is {width}x{height} pixels, not square; pass image_size to resize and crop")
     images = np.empty((len(files), 3, height, width), dtype=np.uint8)
 
     def decode_batch(start: int) -> tuple[int, bool]:
@@ -75,13 +73,10 @@ def decode_images(
         return len(batch), grey
 
     all_grey = True
-    with (
-        ThreadPoolExecutor() as pool,
-        tqdm(total=len(files), desc=title, unit="image", disable=None if progress else True) as bar,
-    ):
+    with ThreadPoolExecutor() as pool, progress.task(title, len(files)) as bar:
         try:
             for done, grey in pool.map(decode_batch, range(0, len(files), _BATCH)):
-                bar.update(done)
+                bar.advance(done)
                 all_grey = all_grey and grey
         except BaseException:
             pool.shutdown(cancel_futures=True)
@@ -100,9 +95,7 @@ def resize_and_crop(images: Tensor, size: int) -> Tensor:
     if images.shape[-2:] == (size, size):
         return images
     pieces = [
-        vision.center_crop(
-            vision.resize(piece, [size], InterpolationMode.BILINEAR, antialias=True), [size, size]
-        )
+        vision.center_crop(vision.resize(piece, [size], InterpolationMode.BILINEAR, antialias=True), [size, size])
         for piece in images.split(rows_in(1 << 26, images))
     ]
     return torch.cat(pieces)
@@ -113,9 +106,7 @@ def _decode_file(file: Path, image_size: int | None) -> tuple[np.ndarray, bool]:
     try:
         with Image.open(file) as image:
             if image.mode.startswith(("I", "F")):
-                raise InputError(
-                    f"{file} has more than 8 bits a pixel (mode {image.mode}); convert it to 8 bits"
-                )
+                raise InputError(f"{file} has more than 8 bits a pixel (mode {image.mode}); convert it to 8 bits")
             grey = image.mode in _GREY_MODES
             colour = image.convert("RGB")
     except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
@@ -136,7 +127,5 @@ def _files_key(files: Sequence[Path], root: Path, image_size: int | None) -> str
             status = file.stat()
         except OSError as error:
             raise InputError(f"cannot read {file}: {error.strerror or error}; check data_path") from error
-        digest.update(
-            json.dumps([file.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns]).encode()
-        )
+        digest.update(json.dumps([file.relative_to(root).as_posix(), status.st_size, status.st_mtime_ns]).encode())
     return digest.hexdigest()[:32]

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from torch import Tensor
 
 from mct_fast.data.cache import cache_folder
 from mct_fast.data.checks import as_images, as_labels
-from mct_fast.data.images import IMAGE_SUFFIXES, decode_images
 from mct_fast.data.imagenet_subsets import IMAGENET_SUBSETS
+from mct_fast.data.images import IMAGE_SUFFIXES, decode_images
 from mct_fast.errors import InputError
+from mct_fast.progress import Progress, quiet
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,8 +32,9 @@ class RawSplit:
 
 @dataclass(frozen=True, eq=False)
 class RawDataset:
-    """A source as read. `test` is None where it has no test split of its own, `val` where it has no validation split.
-    `constants` names the field's normalisation constants (see datasets.py), or is None for the set's own statistics."""
+    """A source as read. `test` is None where it has no test split of its own, `val` where it has no
+    validation split. `constants` names the field's normalisation constants (see datasets.py), or is None for
+    the set's own statistics."""
 
     train: RawSplit
     val: RawSplit | None
@@ -43,17 +45,17 @@ class RawDataset:
 
 @dataclass(frozen=True)
 class ReadOptions:
-    """What a reader may need: data_path as given, leave to download, image_size in pixels or None, cache, progress."""
+    """What a reader may need; the fields mean what the arguments of `load_dataset` mean."""
 
     data_path: Path | None = None
     download: bool = False
     image_size: int | None = None
     cache: bool = True
-    progress: bool = True
+    progress: Progress = field(default_factory=quiet)
 
 
 def read_digits(options: ReadOptions) -> RawDataset:
-    """scikit-learn's 1,797 real handwritten digits, 8x8, grey levels 0..16 divided by 16. No test split of its own."""
+    """scikit-learn's 1,797 real handwritten digits, 8x8, 0..16 divided by 16; no test split."""
     from sklearn.datasets import load_digits  # imported here: slow to load, and only this set needs it
 
     bunch: Any = load_digits()
@@ -74,7 +76,8 @@ TORCHVISION_SETS: dict[str, tuple[str, str]] = {
 def read_torchvision(name: str, options: ReadOptions) -> RawDataset:
     """MNIST, Fashion-MNIST, CIFAR-10 or CIFAR-100 from a torchvision root, downloaded there if asked.
 
-    Without a data_path the root is the cache folder's `torchvision`, so that one download serves every later call.
+    Without a data_path the root is the cache folder's `torchvision`, so that one download serves every later
+    call.
 
     Raises:
         InputError: the files are missing or damaged and download is False, or the download fails.
@@ -102,8 +105,7 @@ def read_torchvision(name: str, options: ReadOptions) -> RawDataset:
             f"data_path: {name} in {root} is incomplete or damaged ({_first_line(error)}); pass download=True"
         ) from error
     train, test = (
-        RawSplit(images := as_images(part.data, name), as_labels(part.targets, len(images), name))
-        for part in parts
+        RawSplit(images := as_images(part.data, name), as_labels(part.targets, len(images), name)) for part in parts
     )
     # MNIST's names read "0 - zero"
     class_names = tuple(str(label).split(" - ")[0] for label in parts[0].classes)
@@ -111,29 +113,27 @@ def read_torchvision(name: str, options: ReadOptions) -> RawDataset:
 
 
 def read_folder(name: str, options: ReadOptions) -> RawDataset:
-    """A class-per-folder image tree: data_path/train/<class>/… with test/ or val/ beside it, or data_path/<class>/….
+    """A class-per-folder image tree: data_path/train/<class>/… with test/ or val/ beside it, or
+    data_path/<class>/….
 
-    With both test/ and val/, val/ is the validation split. With val/ alone it is the test split. Classes are the
-    folders below train/, sorted by name; images may lie deeper.
+    With both test/ and val/, val/ is the validation split. With val/ alone it is the test split. Classes are
+    the folders below train/, sorted by name; images may lie deeper.
 
     Raises:
-        InputError: no data_path, no such folder, no class folders, an empty class, or a test class unknown to train.
+        InputError: no data_path, no such folder, no class folders, an empty class, or a test class unknown to
+        train.
     """
     root = _need_data_path(name, options, "the folder that holds train/<class>/…, or <class>/…")
     train_root = root / "train" if (root / "train").is_dir() else root
     held_out = [part for part in ("test", "val") if train_root != root and (root / part).is_dir()]
     classes = _class_folders(train_root)
     if not classes:
-        raise InputError(
-            f"data_path: {train_root} has no class folders with images; expected {train_root}/<class>/…"
-        )
+        raise InputError(f"data_path: {train_root} has no class folders with images; expected {train_root}/<class>/…")
     groups = {"train": _list_classes(train_root, classes)}
     for part in held_out:
         unknown = sorted(set(_class_folders(root / part)) - set(classes))
         if unknown:
-            raise InputError(
-                f"data_path: {root / part} has class {unknown[0]}, which train/ lacks; make both agree"
-            )
+            raise InputError(f"data_path: {root / part} has class {unknown[0]}, which train/ lacks; make both agree")
         groups[part] = _list_classes(root / part, classes, allow_missing=True)
     if "test" not in groups and "val" in groups:
         groups["test"] = groups.pop("val")
@@ -144,8 +144,8 @@ def read_folder(name: str, options: ReadOptions) -> RawDataset:
 def read_tiny_imagenet(name: str, options: ReadOptions) -> RawDataset:
     """Tiny-ImageNet: train/<wnid>/images/*, and val/ as the test split (its own test/ carries no labels).
 
-    val/ may be as distributed (images/ and val_annotations.txt), val/<wnid>/… or val/images/<wnid>/…. Class names come
-    from words.txt where it is present.
+    val/ may be as distributed (images/ and val_annotations.txt), val/<wnid>/… or val/images/<wnid>/…. Class
+    names come from words.txt where it is present.
     """
     root = _need_data_path(name, options, "the folder tiny-imagenet-200, which holds train/ and val/")
     if not (root / "train").is_dir() and (root / "tiny-imagenet-200").is_dir():
@@ -155,9 +155,7 @@ def read_tiny_imagenet(name: str, options: ReadOptions) -> RawDataset:
         _need_folder(part, "pass the folder tiny-imagenet-200, which holds train/ and val/")
     classes = _class_folders(train_root)
     if not classes:
-        raise InputError(
-            f"data_path: {train_root} has no class folders with images; expected train/<wnid>/images/…"
-        )
+        raise InputError(f"data_path: {train_root} has no class folders with images; expected train/<wnid>/images/…")
     groups = {"train": _list_classes(train_root, classes)}
     annotations = val_root / "val_annotations.txt"
     if annotations.is_file() and any(_is_image(file) for file in _children(val_root / "images")):
@@ -184,13 +182,12 @@ def read_imagenet_subset(name: str, options: ReadOptions) -> RawDataset:
         missing = [wnid for wnid in wnids if not (root / part / wnid).is_dir()]
         if missing:
             raise InputError(
-                f"data_path: {root / part} lacks {len(missing)} of the 10 classes of {name}, first {missing[0]}; "
+                f"data_path: {root / part} lacks {len(missing)} of the 10 classes of {name}, "
+                f"first {missing[0]}; "
                 f"sort the images into {part}/<wnid>/ folders"
             )
         groups[split] = _list_classes(root / part, wnids)
-    return _decode_groups(
-        name, root, groups, [member.name for member in subset], options, constants="imagenet"
-    )
+    return _decode_groups(name, root, groups, [member.name for member in subset], options, constants="imagenet")
 
 
 def _decode_groups(
@@ -201,7 +198,7 @@ def _decode_groups(
     options: ReadOptions,
     constants: str | None,
 ) -> RawDataset:
-    """Decode all splits in one go, so that they share one size, one number of channels and one cache entry."""
+    """Decode all splits in one go: they share one size, one number of channels, one cache entry."""
     files = [file for group in groups.values() for file, _ in group]
     images = decode_images(
         files,
@@ -233,7 +230,7 @@ def _list_classes(root: Path, classes: Sequence[str], allow_missing: bool = Fals
 
 
 def _list_annotated(folder: Path, annotations: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
-    """(file, label) from Tiny-ImageNet's val_annotations.txt: file name, tab, wnid, tab, a box that is not used."""
+    """(file, label) from val_annotations.txt: file name, tab, wnid, tab, a box that is not used."""
     labels = {wnid: label for label, wnid in enumerate(classes)}
     listed: list[tuple[Path, int]] = []
     for number, line in enumerate(annotations.read_text(encoding="utf-8").splitlines(), start=1):

@@ -16,8 +16,10 @@ from mct_fast.files import sha256_tensor
 class Split:
     """One split, whole, on one device.
 
-    images: (n, C, H, W) float32 in transform space. labels: (n,) int64. sha256: hash of the raw pixels and the labels
-    (see `hash_split`), which does not depend on the transform. num_classes: None means labels.max() + 1.
+    images: (n, C, H, W) float32 in transform space.
+    labels: (n,) int64.
+    sha256: hash of the raw pixels and the labels (see `hash_split`); it does not depend on the transform.
+    num_classes: None means labels.max() + 1.
     """
 
     images: Tensor
@@ -34,7 +36,7 @@ class Split:
 
 
 def hash_split(raw: Tensor, labels: Tensor) -> str:
-    """SHA-256, in hexadecimal, over raw pixels (n, C, H, W) as stored (uint8, or float32) and labels (n,) int64."""
+    """SHA-256, in hexadecimal, over raw pixels (n, C, H, W), uint8 or float32, and labels (n,) int64."""
     return hashlib.sha256(f"{sha256_tensor(raw)} {sha256_tensor(labels)}".encode()).hexdigest()
 
 
@@ -43,8 +45,9 @@ def stratified_split(labels: Tensor, fraction: float, generator: torch.Generator
 
     Args:
         labels: (n,) int64 on the CPU.
-        fraction: held-out share of each class, in [0, 1), rounded to whole images; at least one image of a class is
-            held out (unless fraction is 0) and at least one kept. A class with a single image keeps it.
+        fraction: held-out share of each class, in [0, 1), rounded to whole images; at least one image of a
+            class is held out (unless fraction is 0) and at least one kept. A class with a single image keeps
+            it.
         generator: CPU generator that the choice is drawn from.
 
     Returns:
@@ -54,9 +57,7 @@ def stratified_split(labels: Tensor, fraction: float, generator: torch.Generator
         InputError: fraction outside [0, 1).
     """
     if not 0 <= fraction < 1:
-        raise InputError(
-            f"val_fraction={fraction} is out of range; give a share of the training set in [0, 1)"
-        )
+        raise InputError(f"val_fraction={fraction} is out of range; give a share of the training set in [0, 1)")
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     if fraction > 0 and len(labels):
         order, counts = _shuffled_by_class(labels, int(labels.max()) + 1, generator)
@@ -81,9 +82,7 @@ def random_real(split: Split, ipc: int, generator: torch.Generator) -> tuple[Ten
         InputError: ipc is not a positive whole number, or a class has fewer images.
     """
     if isinstance(ipc, bool) or not isinstance(ipc, int) or ipc < 1:
-        raise InputError(
-            f"ipc={ipc!r} is not a number of images per class; give a whole number of at least 1"
-        )
+        raise InputError(f"ipc={ipc!r} is not a number of images per class; give a whole number of at least 1")
     labels = split.labels.cpu()
     if not len(labels):
         raise InputError(f"ipc={ipc}: the split is empty; choose a split that has images")
@@ -91,9 +90,7 @@ def random_real(split: Split, ipc: int, generator: torch.Generator) -> tuple[Ten
     order, counts = _shuffled_by_class(labels, num_classes, generator)
     fewest = int(counts.min())
     if fewest < ipc:
-        raise InputError(
-            f"ipc={ipc} is larger than class {int(counts.argmin())}, which has {fewest} images; lower ipc"
-        )
+        raise InputError(f"ipc={ipc} is larger than class {int(counts.argmin())}, which has {fewest} images; lower ipc")
     first = counts.cumsum(0) - counts
     chosen = order[(first[:, None] + torch.arange(ipc)).flatten()].to(split.images.device)
     return split.images[chosen], split.labels[chosen]

@@ -1,6 +1,6 @@
 """Pixel transforms: from raw pixels in [0, 1] to the space that networks train in, and back.
 
-A transform is immutable and holds its own constants, so that a distilled set saved with it needs nothing else.
+A transform is immutable and holds its own constants: a distilled set saved with it needs nothing else.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ class Transform(Protocol):
     """What every pixel transform offers."""
 
     def forward(self, raw: Tensor) -> Tensor:
-        """Raw pixels (n, C, H, W) in [0, 1], floating point, to transform space; same shape, dtype and device."""
+        """Raw floating-point pixels (n, C, H, W) in [0, 1] to transform space; same shape, dtype, device."""
         ...
 
     def inverse(self, x: Tensor) -> Tensor:
@@ -86,7 +86,9 @@ class Normalize:
 
     @classmethod
     def fit(cls, raw: Tensor) -> Normalize:
-        """Mean and (population) standard deviation of each channel of raw pixels (n, C, H, W), uint8 or [0, 1] float.
+        """Mean and (population) standard deviation of each channel.
+
+        raw: pixels (n, C, H, W), uint8 or float in [0, 1].
 
         uint8 pixels are summed as integers, hence exactly. A channel that never varies gets std 1.
         """
@@ -103,7 +105,7 @@ class Normalize:
         mean = total.double() / count
         variance = (squares.double() / count - mean * mean).clamp_min(0)
         std = variance.sqrt() / scale
-        # A deviation this small is rounding: the channel is constant, and dividing would blow the rounding up.
+        # A deviation this small is rounding: the channel is constant, and dividing would magnify it.
         std[std < 1e-6] = 1.0
         return cls((mean / scale).tolist(), std.tolist())
 
@@ -131,10 +133,11 @@ class Normalize:
 
 @dataclass(frozen=True, eq=False)
 class ZCA:
-    """ZCA whitening, equal to `kornia.enhance.ZCAWhitening(eps=0.1, compute_inv=True)`, with its inverse kept.
+    """ZCA whitening with its inverse, equal to `kornia.enhance.ZCAWhitening(eps=0.1, compute_inv=True)`.
 
     With D = C*H*W features, covariance U S Uᵀ of the flattened training images and their mean mu:
-    forward x -> (x - mu) T with T = U (S + eps)^(-1/2) Uᵀ; inverse x -> x T⁻¹ + mu with T⁻¹ = U (S + eps)^(1/2) Uᵀ.
+    forward x -> (x - mu) T with T = U (S + eps)^(-1/2) Uᵀ;
+    inverse x -> x T⁻¹ + mu with T⁻¹ = U (S + eps)^(1/2) Uᵀ.
     kornia is needed to fit, not to apply.
 
     Args:
@@ -181,9 +184,7 @@ class ZCA:
             getattr(whitening, name) for name in ("mean_vector", "transform_matrix", "transform_inv")
         )
         if not bool(torch.isfinite(matrix).all()):
-            raise InputError(
-                "zca=True: the whitening matrix is not finite; check the training images or use zca=False"
-            )
+            raise InputError("zca=True: the whitening matrix is not finite; check the training images or use zca=False")
         return cls(mean.reshape(-1).contiguous(), matrix.contiguous(), inverse.contiguous(), shape, eps)
 
     def forward(self, raw: Tensor) -> Tensor:
@@ -247,7 +248,7 @@ def transform_from_state(tensors: Mapping[str, Tensor], meta: Mapping[str, Any])
 
 
 def check_zca_size(image_shape: tuple[int, int, int]) -> None:
-    """Refuse images (C, H, W) so large that their whitening matrix is out of reach, before anything is computed."""
+    """Refuse images (C, H, W) so large that their whitening matrix is out of reach."""
     features = math.prod(image_shape)
     if features > ZCA_MAX_FEATURES:
         raise InputError(
@@ -257,7 +258,7 @@ def check_zca_size(image_shape: tuple[int, int, int]) -> None:
 
 
 def to_unit(raw: Tensor) -> Tensor:
-    """uint8 0..255 to float32 in [0, 1] (divided by 255, as torchvision's ToTensor does); floats pass unchanged."""
+    """uint8 0..255 divided by 255, as torchvision's ToTensor does, to float32; floats pass unchanged."""
     return raw if raw.is_floating_point() else raw.to(torch.float32).div_(255)
 
 
