@@ -115,7 +115,7 @@ def _decode_file(file: Path, image_size: int | None) -> tuple[np.ndarray, bool]:
         raise InputError(f"{file} cannot be decoded as an image; repair or remove it") from error
     if image_size is not None and colour.size != (image_size, image_size):
         # torchvision rounds the longer side and the crop's corner as the field's pipelines do.
-        resized = vision.resize(colour, [image_size], InterpolationMode.BILINEAR)  # type: ignore[arg-type]
+        resized = vision.resize(colour, [image_size], InterpolationMode.BILINEAR)
         colour = vision.center_crop(resized, [image_size, image_size])
     return np.asarray(colour), grey
 
