@@ -40,8 +40,8 @@ def quiet() -> Progress:
 
 def for_stream(stream: TextIO | None = None) -> Progress:
     """Bars if ``stream`` (default: stderr) is a terminal, else a line about every ten seconds."""
-    stream = stream if stream is not None else sys.stderr
-    return TerminalProgress(stream) if stream.isatty() else LineProgress(stream)
+    target: TextIO = stream if stream is not None else sys.stderr
+    return TerminalProgress(target) if target.isatty() else LineProgress(target)
 
 
 class _Quiet:

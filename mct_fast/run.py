@@ -6,6 +6,7 @@
     environment.json         versions and processor at the beginning
     metrics.jsonl            one JSON object a line, in the order of events
     checkpoint.safetensors   tensors, and the rest of the state as JSON in the file's metadata
+    evaluations.json         what 'mct-fast evaluate' found afterwards, one record a network
 
 Nothing is pickled. A checkpoint is whole or absent and knows how long ``metrics.jsonl`` was when it was written, so a run
 that goes on from it first forgets the records after it: the file ends as that of a run that was never interrupted.
@@ -32,6 +33,7 @@ from mct_fast.files import atomic_write, read_json, write_json
 
 CONFIG, ENVIRONMENT = "config.json", "environment.json"
 METRICS, CHECKPOINT = "metrics.jsonl", "checkpoint.safetensors"
+EVALUATIONS = "evaluations.json"
 _FORMAT_VERSION = "1"
 
 
@@ -122,6 +124,17 @@ class Run:
         """What :func:`environment` said when the run began; empty if that was not kept."""
         file = self.path / ENVIRONMENT
         return read_json(file) if file.is_file() else {}
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """Later evaluations of the distilled set, one record a network (architecture)."""
+        file = self.path / EVALUATIONS
+        return read_json(file) if file.is_file() else []
+
+    def add_evaluation(self, record: Mapping[str, Any]) -> None:
+        """Keeps ``record``, in place of an earlier one of the same ``model`` and ``split``."""
+        key = (record["model"], record["split"])
+        others = [r for r in self.evaluations() if (r["model"], r["split"]) != key]
+        write_json(self.path / EVALUATIONS, [*others, _plain(record)])
 
     def save_checkpoint(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Replaces the checkpoint, atomically. ``state`` is JSON-able; floats survive exactly."""

@@ -1,0 +1,558 @@
+"""The command line: ``mct-fast COMMAND``.
+
+Every command is a function that takes the words after its name. What it needs is imported inside it, so that
+``mct-fast --help`` answers at once. Annotations are evaluated here (no ``from __future__ import annotations``):
+tyro reads the types of the classes that the commands define.
+"""
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import json
+import logging
+import os
+import sys
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import tyro
+from tyro.conf import OmitArgPrefixes, Positional
+
+from mct_fast import __version__
+from mct_fast.errors import InputError
+
+T = TypeVar("T")
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs the command line ``words`` (default: those of the process).
+
+    Returns the exit status: 0; 2 after wrong input, explained in one line on stderr; 130 after Ctrl-C.
+    """
+    logging.basicConfig(level=logging.WARNING, format="mct-fast: %(message)s")
+    words = list(sys.argv[1:] if words is None else words)
+    try:
+        return _dispatch(words)
+    except InputError as error:
+        print(f"mct-fast: error: {error}", file=sys.stderr)
+        return 2
+    except _Interrupted as interrupted:
+        print(f"\nmct-fast: interrupted; {interrupted}", file=sys.stderr)
+        return 130
+    except KeyboardInterrupt:
+        print("\nmct-fast: interrupted", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def _dispatch(words: list[str]) -> int:
+    if not words or words[0] in ("-h", "--help"):
+        print(_overview())
+        return 0
+    if words[0] == "--version":
+        print(f"mct-fast {__version__}")
+        return 0
+    command = _COMMANDS.get(words[0])
+    if command is None:
+        hint = _nearest(words[0], _COMMANDS)
+        raise InputError(f"unknown command {words[0]!r}{hint}; the commands are {', '.join(_COMMANDS)}")
+    try:
+        command(words[1:])
+    except SystemExit as stop:  # tyro, after printing a help text
+        return int(stop.code or 0)
+    return 0
+
+
+def _overview() -> str:
+    commands = "\n".join(f"  {name:<10} {(run.__doc__ or '').splitlines()[0]}" for name, run in _COMMANDS.items())
+    return (
+        "usage: mct-fast COMMAND [OPTIONS]\n\n"
+        "Distils a dataset into a few synthetic images by matching the training paths of experts.\n\n"
+        f"commands:\n{commands}\n\n"
+        "mct-fast COMMAND --help lists a command's options; mct-fast --version prints the version."
+    )
+
+
+# Commands. The first line of each docstring stands in the overview.
+
+
+def _experts(words: list[str]) -> None:
+    """Train experts on real data into a store of convexified trajectories."""
+    from mct_fast.experts import ExpertConfig, train_experts
+
+    @dataclasses.dataclass(frozen=True)
+    class Arguments:
+        """Train experts on real data; of each, only its convexified trajectory is kept.
+
+        The same command again goes on where an interrupted one stopped.
+        """
+
+        out: Path
+        """Folder of the trajectory store to write."""
+        config: OmitArgPrefixes[ExpertConfig] = ExpertConfig()
+
+    given = _parse("experts", Arguments, words)
+    with _resumable("the same command again goes on with the experts that are missing"):
+        store = train_experts(given.config, given.out, progress=_progress())
+    _print_rows(_store_rows(store))
+
+
+def _compress(words: list[str]) -> None:
+    """Convexify checkpoints that exist already, MTT's replay_buffer_*.pt."""
+    from mct_fast.compress import compress
+
+    @dataclasses.dataclass(frozen=True)
+    class Arguments:
+        """Convexify the checkpoints in MTT's replay_buffer_*.pt files into a trajectory store."""
+
+        source: Positional[Path]
+        """A replay_buffer_*.pt file or the folder that holds them."""
+        out: Path
+        """Folder of the trajectory store to write."""
+        dataset: str
+        """Name of the dataset that the experts were trained on, e.g. cifar10."""
+        data_path: str | None = None
+        """Folder that holds the dataset."""
+        zca: bool = False
+        """The experts were trained on ZCA-whitened images."""
+        model: str | None = None
+        """The network as JSON, e.g. '{"name": "ConvNet", "depth": 4, "image_size": 64, "num_classes": 200}'.
+        Left out, a ConvNet is recognised from its shapes."""
+        waypoints: int = 2
+        """Checkpoints that the convex path runs through: 2 is the paper's, 4 the official code's default."""
+        schedule: str = "arc_length"
+        """Pace along the path: arc_length, uniform, decreasing or projected."""
+        smooth: bool = False
+        """Average each later waypoint with its neighbours, as the official code does."""
+        keep_checkpoints: bool = False
+        """Also keep every checkpoint (about 25 times the space), which MTT needs."""
+
+    given = _parse("compress", Arguments, words)
+    store = compress(
+        given.source,
+        given.out,
+        dataset=given.dataset,
+        data_path=given.data_path,
+        zca=given.zca,
+        model=_json_object("model", given.model),
+        waypoints=given.waypoints,
+        schedule=given.schedule,
+        smooth=given.smooth,
+        keep_checkpoints=given.keep_checkpoints,
+        progress=_progress(),
+    )
+    _print_rows(_store_rows(store))
+
+
+def _distill(words: list[str]) -> None:
+    """Distil a dataset along the trajectories of a store."""
+    from mct_fast.distill import DistillConfig, distill
+    from mct_fast.report import write_report
+
+    @dataclasses.dataclass(frozen=True)
+    class Arguments:
+        """Distil a dataset into --ipc images a class, into the run folder --out.
+
+        A new run needs --trajectories and --out; --resume goes on with a killed run, with the run's own settings.
+        """
+
+        trajectories: Path | None = None
+        """Trajectory store that 'mct-fast experts' or 'mct-fast compress' wrote."""
+        out: Path | None = None
+        """Run folder to write: configuration, metrics, checkpoints, images, report."""
+        resume: Path | None = None
+        """Run folder to go on with."""
+        config: OmitArgPrefixes[DistillConfig] = DistillConfig()
+
+    given = _parse("distill", Arguments, words)
+    if given.resume is not None:
+        if given != Arguments(resume=given.resume):
+            raise InputError("resume: a run goes on with its own settings; leave out every other option")
+        config, trajectories = _stored_config(given.resume, DistillConfig)
+        out = given.resume
+    elif given.trajectories is None:
+        raise InputError("trajectories: missing; give --trajectories STORE and --out RUN, or --resume RUN")
+    elif given.out is None:
+        raise InputError("out: missing; give --out RUN, the folder to write")
+    else:
+        config, trajectories, out = given.config, given.trajectories, given.out
+    with _resumable(f"go on with: mct-fast distill --resume {out}"):
+        distill(config, trajectories, out=out, resume=given.resume is not None, progress=_progress())
+        page = write_report(out)
+    _print_rows([*_run_rows(out), ("report", str(page))])
+
+
+def _evaluate(words: list[str]) -> None:
+    """Train fresh networks on a distilled set and score them."""
+    from mct_fast.evaluate import EvalConfig, evaluate, evaluate_random_real
+    from mct_fast.run import Run
+
+    @dataclasses.dataclass(frozen=True)
+    class Arguments:
+        """Train fresh networks on a distilled set and on as many random real images, and score them.
+
+        Given a run, the results are kept there, and 'mct-fast report' shows them.
+        """
+
+        path: Positional[Path]
+        """A run folder, or the folder of a distilled set."""
+        model: str | None = None
+        """Networks, separated by commas: ConvNet, MLP, AlexNet, VGG11, ResNet18, LeNet, or a variant such as
+        ConvNetD4 or ResNet18BN. Left out, the one that the set was distilled with."""
+        split: str = "test"
+        """The split to score on: test or val."""
+        random_real: bool = True
+        """Also train on as many random real images, the baseline."""
+        dataset: str | None = None
+        """Dataset to score on; left out, the one that the set was distilled from."""
+        data_path: str | None = None
+        """Folder that holds the dataset; left out, the one noted with the experts."""
+        config: OmitArgPrefixes[EvalConfig] = EvalConfig()
+
+    given = _parse("evaluate", Arguments, words)
+    distilled, run_path = _distilled_at(given.path)
+    dataset = _dataset_of(distilled, run_path, given.dataset, given.data_path, given.config.device)
+    own = distilled.provenance.get("model")
+    networks: list[Any] = [own or "ConvNet"] if given.model is None else _models(given.model, own)
+    rows: list[tuple[str, ...]] = [("network", given.split, *(["random real"] if given.random_real else []))]
+    with _resumable("networks that were finished are kept"):
+        for network in networks:
+            result = evaluate(distilled, dataset, given.config, model=network, split=given.split, progress=_progress())
+            record: dict[str, Any] = {
+                "model": result.model,
+                "split": result.split,
+                "mean": result.mean,
+                "std": result.std,
+                "accuracies": list(result.accuracies),
+                "lr": result.lr,
+            }
+            row = [result.model, _percent(result.mean, result.std)]
+            if given.random_real:
+                ipc = len(distilled) // distilled.num_classes
+                lrs = (result.lr, 0.01) if len(dataset.val) else (result.lr,)
+                random = evaluate_random_real(
+                    ipc, dataset, given.config, model=network, split=given.split, lrs=lrs, progress=_progress()
+                )
+                record |= {"random_real_mean": random.mean, "random_real_std": random.std, "random_real_lr": random.lr}
+                row.append(_percent(random.mean, random.std))
+            rows.append(tuple(row))
+            if run_path is not None:
+                Run.open(run_path).add_evaluation(record)
+    _print_rows(rows)
+
+
+def _report(words: list[str]) -> None:
+    """Write a run's page: images, curves, configuration, storage, timings."""
+    from mct_fast.report import write_report
+    from mct_fast.tensorboard import write_events
+
+    @dataclasses.dataclass(frozen=True)
+    class Arguments:
+        """Write report.html, images.png and curves.png into a run's folder."""
+
+        run: Positional[Path]
+        """Run folder that 'mct-fast distill' wrote."""
+        tensorboard: bool = False
+        """Also write TensorBoard event files (needs the package tensorboard)."""
+
+    given = _parse("report", Arguments, words)
+    rows = [("report", str(write_report(given.run)))]
+    if given.tensorboard:
+        rows.append(("tensorboard", str(write_events(given.run))))
+    _print_rows(rows)
+
+
+def _inspect(words: list[str]) -> None:
+    """Say what a trajectory store, a run or a distilled set holds."""
+    from mct_fast.run import CONFIG
+    from mct_fast.trajectory import TrajectoryStore
+
+    @dataclasses.dataclass(frozen=True)
+    class Arguments:
+        """Say what a trajectory store, a run or a distilled set holds."""
+
+        path: Positional[Path]
+        """Folder of a trajectory store, a run or a distilled set."""
+
+    path = _parse("inspect", Arguments, words).path
+    if not path.is_dir():
+        raise InputError(f"path: {path} is no folder; give a trajectory store, a run or a distilled set")
+    if (path / "manifest.json").is_file():
+        _print_rows(_store_rows(TrajectoryStore.open(path)))
+    elif (path / CONFIG).is_file():
+        _print_rows(_run_rows(path))
+    else:
+        distilled, _ = _distilled_at(path)
+        _print_rows(_distilled_rows(distilled))
+
+
+def _demo(words: list[str]) -> None:
+    """Distil real handwritten digits in a few minutes, no download needed."""
+    from mct_fast.demo import run_demo
+    from mct_fast.progress import duration
+
+    @dataclasses.dataclass(frozen=True)
+    class Arguments:
+        """Train experts on scikit-learn's handwritten digits, distil one image a class, and write a page about it."""
+
+        out: Path = Path("runs/demo")
+        """Folder to write."""
+
+    given = _parse("demo", Arguments, words)
+    with _resumable(f"go on with: mct-fast demo --out {given.out}"):
+        result = run_demo(given.out, progress=_progress())
+    final = result.final
+    random = _percent(final["random_real_mean"], final["random_real_std"])
+    _print_rows(
+        [
+            ("test accuracy, trained on", f"({final['num_eval']} networks)"),
+            ("10 random real images", random),
+            ("10 distilled images", _percent(final["test_mean"], final["test_std"])),
+            ("training experts took", duration(result.expert_seconds)),
+            ("distilling took", duration(result.distill_seconds)),
+            ("look at", str(result.page)),
+        ]
+    )
+
+
+_COMMANDS: dict[str, Callable[[list[str]], None]] = {
+    "experts": _experts,
+    "compress": _compress,
+    "distill": _distill,
+    "evaluate": _evaluate,
+    "report": _report,
+    "inspect": _inspect,
+    "demo": _demo,
+}
+
+
+# Parsing
+
+
+def _parse(command: str, arguments: type[T], words: list[str]) -> T:
+    """``words`` as an instance of the dataclass ``arguments``; wrong words become an :class:`InputError` of one line."""
+    _refuse_unknown_options(arguments, words)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            return tyro.cli(arguments, prog=f"mct-fast {command}", args=words, use_underscores=True)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise InputError(_first_sentence(complaint.getvalue(), command)) from None
+
+
+def _refuse_unknown_options(arguments: type, words: Iterable[str]) -> None:
+    known = set(_options(arguments))
+    for word in words:
+        if word == "--":
+            return
+        if not word.startswith("--") or word == "--help":
+            continue
+        name = word[2:].partition("=")[0].replace("-", "_")
+        if name not in known:
+            raise InputError(f"unknown option --{name}{_nearest(name, known, '--')}")
+
+
+def _options(arguments: type) -> Iterator[str]:
+    for field in dataclasses.fields(arguments):
+        if dataclasses.is_dataclass(field.default) and not isinstance(field.default, type):
+            yield from _options(type(field.default))
+        else:
+            yield field.name
+            if isinstance(field.default, bool):
+                yield f"no_{field.name}"
+
+
+def _nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f", did you mean {prefix}{close[0]}?" if close else ""
+
+
+def _first_sentence(complaint: str, command: str) -> str:
+    """tyro's message without its frame: what stands before the first rule, on one line."""
+    words: list[str] = []
+    for line in complaint.splitlines():
+        text = line.strip("│ ").strip()
+        if text.startswith("╭"):
+            continue
+        if not text or text[0] in "─╰":
+            break
+        words += text.split()
+    message = " ".join(words) or "wrong arguments"
+    return f"{message[0].lower()}{message[1:]}; see mct-fast {command} --help"
+
+
+def _json_object(name: str, text: str | None) -> dict[str, Any] | None:
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{name}: {text!r} is not JSON ({error}); see --help for an example") from error
+    if not isinstance(value, dict):
+        raise InputError(f'{name}: {text!r} is no JSON object; give {{"name": ...}}')
+    return value
+
+
+# What the commands read
+
+
+def _stored_config(path: Path, kind: type[T]) -> tuple[T, Path]:
+    """The frozen configuration of a run, and its trajectory store."""
+    from mct_fast.run import Run
+
+    config = dict(Run.open(path).config)
+    trajectories = config.get("trajectories")
+    if trajectories is None:
+        raise InputError(f"resume: {path} was made from trajectories in memory; go on with distill(..., resume=True)")
+    names = {field.name for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
+    return kind(**{name: value for name, value in config.items() if name in names}), Path(trajectories)
+
+
+def _distilled_at(path: Path) -> tuple[Any, Path | None]:
+    """The distilled set at ``path``, and the run it belongs to if ``path`` is a run."""
+    from mct_fast.distilled import DistilledDataset
+    from mct_fast.run import CONFIG
+
+    if not (path / CONFIG).is_file():
+        return DistilledDataset.load(path), None
+    if not (path / "distilled").is_dir():
+        raise InputError(f"path: the run {path} has no distilled set yet; go on with: mct-fast distill --resume {path}")
+    return DistilledDataset.load(path / "distilled"), path
+
+
+def _dataset_of(distilled: Any, run_path: Path | None, name: str | None, data_path: str | None, device: str) -> Any:
+    """The dataset that ``distilled`` came from, or the one called ``name`` in the same form."""
+    from mct_fast.data import load_dataset
+    from mct_fast.run import Run
+    from mct_fast.trajectory import TrajectoryStore
+
+    noted: dict[str, Any] = {"name": distilled.provenance.get("dataset")}
+    noted["zca"] = distilled.transform.state()[1].get("kind") == "zca"
+    noted["image_size"] = distilled.images.shape[-1]
+    noted |= distilled.provenance.get("data", {})
+    store = Run.open(run_path).config.get("trajectories") if run_path is not None else None
+    if isinstance(store, str):
+        with contextlib.suppress(InputError):  # moved since; what the set itself says must do
+            noted |= TrajectoryStore.open(store).manifest["dataset"]
+    chosen = name or noted["name"]
+    if chosen is None:
+        raise InputError("dataset: the distilled set does not say where it came from; give --dataset")
+    return load_dataset(
+        chosen,
+        data_path=data_path or noted.get("data_path"),
+        zca=noted["zca"],
+        val_fraction=noted.get("val_fraction", 0.1),
+        split_seed=noted.get("split_seed", 0),
+        image_size=noted["image_size"],
+        device=device,
+    )
+
+
+def _models(names: str, own: dict[str, Any] | None) -> list[Any]:
+    """Networks by name; the name of the distilled set's own network stands for exactly that one."""
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    if not wanted:
+        raise InputError("model: names no network; give e.g. --model ConvNet,AlexNet")
+    return [own if own is not None and own.get("name") == name else name for name in wanted]
+
+
+# What the commands print
+
+
+def _progress() -> Any:
+    from mct_fast.progress import for_stream
+
+    return for_stream()
+
+
+def _store_rows(store: Any) -> list[tuple[str, ...]]:
+    from statistics import fmean
+
+    manifest = store.manifest
+    parameters = sum(shape.numel() for shape in store.shapes)
+    rows = [
+        ("store", str(store.path)),
+        ("experts", str(len(store))),
+        ("dataset", str(manifest["dataset"]["name"])),
+        ("network", ", ".join(f"{key} {value}" for key, value in manifest["model"].items())),
+        ("parameters", f"{parameters:,} in {len(store.shapes)} tensors"),
+        ("recipe", ", ".join(f"{key} {value}" for key, value in manifest["recipe"].items())),
+    ]
+    if len(store):
+        mtt = 51 * 4 * parameters * len(store)
+        rows.append(("size", f"{store.nbytes:,} bytes; MTT's 51 checkpoints would take {mtt / store.nbytes:.1f} times"))
+        rows.append(("epochs", str(store[0].epochs)))
+        accuracies = [info["accuracy"] for info in map(store.info, range(len(store))) if "accuracy" in info]
+        if accuracies:
+            rows.append(
+                ("accuracy", f"{100 * fmean(accuracies):.1f} % on average, {100 * min(accuracies):.1f} % the worst")
+            )
+    return rows
+
+
+def _run_rows(path: Path) -> list[tuple[str, ...]]:
+    from mct_fast.run import Run
+
+    run = Run.open(path)
+    records = run.metrics()
+    done = max((r["iteration"] for r in records if r["kind"] == "iter"), default=0)
+    rows = [
+        ("run", str(path)),
+        ("iterations", f"{done} of {run.config.get('iterations', '?')}"),
+    ]
+    for record in [r for r in records if r["kind"] == "eval"][-1:]:
+        split = record["split"]
+        rows.append(
+            (f"latest {split}", f"{_percent(record['mean'], record['std'])} at iteration {record['iteration']}")
+        )
+    for record in [r for r in records if r["kind"] == "final"][-1:]:
+        networks = f"({record['num_eval']} networks, images of iteration {record['iteration']})"
+        rows.append(("test", f"{_percent(record['test_mean'], record['test_std'])} {networks}"))
+        rows.append(("random real", _percent(record["random_real_mean"], record["random_real_std"])))
+    return rows
+
+
+def _distilled_rows(distilled: Any) -> list[tuple[str, ...]]:
+    shape = " x ".join(str(size) for size in distilled.images.shape[1:])
+    rows = [
+        ("images", f"{len(distilled)} of {shape}"),
+        ("classes", ", ".join(distilled.class_names)),
+        ("step size", f"{distilled.syn_lr:.6g}"),
+        ("transform", str(distilled.transform.state()[1].get("kind"))),
+    ]
+    return rows + [(key, str(value)) for key, value in distilled.provenance.items()]
+
+
+def _percent(mean: float, std: float) -> str:
+    return f"{100 * mean:.1f} ± {100 * std:.1f} %"
+
+
+def _print_rows(rows: Sequence[tuple[str, ...]]) -> None:
+    """Rows of cells in aligned columns."""
+    columns = max(len(row) for row in rows)
+    widths = [max((len(row[i]) for row in rows if i < len(row)), default=0) for i in range(columns - 1)]
+    for row in rows:
+        cells = [cell.ljust(width) for cell, width in zip(row[:-1], widths, strict=False)]
+        print("  ".join([*cells, row[-1]]))
+
+
+class _Interrupted(Exception):  # noqa: N818 (no error: the user pressed Ctrl-C)
+    """Ctrl-C during work that can be gone on with; the text says how."""
+
+
+@contextlib.contextmanager
+def _resumable(how: str) -> Iterator[None]:
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise _Interrupted(how) from None
+
+
+if __name__ == "__main__":
+    sys.exit(main())
