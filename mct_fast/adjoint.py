@@ -20,7 +20,7 @@ from torch import Tensor
 
 from mct_fast.data.augment import AugmentPlan
 from mct_fast.models import FunctionalModel
-from mct_fast.student import Student
+from mct_fast.student import Student, Tape
 from mct_fast.tasks import Task
 
 
@@ -133,11 +133,14 @@ class Unrolled:
 class Exact:
     """Exact, in memory constant in N: the adjoint recursion with each step recomputed.
 
-    Keeps theta_0 ... theta_N (N * P numbers) and the activations of one step; 11 convolution passes a step.
+    Keeps theta_0 ... theta_N (N * P numbers) and the activations of one step; 11 convolution passes a step.  The first
+    steps' activations are kept instead of recomputed as far as they fit into ``keep_bytes``: 9 passes for those.
     """
 
+    keep_bytes: int = 256 << 20
+
     def solve(self, problem: MatchingProblem) -> MatchResult:
-        return _sweep(problem, carry_curvature=True)
+        return _sweep(problem, carry_curvature=True, keep_bytes=self.keep_bytes)
 
 
 @dataclass(frozen=True)
@@ -149,25 +152,34 @@ class Truncated:
     """
 
     def solve(self, problem: MatchingProblem) -> MatchResult:
-        return _sweep(problem, carry_curvature=False)
+        return _sweep(problem, carry_curvature=False, keep_bytes=0)
 
 
-def _sweep(problem: MatchingProblem, *, carry_curvature: bool) -> MatchResult:
+def _sweep(problem: MatchingProblem, *, carry_curvature: bool, keep_bytes: int) -> MatchResult:
     """Forward over the steps, then back over them."""
     student, alpha = problem.student, problem.syn_lr
     path = [problem.start]
+    tapes: dict[int, Tape] = {}
     for step in range(problem.syn_steps):
-        _, g = student.gradient(path[-1], *problem.batch(step, problem.images, problem.labels))
-        path.append(path[-1] - alpha * g)
+        batch = problem.batch(step, problem.images, problem.labels)
+        if keep_bytes > 0:
+            _, g, tape = student.gradient_keeping(path[-1], *batch)
+            if tape is not None and tape.nbytes <= keep_bytes:
+                tapes[step] = tape
+                keep_bytes -= tape.nbytes
+            else:
+                keep_bytes = 0
+        else:
+            _, g = student.gradient(path[-1], *batch)
+        path.append(torch.add(path[-1], g, alpha=-float(alpha)))
     loss, costate = problem.terminal(path[-1])
 
     grad_images = torch.zeros_like(problem.images)
     grad_labels = torch.zeros_like(problem.labels) if problem.labels.is_floating_point() else None
     grad_lr = torch.zeros((), dtype=torch.float64, device=alpha.device)
     for step in reversed(range(problem.syn_steps)):
-        tangent = student.gradient_tangent(
-            path[step], costate, *problem.batch(step, problem.images, problem.labels)
-        )
+        batch = problem.batch(step, problem.images, problem.labels)
+        tangent = student.gradient_tangent(path[step], costate, *batch, tape=tapes.pop(step, None))
         grad_lr -= tangent.loss_dot.double().sum()
         for rows, grad in _per_student(problem, step, tangent.grad_x_dot):
             grad_images.index_add_(0, rows, grad * -alpha)

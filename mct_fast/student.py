@@ -8,7 +8,7 @@ runs ConvNet and MLP on the project's operators.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -31,6 +31,13 @@ class Tangent:
     grad_y_dot: Tensor | None
 
 
+class Tape(Protocol):
+    """What a student keeps of a step so that its tangent need not recompute it."""
+
+    @property
+    def nbytes(self) -> int: ...
+
+
 class Student(Protocol):
     """S networks of one architecture, as functions of flat parameters ``(S, P)``."""
 
@@ -41,8 +48,12 @@ class Student(Protocol):
         """``(loss (S,), dloss/dparams (S, P))`` for batches ``x (S, b, C, H, W)``, labels ``(S, b)`` or ``(S, b, k)``."""
         ...
 
-    def gradient_tangent(self, params: Tensor, tangent: Tensor, x: Tensor, y: Tensor) -> Tangent:
-        """The derivative of the step along ``tangent (S, P)``."""
+    def gradient_keeping(self, params: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Any]:
+        """:meth:`gradient` and a :class:`Tape` for :meth:`gradient_tangent` of the same step, or None."""
+        ...
+
+    def gradient_tangent(self, params: Tensor, tangent: Tensor, x: Tensor, y: Tensor, tape: Any = None) -> Tangent:
+        """The derivative of the step along ``tangent (S, P)``; with the step's ``tape`` some work is spared."""
         ...
 
     def logits(self, params: Tensor, x: Tensor) -> Tensor:
@@ -76,7 +87,10 @@ class GenericStudent:
             grads.append(g)
         return torch.stack(losses), torch.stack(grads)
 
-    def gradient_tangent(self, params: Tensor, tangent: Tensor, x: Tensor, y: Tensor) -> Tangent:
+    def gradient_keeping(self, params: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, None]:
+        return *self.gradient(params, x, y), None
+
+    def gradient_tangent(self, params: Tensor, tangent: Tensor, x: Tensor, y: Tensor, tape: None = None) -> Tangent:
         soft = y.is_floating_point()
         rows = [
             self._tangent_of_one(*row, soft=soft) for row in zip(params, tangent, x, y, strict=True)
@@ -107,5 +121,10 @@ class GenericStudent:
 
 def student_for(model: nn.Module | FunctionalModel, task: Task | None = None) -> Student:
     """The fastest student that computes the step of ``model`` exactly."""
+    from mct_fast import fused, ops
+
     functional = model if isinstance(model, FunctionalModel) else FunctionalModel(model)
-    return GenericStudent(functional, task or Classification())
+    task = task or Classification()
+    if ops.extension_loaded() and isinstance(task, Classification) and fused.supports(functional) is None:
+        return fused.FusedStudent(functional)
+    return GenericStudent(functional, task)
