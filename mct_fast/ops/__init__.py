@@ -29,6 +29,8 @@ __all__ = [
     "conv3x3",
     "conv3x3_input_grad",
     "conv3x3_weight_grad",
+    "dsa",
+    "dsa_transpose",
     "extension_loaded",
     "linear_ce",
     "linear_ce_tangent",
@@ -197,3 +199,17 @@ def arc_length(previous: Tensor, current: Tensor, offsets: Tensor) -> Tensor:
     Squares are summed in double. No derivative: an input that requires grad raises.
     """
     return _ops.arc_length(previous, current, offsets)
+
+
+def dsa(x: Tensor, kinds: Tensor, params: Tensor) -> Tensor:
+    """Augment the images of each student by one operation, its parameters drawn per image: y = A x + c.
+
+    x (S,B,C,H,W) contiguous, H and W at least 2; kinds (S,) int64 on the CPU; params (S,B,4) float32: the parameter table
+    of `mct_fast.data.augment` (`AugmentPlan.table`), which has the formulas. First derivative only, by x.
+    """
+    return _ops.dsa(x, kinds, params)
+
+
+def dsa_transpose(g: Tensor, kinds: Tensor, params: Tensor) -> Tensor:
+    """A^T g, the adjoint of the linear part of `dsa`. Arguments as there; no derivative: requiring grad raises."""
+    return _ops.dsa_transpose(g, kinds, params)

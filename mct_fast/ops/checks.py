@@ -260,3 +260,26 @@ def arc_length(previous: Tensor, current: Tensor, offsets: Tensor) -> Tensor:
     check.parameter("current", current, "S P")
     _offsets(check, offsets, previous.shape[1])
     return previous.new_empty(previous.shape[0], offsets.shape[0] - 1, dtype=torch.float64)
+
+
+def _augment(name: str, x: Tensor, kinds: Tensor, params: Tensor) -> Tensor:
+    check = _Shapes(name, x)
+    check.activation(name, x, "S B C H W")
+    if x.shape[3] < 2 or x.shape[4] < 2:
+        raise InputError(f"{name}: images of {x.shape[3]}x{x.shape[4]} are too small to augment; use 2x2 or larger")
+    if kinds.dtype != torch.int64 or kinds.shape != x.shape[:1] or kinds.device.type not in ("cpu", "meta"):
+        raise InputError(f"kinds: {kinds.dtype} {tuple(kinds.shape)} on {kinds.device}, expected int64 (S,) on the CPU")
+    if not kinds.is_meta and type(kinds) is Tensor and not 0 <= int(kinds.min()) <= int(kinds.max()) <= 6:
+        raise InputError(f"kinds: {kinds.tolist()} has a number that is no augmentation; use 0 to 6")
+    check("params", params, "S B 4", dtype=torch.float32)
+    if not params.is_contiguous():
+        raise InputError("params: must be contiguous; call .contiguous()")
+    return torch.empty_like(x)
+
+
+def dsa(x: Tensor, kinds: Tensor, params: Tensor) -> Tensor:
+    return _augment("x", x, kinds, params)
+
+
+def dsa_transpose(g: Tensor, kinds: Tensor, params: Tensor) -> Tensor:
+    return _augment("g", g, kinds, params)

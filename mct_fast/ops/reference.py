@@ -105,6 +105,11 @@ def _mean(x: Tensor) -> Tensor:
     return x.mean(dim=(2, 3), keepdim=True)
 
 
+def _masked(u: Tensor, v: Tensor) -> Tensor:
+    """v where ReLU lets u through: 0 where u <= 0, so that a NaN is not hidden."""
+    return torch.where(u <= 0, 0, v)
+
+
 def block_forward(
     z: Tensor, gamma: Tensor | None, beta: Tensor | None, eps: float, pool: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -128,10 +133,10 @@ def block_backward(
     up = _unpool(gp, z) if pool else gp
     if gamma is None or beta is None:
         none = z.new_zeros(z.shape[0], z.shape[4])
-        return torch.where(z > 0, up, 0), none, none.clone()
+        return _masked(z, up), none, none.clone()
     r = _plane(rstd)
     xhat = (z - _plane(mean)) * r
-    gu = torch.where(_channel(gamma) * xhat + _channel(beta) > 0, up, 0)
+    gu = _masked(_channel(gamma) * xhat + _channel(beta), up)
     q = _channel(gamma) * gu
     gz = r * (q - _mean(q) - xhat * _mean(q * xhat))
     return gz, (gu * xhat).sum(dim=(1, 2, 3)), gu.sum(dim=(1, 2, 3))
@@ -150,7 +155,7 @@ def block_tangent(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(pdot, mean of zdot, mean of xhat * zdot); the last two are zero without a norm."""
     if gamma is None or beta is None or gammadot is None or betadot is None:
-        adot = torch.where(z > 0, zdot, 0)
+        adot = _masked(z, zdot)
         mean_zdot = z.new_zeros(z.shape[0], z.shape[1], z.shape[4])
         mean_xhat_zdot = mean_zdot.clone()
     else:
@@ -159,7 +164,7 @@ def block_tangent(
         m1, m2 = _mean(zdot), _mean(xhat * zdot)
         xhatdot = r * (zdot - m1 - xhat * m2)
         udot = _channel(gammadot) * xhat + _channel(gamma) * xhatdot + _channel(betadot)
-        adot = torch.where(_channel(gamma) * xhat + _channel(beta) > 0, udot, 0)
+        adot = _masked(_channel(gamma) * xhat + _channel(beta), udot)
         mean_zdot, mean_xhat_zdot = m1[:, :, 0, 0].contiguous(), m2[:, :, 0, 0].contiguous()
     return (_pool(adot) if pool else adot), mean_zdot, mean_xhat_zdot
 
@@ -184,13 +189,13 @@ def block_tangent_backward(
     updot = _unpool(gpdot, z) if pool else gpdot
     if gamma is None or beta is None or gammadot is None or betadot is None:
         none = z.new_zeros(z.shape[0], z.shape[4])
-        return torch.where(z > 0, up, 0), torch.where(z > 0, updot, 0), none, none.clone()
+        return _masked(z, up), _masked(z, updot), none, none.clone()
     r, m1, m2 = _plane(rstd), _plane(mean_zdot), _plane(mean_xhat_zdot)
     xhat = (z - _plane(mean)) * r
     xhatdot = r * (zdot - m1 - xhat * m2)
     rdot = -r.square() * m2
-    mask = _channel(gamma) * xhat + _channel(beta) > 0
-    gu, gudot = torch.where(mask, up, 0), torch.where(mask, updot, 0)
+    u = _channel(gamma) * xhat + _channel(beta)
+    gu, gudot = _masked(u, up), _masked(u, updot)
     q = _channel(gamma) * gu
     qdot = _channel(gamma) * gudot + _channel(gammadot) * gu
     inner = q - _mean(q) - xhat * _mean(q * xhat)
@@ -273,3 +278,77 @@ def arc_length(previous: Tensor, current: Tensor, offsets: Tensor) -> Tensor:
     squares = (current - previous).double().square()
     sums = [part.sum(dim=1) for part in squares.split(list(_layer_sizes(offsets)), dim=1)]
     return torch.stack(sums, dim=1).sqrt()
+
+
+# --------------------------------------------------------------------------------------------------- augmentation
+# Kinds 2 to 6 (crop, cutout, flip, scale, rotate) sample the image: output q of an image is sum_k weight[k, q] x[at[k, q]].
+
+
+def _axis_taps(at: Tensor, size: int) -> list[tuple[Tensor, Tensor]]:
+    """Two neighbours of real positions along one axis and their weights, 0 outside [0, size)."""
+    near = (at > -1) & (at < size)
+    first = torch.where(near, at, 0).floor()
+    taps = []
+    for index, weight in ((first, 1 - (at - first)), (first + 1, at - first)):
+        inside = near & (index >= 0) & (index < size)
+        taps.append((torch.where(inside, index, 0).long(), torch.where(inside, weight, 0)))
+    return taps
+
+
+def _taps(x: Tensor, kind: int, p: Tensor) -> tuple[Tensor, Tensor]:
+    """Positions and weights (b, taps, H * W) of one student's images x (b, C, H, W), table p (b, 4) of x's dtype."""
+    b, _, height, width = x.shape
+    i = torch.arange(height, device=x.device, dtype=x.dtype)[None, :, None].expand(b, height, width)
+    j = torch.arange(width, device=x.device, dtype=x.dtype)[None, None, :].expand(b, height, width)
+    h, w = (height - 1) / 2, (width - 1) / 2
+    p0, p1, p2, p3 = (p[:, k, None, None] for k in range(4))
+    keep = torch.ones_like(i)
+    if kind == 2:
+        i, j = i + p0.trunc(), j + p1.trunc()
+    elif kind == 3:
+        keep = 1 - ((i >= p0) & (i < p1) & (j >= p2) & (j < p3)).to(x.dtype)
+    elif kind == 4:
+        j = torch.where(p0 > 0.5, width - 1 - j, j)
+    elif kind == 5:
+        i, j = p0 * (i - h) + h, p1 * (j - w) + w
+    else:
+        i, j = p1 * (j - w) * h / w + p0 * (i - h) + h, p0 * (j - w) - p1 * (i - h) * w / h + w
+    rows, columns = _axis_taps(i, height), _axis_taps(j, width)
+    at = [(r * width + c).flatten(1) for r, _ in rows for c, _ in columns]
+    weight = [(u * v * keep).flatten(1) for _, u in rows for _, v in columns]
+    return torch.stack(at, 1), torch.stack(weight, 1)
+
+
+def _augment(x: Tensor, kinds: Tensor, params: Tensor, transpose: bool) -> Tensor:
+    out = []
+    for s, kind in enumerate(kinds.tolist()):
+        one, p = x[s], params[s].to(device=x.device, dtype=x.dtype)
+        b, c, height, width = one.shape
+        if kind == 0:
+            out.append(one.clone())
+        elif kind == 1:
+            offset, saturation, contrast = (p[:, k, None, None, None] for k in range(3))
+            pixel, whole = one.mean(1, keepdim=True), one.mean((1, 2, 3), keepdim=True)
+            linear = contrast * (saturation * one + (1 - saturation) * pixel) + (1 - contrast) * whole
+            out.append(linear if transpose else linear + offset)  # the linear part is symmetric
+        else:
+            at, weight = _taps(one, kind, p)
+            flat, total = one.flatten(2), torch.zeros_like(one).flatten(2)
+            for k in range(at.shape[1]):
+                index = at[:, k, None].expand(b, c, height * width)
+                if transpose:
+                    total.scatter_add_(2, index, flat * weight[:, k, None])
+                else:
+                    total += flat.gather(2, index) * weight[:, k, None]
+            out.append(total.view(b, c, height, width))
+    return torch.stack(out)
+
+
+def dsa(x: Tensor, kinds: Tensor, params: Tensor) -> Tensor:
+    """Augment x (S, B, C, H, W) by the tables of `mct_fast.data.augment`: kinds (S,), params (S, B, 4)."""
+    return _augment(x, kinds, params, transpose=False)
+
+
+def dsa_transpose(g: Tensor, kinds: Tensor, params: Tensor) -> Tensor:
+    """Adjoint of `dsa`'s linear part."""
+    return _augment(g, kinds, params, transpose=True)

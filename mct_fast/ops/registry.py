@@ -70,7 +70,7 @@ def _refuse_grad(name: str) -> Callable[..., Any]:
 
 
 # ----------------------------------------------------------------------------------------------------- derivatives
-# The three convolution passes are each other's derivatives (any order). block_forward and matching_loss have a first
+# The three convolution passes are each other's derivatives (any order). block_forward, matching_loss and dsa have a first
 # derivative; the operators that compute it have none, so a second differentiation raises.
 
 
@@ -143,10 +143,20 @@ def _matching_backward(ctx: Any, gloss: Tensor, _: Tensor | None) -> tuple[Tenso
     return gloss[:, None] * grad, None, None, None, None, None
 
 
+def _dsa_setup(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    ctx.save_for_backward(*inputs[1:])
+
+
+def _dsa_backward(ctx: Any, gy: Tensor) -> tuple[Tensor | None, ...]:
+    kinds, params = ctx.saved_tensors
+    return torch.ops.mct_fast.dsa_transpose(gy.contiguous(), kinds, params), None, None
+
+
 _FORMULAS: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "conv3x3": (_save, _conv_backward),
     "conv3x3_input_grad": (_save, _conv_input_grad_backward),
     "conv3x3_weight_grad": (_save, _conv_weight_grad_backward),
     "block_forward": (_block_setup, _block_backward),
     "matching_loss": (_matching_setup, _matching_backward),
+    "dsa": (_dsa_setup, _dsa_backward),
 }

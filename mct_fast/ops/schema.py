@@ -24,6 +24,8 @@ SCHEMAS: tuple[str, ...] = (
     "sgd_step_(Tensor(a!) params, Tensor grad, Tensor(b!)? momentum_buffer, Tensor lr, float momentum,"
     " float weight_decay) -> ()",
     "arc_length(Tensor previous, Tensor current, Tensor offsets) -> Tensor",
+    "dsa(Tensor x, Tensor kinds, Tensor params) -> Tensor",
+    "dsa_transpose(Tensor g, Tensor kinds, Tensor params) -> Tensor",
 )
 
 

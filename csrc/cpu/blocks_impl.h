@@ -1,0 +1,347 @@
+// Norm -> ReLU -> pool and its derivatives for one image, in one instruction set (see simd.h and units.h).
+//
+// xhat = (z - mean) * rstd, u = gamma * xhat + beta, a = relu(u), p = pool(a). Every pass computes u by the same
+// expression, so that all of them see the same mask. The mask is "not u <= 0": a NaN goes through, as in PyTorch.
+// Sums run along a row first and rows are added after, which keeps float32 errors near those of a pairwise sum.
+
+namespace mct::MCT_ISA {
+
+// What a group of N vectors of channels needs to know. Without a norm xhat = z = u.
+template <class T, int N, bool Partial>
+struct Affine {
+  V<T> mean[N], rstd[N], gamma[N], beta[N];
+
+  MCT_INLINE Affine(const T* m, const T* r, const T* g, const T* b, int64_t n) {
+    for (int k = 0; k < N; ++k) {
+      const int64_t c = k * Pack<T>::lanes;
+      const bool norm = g != nullptr;
+      mean[k] = norm ? load<Partial>(m + c, n) : V<T>{};
+      rstd[k] = norm ? load<Partial>(r + c, n) : splat(T(1));
+      gamma[k] = norm ? load<Partial>(g + c, n) : splat(T(1));
+      beta[k] = norm ? load<Partial>(b + c, n) : V<T>{};
+    }
+  }
+  MCT_INLINE V<T> xhat(V<T> z, int k) const { return (z - mean[k]) * rstd[k]; }
+  MCT_INLINE V<T> u(V<T> x, int k) const { return gamma[k] * x + beta[k]; }
+};
+
+// v where u is positive or NaN, else 0
+template <class T>
+MCT_INLINE V<T> masked(V<T> u, V<T> v) {
+  return u <= V<T>{} ? V<T>{} : v;
+}
+
+template <class T, int N, bool Partial>
+void statistics(const Plane& s, int64_t n, const T* z, T eps, T* mean, T* rstd) {
+  constexpr int L = Pack<T>::lanes;
+  const T count = static_cast<T>(s.H * s.W);
+  V<T> m[N] = {}, q[N] = {};
+  for (int64_t y = 0; y < s.H; ++y) {
+    V<T> row[N] = {};
+    const T* zr = z + y * s.W * s.C;
+    for (int64_t x = 0; x < s.W; ++x, zr += s.C) {
+      for (int k = 0; k < N; ++k) row[k] += load<Partial>(zr + k * L, n);
+    }
+    for (int k = 0; k < N; ++k) m[k] += row[k];
+  }
+  for (int k = 0; k < N; ++k) m[k] /= count;
+  for (int64_t y = 0; y < s.H; ++y) {
+    V<T> row[N] = {};
+    const T* zr = z + y * s.W * s.C;
+    for (int64_t x = 0; x < s.W; ++x, zr += s.C) {
+      for (int k = 0; k < N; ++k) {
+        const V<T> d = load<Partial>(zr + k * L, n) - m[k];
+        row[k] += d * d;
+      }
+    }
+    for (int k = 0; k < N; ++k) q[k] += row[k];
+  }
+  for (int k = 0; k < N; ++k) {
+    T t[L];
+    store(t, q[k] / count + eps);
+    for (int i = 0; i < L; ++i) t[i] = T(1) / (sizeof(T) == 4 ? __builtin_sqrtf(t[i]) : __builtin_sqrt(t[i]));
+    store<Partial>(mean + k * L, m[k], n);
+    store<Partial>(rstd + k * L, load(t), n);
+  }
+}
+
+template <class T, int N, bool Partial, int Window>
+void forward_group(const Plane& s, int64_t n, const T* z, const T* gamma, const T* beta, T eps, T* p, T* mean, T* rstd) {
+  constexpr int L = Pack<T>::lanes;
+  if (gamma != nullptr) {
+    statistics<T, N, Partial>(s, n, z, eps, mean, rstd);
+  } else {
+    for (int k = 0; k < N; ++k) {
+      store<Partial>(mean + k * L, V<T>{}, n);
+      store<Partial>(rstd + k * L, splat(T(1)), n);
+    }
+  }
+  const Affine<T, N, Partial> f(mean, rstd, gamma, beta, n);
+  for (int64_t i = 0; i < s.H / Window; ++i) {
+    for (int64_t j = 0; j < s.W / Window; ++j, p += s.C) {
+      V<T> a[N] = {};
+      for (int dy = 0; dy < Window; ++dy) {
+        for (int dx = 0; dx < Window; ++dx) {
+          const T* zp = z + ((i * Window + dy) * s.W + j * Window + dx) * s.C;
+          for (int k = 0; k < N; ++k) {
+            const V<T> u = f.u(f.xhat(load<Partial>(zp + k * L, n), k), k);
+            a[k] += masked<T>(u, u);
+          }
+        }
+      }
+      for (int k = 0; k < N; ++k) store<Partial>(p + k * L, a[k] * (T(1) / (Window * Window)), n);
+    }
+  }
+}
+
+template <class T, int N, bool Partial, int Window>
+void backward_group(const Plane& s, int64_t n, const T* gp, const T* z, const T* mean, const T* rstd, const T* gamma,
+                    const T* beta, T* gz, T* ggamma, T* gbeta) {
+  constexpr int L = Pack<T>::lanes;
+  constexpr T share = T(1) / (Window * Window);
+  const Affine<T, N, Partial> f(mean, rstd, gamma, beta, n);
+  const int64_t rows = s.H / Window, columns = s.W / Window;
+  V<T> sum_g[N] = {}, sum_gx[N] = {};
+  if (gamma != nullptr) {
+    for (int64_t i = 0; i < rows; ++i) {
+      V<T> row_g[N] = {}, row_gx[N] = {};
+      const T* g = gp + i * columns * s.C;
+      for (int64_t j = 0; j < columns; ++j, g += s.C) {
+        for (int k = 0; k < N; ++k) {
+          const V<T> up = load<Partial>(g + k * L, n) * share;
+          for (int dy = 0; dy < Window; ++dy) {
+            for (int dx = 0; dx < Window; ++dx) {
+              const T* zp = z + ((i * Window + dy) * s.W + j * Window + dx) * s.C;
+              const V<T> x = f.xhat(load<Partial>(zp + k * L, n), k);
+              const V<T> gu = masked<T>(f.u(x, k), up);
+              row_g[k] += gu;
+              row_gx[k] += gu * x;
+            }
+          }
+        }
+      }
+      for (int k = 0; k < N; ++k) {
+        sum_g[k] += row_g[k];
+        sum_gx[k] += row_gx[k];
+      }
+    }
+  }
+  // gz = rstd (gamma gu - mean q - xhat mean(q xhat))
+  const T count = static_cast<T>(s.H * s.W);
+  V<T> mean_q[N], mean_qx[N];
+  for (int k = 0; k < N; ++k) {
+    mean_q[k] = f.gamma[k] * sum_g[k] / count;
+    mean_qx[k] = f.gamma[k] * sum_gx[k] / count;
+    store<Partial>(gbeta + k * L, sum_g[k], n);
+    store<Partial>(ggamma + k * L, sum_gx[k], n);
+  }
+  for (int64_t y = 0; y < s.H; ++y) {
+    const bool inside = y / Window < rows;
+    const T* zp = z + y * s.W * s.C;
+    T* out = gz + y * s.W * s.C;
+    const T* g = gp + y / Window * columns * s.C;
+    for (int64_t j = 0; j < s.W; j += Window, g += s.C) {
+      const bool covered = inside && j / Window < columns;
+      for (int dx = 0; dx < Window && j + dx < s.W; ++dx, zp += s.C, out += s.C) {
+        for (int k = 0; k < N; ++k) {
+          const V<T> x = f.xhat(load<Partial>(zp + k * L, n), k);
+          const V<T> up = covered ? load<Partial>(g + k * L, n) * share : V<T>{};
+          const V<T> gu = masked<T>(f.u(x, k), up);
+          store<Partial>(out + k * L, f.rstd[k] * (f.gamma[k] * gu - mean_q[k] - x * mean_qx[k]), n);
+        }
+      }
+    }
+  }
+}
+
+template <class T, int N, bool Partial, int Window>
+void tangent_group(const Plane& s, int64_t n, const T* z, const T* zdot, const T* mean, const T* rstd, const T* gamma,
+                   const T* beta, const T* gammadot, const T* betadot, T* pdot, T* mean_zdot, T* mean_xhat_zdot) {
+  constexpr int L = Pack<T>::lanes;
+  const Affine<T, N, Partial> f(mean, rstd, gamma, beta, n);
+  V<T> m1[N] = {}, m2[N] = {}, gdot[N] = {}, bdot[N] = {};
+  if (gamma != nullptr) {
+    for (int64_t y = 0; y < s.H; ++y) {
+      V<T> r1[N] = {}, r2[N] = {};
+      const T* zp = z + y * s.W * s.C;
+      const T* dp = zdot + y * s.W * s.C;
+      for (int64_t x = 0; x < s.W; ++x, zp += s.C, dp += s.C) {
+        for (int k = 0; k < N; ++k) {
+          const V<T> d = load<Partial>(dp + k * L, n);
+          r1[k] += d;
+          r2[k] += d * f.xhat(load<Partial>(zp + k * L, n), k);
+        }
+      }
+      for (int k = 0; k < N; ++k) {
+        m1[k] += r1[k];
+        m2[k] += r2[k];
+      }
+    }
+    const T count = static_cast<T>(s.H * s.W);
+    for (int k = 0; k < N; ++k) {
+      m1[k] /= count;
+      m2[k] /= count;
+      gdot[k] = load<Partial>(gammadot + k * L, n);
+      bdot[k] = load<Partial>(betadot + k * L, n);
+    }
+  }
+  for (int k = 0; k < N; ++k) {
+    store<Partial>(mean_zdot + k * L, m1[k], n);
+    store<Partial>(mean_xhat_zdot + k * L, m2[k], n);
+  }
+  for (int64_t i = 0; i < s.H / Window; ++i) {
+    for (int64_t j = 0; j < s.W / Window; ++j, pdot += s.C) {
+      for (int k = 0; k < N; ++k) {
+        V<T> a = {};
+        for (int dy = 0; dy < Window; ++dy) {
+          for (int dx = 0; dx < Window; ++dx) {
+            const int64_t at = ((i * Window + dy) * s.W + j * Window + dx) * s.C + k * L;
+            const V<T> x = f.xhat(load<Partial>(z + at, n), k);
+            const V<T> xdot = f.rstd[k] * (load<Partial>(zdot + at, n) - m1[k] - x * m2[k]);
+            a += masked<T>(f.u(x, k), gdot[k] * x + f.gamma[k] * xdot + bdot[k]);
+          }
+        }
+        store<Partial>(pdot + k * L, a * (T(1) / (Window * Window)), n);
+      }
+    }
+  }
+}
+
+template <class T, int N, bool Partial, int Window>
+void tangent_backward_group(const Plane& s, int64_t n, const T* gp, const T* gpdot, const T* z, const T* zdot,
+                            const T* mean, const T* rstd, const T* mean_zdot, const T* mean_xhat_zdot, const T* gamma,
+                            const T* beta, const T* gammadot, T* gz, T* gzdot, T* ggammadot,
+                            T* gbetadot) {
+  constexpr int L = Pack<T>::lanes;
+  constexpr T share = T(1) / (Window * Window);
+  const Affine<T, N, Partial> f(mean, rstd, gamma, beta, n);
+  const int64_t rows = s.H / Window, columns = s.W / Window;
+  const bool norm = gamma != nullptr;
+  V<T> m1[N] = {}, m2[N] = {}, gdot[N] = {};
+  if (norm) {
+    for (int k = 0; k < N; ++k) {
+      m1[k] = load<Partial>(mean_zdot + k * L, n);
+      m2[k] = load<Partial>(mean_xhat_zdot + k * L, n);
+      gdot[k] = load<Partial>(gammadot + k * L, n);
+    }
+  }
+  // sums of gu, gu xhat, gudot, gu xhatdot + gudot xhat
+  V<T> sum_g[N] = {}, sum_gx[N] = {}, sum_gd[N] = {}, sum_mixed[N] = {};
+  if (norm) {
+    for (int64_t i = 0; i < rows; ++i) {
+      V<T> row_g[N] = {}, row_gx[N] = {}, row_gd[N] = {}, row_mixed[N] = {};
+      const int64_t g_at = i * columns * s.C;
+      for (int64_t j = 0; j < columns; ++j) {
+        for (int k = 0; k < N; ++k) {
+          const V<T> up = load<Partial>(gp + g_at + j * s.C + k * L, n) * share;
+          const V<T> updot = load<Partial>(gpdot + g_at + j * s.C + k * L, n) * share;
+          for (int dy = 0; dy < Window; ++dy) {
+            for (int dx = 0; dx < Window; ++dx) {
+              const int64_t at = ((i * Window + dy) * s.W + j * Window + dx) * s.C + k * L;
+              const V<T> x = f.xhat(load<Partial>(z + at, n), k);
+              const V<T> xdot = f.rstd[k] * (load<Partial>(zdot + at, n) - m1[k] - x * m2[k]);
+              const V<T> u = f.u(x, k);
+              const V<T> gu = masked<T>(u, up), gud = masked<T>(u, updot);
+              row_g[k] += gu;
+              row_gx[k] += gu * x;
+              row_gd[k] += gud;
+              row_mixed[k] += gud * x + gu * xdot;
+            }
+          }
+        }
+      }
+      for (int k = 0; k < N; ++k) {
+        sum_g[k] += row_g[k];
+        sum_gx[k] += row_gx[k];
+        sum_gd[k] += row_gd[k];
+        sum_mixed[k] += row_mixed[k];
+      }
+    }
+  }
+  // q = gamma gu, qdot = gamma gudot + gammadot gu, rdot = -rstd^2 mean(xhat zdot)
+  const T count = static_cast<T>(s.H * s.W);
+  V<T> mean_q[N], mean_qx[N], mean_qdot[N], mean_cross[N], rdot[N];
+  for (int k = 0; k < N; ++k) {
+    mean_q[k] = f.gamma[k] * sum_g[k] / count;
+    mean_qx[k] = f.gamma[k] * sum_gx[k] / count;
+    mean_qdot[k] = (f.gamma[k] * sum_gd[k] + gdot[k] * sum_g[k]) / count;
+    mean_cross[k] = (f.gamma[k] * sum_mixed[k] + gdot[k] * sum_gx[k]) / count;
+    rdot[k] = -f.rstd[k] * f.rstd[k] * m2[k];
+    store<Partial>(gbetadot + k * L, sum_gd[k], n);
+    store<Partial>(ggammadot + k * L, sum_mixed[k], n);
+  }
+  for (int64_t y = 0; y < s.H; ++y) {
+    const bool inside = y / Window < rows;
+    int64_t at = y * s.W * s.C, g_at = y / Window * columns * s.C;
+    for (int64_t j = 0; j < s.W; j += Window, g_at += s.C) {
+      const bool covered = inside && j / Window < columns;
+      for (int dx = 0; dx < Window && j + dx < s.W; ++dx, at += s.C) {
+        for (int k = 0; k < N; ++k) {
+          const V<T> x = f.xhat(load<Partial>(z + at + k * L, n), k);
+          const V<T> xdot = f.rstd[k] * (load<Partial>(zdot + at + k * L, n) - m1[k] - x * m2[k]);
+          const V<T> u = f.u(x, k);
+          const V<T> up = covered ? load<Partial>(gp + g_at + k * L, n) * share : V<T>{};
+          const V<T> updot = covered ? load<Partial>(gpdot + g_at + k * L, n) * share : V<T>{};
+          const V<T> gu = masked<T>(u, up), gud = masked<T>(u, updot);
+          const V<T> inner = f.gamma[k] * gu - mean_q[k] - x * mean_qx[k];
+          const V<T> innerdot =
+              f.gamma[k] * gud + gdot[k] * gu - mean_qdot[k] - xdot * mean_qx[k] - x * mean_cross[k];
+          store<Partial>(gz + at + k * L, f.rstd[k] * inner, n);
+          store<Partial>(gzdot + at + k * L, rdot[k] * inner + f.rstd[k] * innerdot, n);
+        }
+      }
+    }
+  }
+}
+
+// Runs `group` over the channels: N vectors at a time, then one at a time, then the rest of a vector.
+#define MCT_OVER_CHANNELS(group, width, ...)                                                        \
+  constexpr int L = Pack<T>::lanes;                                                                 \
+  int64_t c = 0;                                                                                    \
+  for (; c + width * L <= s.channels; c += width * L) {                                             \
+    s.pool ? group<T, width, false, 2>(s, 0, __VA_ARGS__) : group<T, width, false, 1>(s, 0, __VA_ARGS__); \
+  }                                                                                                 \
+  for (; c + L <= s.channels; c += L) {                                                             \
+    s.pool ? group<T, 1, false, 2>(s, 0, __VA_ARGS__) : group<T, 1, false, 1>(s, 0, __VA_ARGS__);   \
+  }                                                                                                 \
+  if (c < s.channels) {                                                                             \
+    const int64_t n = s.channels - c;                                                               \
+    s.pool ? group<T, 1, true, 2>(s, n, __VA_ARGS__) : group<T, 1, true, 1>(s, n, __VA_ARGS__);     \
+  }
+
+template <class T>
+MCT_INLINE const T* shifted(const T* p, int64_t c) {
+  return p == nullptr ? nullptr : p + c;
+}
+
+template <class T>
+void block_forward(const Plane& s, const T* z, const T* gamma, const T* beta, T eps, T* p, T* mean, T* rstd) {
+  MCT_OVER_CHANNELS(forward_group, 4, z + c, shifted(gamma, c), shifted(beta, c), eps, p + c, mean + c, rstd + c)
+}
+
+template <class T>
+void block_backward(const Plane& s, const T* gp, const T* z, const T* mean, const T* rstd, const T* gamma,
+                    const T* beta, T* gz, T* ggamma, T* gbeta) {
+  MCT_OVER_CHANNELS(backward_group, 4, gp + c, z + c, mean + c, rstd + c, shifted(gamma, c), shifted(beta, c), gz + c,
+                    ggamma + c, gbeta + c)
+}
+
+template <class T>
+void block_tangent(const Plane& s, const T* z, const T* zdot, const T* mean, const T* rstd, const T* gamma,
+                   const T* beta, const T* gammadot, const T* betadot, T* pdot, T* mean_zdot, T* mean_xhat_zdot) {
+  MCT_OVER_CHANNELS(tangent_group, 4, z + c, zdot + c, mean + c, rstd + c, shifted(gamma, c), shifted(beta, c),
+                    shifted(gammadot, c), shifted(betadot, c), pdot + c, mean_zdot + c, mean_xhat_zdot + c)
+}
+
+template <class T>
+void block_tangent_backward(const Plane& s, const T* gp, const T* gpdot, const T* z, const T* zdot, const T* mean,
+                            const T* rstd, const T* mean_zdot, const T* mean_xhat_zdot, const T* gamma, const T* beta,
+                            const T* gammadot, T* gz, T* gzdot, T* ggammadot, T* gbetadot) {
+  MCT_OVER_CHANNELS(tangent_backward_group, 2, gp + c, gpdot + c, z + c, zdot + c, mean + c, rstd + c, mean_zdot + c,
+                    mean_xhat_zdot + c, shifted(gamma, c), shifted(beta, c), shifted(gammadot, c),
+                    gz + c, gzdot + c, ggammadot + c, gbetadot + c)
+}
+
+#undef MCT_OVER_CHANNELS
+
+}  // namespace mct::MCT_ISA

@@ -1,0 +1,185 @@
+// The linear layer with cross-entropy, and its tangent: logits and softmax by rows, then the products by tiles.
+
+#include <cmath>
+
+#include "kernels.h"
+#include "parallel.h"
+#include "pool.h"
+#include "units.h"
+
+namespace mct {
+namespace {
+
+constexpr int64_t kRows = 4, kColumns = 512;  // a unit of the products; every sum lies within one unit
+
+int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
+int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
+
+// Turns logits l (K) into log softmax, in place.
+template <class T>
+void log_softmax(int64_t K, T* l) {
+  T top = l[0];
+  for (int64_t k = 1; k < K; ++k) top = l[k] > top ? l[k] : top;
+  double total = 0;
+  for (int64_t k = 0; k < K; ++k) total += std::exp(l[k] - top);
+  const T shift = top + static_cast<T>(std::log(total));
+  for (int64_t k = 0; k < K; ++k) l[k] -= shift;
+}
+
+// Runs fn(student, first row, rows) over blocks of rows of (S, B, ...).
+template <class Fn>
+void for_rows(const LinearShape& s, const Fn& fn) {
+  const int64_t blocks = ceil_div(s.B, kRows);
+  parallel_for(s.S * blocks, [&](int64_t unit, int) {
+    const int64_t r = unit % blocks * kRows;
+    fn(unit / blocks, r, least(kRows, s.B - r));
+  });
+}
+
+// gh (B, F) = g w [+ g2 w2] and gw (K, F) = g^T h [+ g2^T h2] of every student, in one loop; null outputs are skipped.
+template <class T>
+struct Product {
+  const T *g, *g2;           // (S, B, K)
+  Param<T> w, w2;            // right factors of gh
+  const T *h, *h2;           // right factors of gw, (S, B, F)
+  T *gh, *gw;
+};
+
+template <class T>
+void products(const LinearShape& s, const Product<T>* all, int count) {
+  const Units<T>& u = units<T>();
+  const int64_t columns = ceil_div(s.F, kColumns), gh_rows = ceil_div(s.B, kRows), gw_rows = ceil_div(s.K, kRows);
+  const int64_t each = (gh_rows + gw_rows) * columns;
+  parallel_for(s.S * count * each, [&](int64_t unit, int) {
+    const Product<T>& p = all[unit / each % count];
+    const int64_t student = unit / each / count, f = unit % columns * kColumns, n = least(kColumns, s.F - f);
+    int64_t row = unit % each / columns;
+    const T* g = p.g + student * s.B * s.K;
+    const T* g2 = p.g2 == nullptr ? nullptr : p.g2 + student * s.B * s.K;
+    if (row < gh_rows) {
+      if (p.gh == nullptr) return;
+      row *= kRows;
+      const Factors<T> x{g + row * s.K, p.w.of(student) + f, g2 == nullptr ? nullptr : g2 + row * s.K,
+                         g2 == nullptr ? nullptr : p.w2.of(student) + f};
+      u.products_nn(least(kRows, s.B - row), n, s.K, x, s.K, 1, s.F, p.gh + (student * s.B + row) * s.F + f, s.F);
+    } else {
+      if (p.gw == nullptr) return;
+      row = (row - gh_rows) * kRows;
+      const int64_t at = student * s.B * s.F + f;
+      const Factors<T> x{g + row, p.h + at, g2 == nullptr ? nullptr : g2 + row, g2 == nullptr ? nullptr : p.h2 + at};
+      u.products_nn(least(kRows, s.K - row), n, s.B, x, 1, s.K, s.F, p.gw + (student * s.K + row) * s.F + f, s.F);
+    }
+  });
+}
+
+// gb (S, K) = sum over B of g (S, B, K)
+template <class T>
+void add_rows(const LinearShape& s, const T* g, T* gb) {
+  for (int64_t student = 0; student < s.S; ++student) {
+    for (int64_t k = 0; k < s.K; ++k) {
+      double total = 0;
+      for (int64_t b = 0; b < s.B; ++b) total += g[(student * s.B + b) * s.K + k];
+      gb[student * s.K + k] = static_cast<T>(total);
+    }
+  }
+}
+
+// loss (S) = mean over B of terms (S, B)
+template <class T>
+void mean_rows(const LinearShape& s, const double* terms, T* loss) {
+  for (int64_t student = 0; student < s.S; ++student) {
+    double total = 0;
+    for (int64_t b = 0; b < s.B; ++b) total += terms[student * s.B + b];
+    loss[student] = static_cast<T>(total / static_cast<double>(s.B));
+  }
+}
+
+}  // namespace
+
+template <class T>
+void linear_ce(const LinearShape& s, const T* h, Param<T> w, Param<T> b, const T* y, T* loss, T* gh, T* gw, T* gb) {
+  const Units<T>& u = units<T>();
+  const Scratch terms_block(s.S * s.B * sizeof(double)), g_block(s.S * s.B * s.K * sizeof(T));
+  double* terms = static_cast<double*>(terms_block.data());
+  T* g = static_cast<T*>(g_block.data());
+  for_rows(s, [&](int64_t student, int64_t row, int64_t rows) {
+    const int64_t at = student * s.B + row;
+    T* l = g + at * s.K;
+    u.products_nt(rows, s.K, s.F, {h + at * s.F, w.of(student), nullptr, nullptr}, s.F, s.F, l, s.K);
+    const T* bias = b.of(student);
+    for (int64_t r = 0; r < rows; ++r, l += s.K) {
+      for (int64_t k = 0; k < s.K; ++k) l[k] += bias[k];
+      log_softmax(s.K, l);
+      const T* yr = y + (at + r) * s.K;
+      double term = 0;
+      T weight = 0;
+      for (int64_t k = 0; k < s.K; ++k) {
+        weight += yr[k];
+        // a target of 0 asks nothing of a logit of minus infinity
+        if (yr[k] != T(0)) term -= static_cast<double>(yr[k]) * l[k];
+      }
+      terms[at + r] = term;
+      for (int64_t k = 0; k < s.K; ++k) l[k] = (std::exp(l[k]) * weight - yr[k]) / static_cast<T>(s.B);
+    }
+  });
+  const Product<T> p{g, nullptr, w, {nullptr, 0}, h, nullptr, gh, gw};
+  products(s, &p, 1);
+  add_rows(s, g, gb);
+  mean_rows(s, terms, loss);
+}
+
+template <class T>
+void linear_ce_tangent(const LinearShape& s, const T* h, const T* hdot, Param<T> w, Param<T> wdot, Param<T> b,
+                       Param<T> bdot, const T* y, T* loss_dot, T* gh, T* ghdot, T* gwdot, T* gbdot, T* gydot) {
+  const Units<T>& u = units<T>();
+  const Scratch terms_block(s.S * s.B * sizeof(double)), g_block(2 * s.S * s.B * s.K * sizeof(T));
+  double* terms = static_cast<double*>(terms_block.data());
+  T* g = static_cast<T*>(g_block.data());
+  T* gdot = g + s.S * s.B * s.K;
+  for_rows(s, [&](int64_t student, int64_t row, int64_t rows) {
+    const int64_t at = student * s.B + row;
+    const T *hr = h + at * s.F, *hd = hdot + at * s.F;
+    T *l = g + at * s.K, *ld = gdot + at * s.K;
+    u.products_nt(rows, s.K, s.F, {hr, w.of(student), nullptr, nullptr}, s.F, s.F, l, s.K);
+    u.products_nt(rows, s.K, s.F, {hd, w.of(student), hr, wdot.of(student)}, s.F, s.F, ld, s.K);
+    const T *bias = b.of(student), *bias_dot = bdot.of(student);
+    for (int64_t r = 0; r < rows; ++r, l += s.K, ld += s.K) {
+      for (int64_t k = 0; k < s.K; ++k) {
+        l[k] += bias[k];
+        ld[k] += bias_dot[k];
+      }
+      log_softmax(s.K, l);
+      const T* yr = y + (at + r) * s.K;
+      T* gy = gydot + (at + r) * s.K;
+      double mean = 0, term = 0;
+      T weight = 0;
+      for (int64_t k = 0; k < s.K; ++k) {
+        l[k] = std::exp(l[k]);  // p
+        weight += yr[k];
+        mean += static_cast<double>(l[k]) * ld[k];
+      }
+      for (int64_t k = 0; k < s.K; ++k) {
+        const T logp_dot = ld[k] - static_cast<T>(mean);
+        term -= static_cast<double>(yr[k]) * logp_dot;
+        gy[k] = -logp_dot / static_cast<T>(s.B);
+        ld[k] = l[k] * logp_dot * weight / static_cast<T>(s.B);
+        l[k] = (l[k] * weight - yr[k]) / static_cast<T>(s.B);
+      }
+      terms[at + r] = term;
+    }
+  });
+  const Product<T> p[2] = {{g, nullptr, w, {nullptr, 0}, nullptr, nullptr, gh, nullptr},
+                           {gdot, g, w, wdot, h, hdot, ghdot, gwdot}};
+  products(s, p, 2);
+  add_rows(s, gdot, gbdot);
+  mean_rows(s, terms, loss_dot);
+}
+
+#define MCT_INSTANTIATE(T)                                                                                           \
+  template void linear_ce(const LinearShape&, const T*, Param<T>, Param<T>, const T*, T*, T*, T*, T*);               \
+  template void linear_ce_tangent(const LinearShape&, const T*, const T*, Param<T>, Param<T>, Param<T>, Param<T>,    \
+                                  const T*, T*, T*, T*, T*, T*, T*);
+MCT_INSTANTIATE(float)
+MCT_INSTANTIATE(double)
+
+}  // namespace mct

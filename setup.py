@@ -1,0 +1,66 @@
+"""The parts of the build that have to be code: where packages lie, and the optional compiled extension.
+
+``MCT_FAST_NO_EXT=1``, a missing compiler or a failed compilation leave an install that works on plain PyTorch.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import sys
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).parent
+
+
+def say(message: str) -> None:
+    """One line on the build's log."""
+    print(f"mct_fast: {message}", file=sys.stderr, flush=True)
+
+
+def extension() -> dict[str, object]:
+    """`ext_modules` and `cmdclass`, or nothing where the extension is not to be built."""
+    if os.environ.get("MCT_FAST_NO_EXT", "0") not in ("", "0"):
+        say("MCT_FAST_NO_EXT is set: installing without compiled kernels")
+        return {}
+    if shutil.which(os.environ.get("CXX", "c++").split()[0]) is None:
+        say("no C++ compiler found: installing without compiled kernels (slower)")
+        return {}
+    try:
+        from torch.utils.cpp_extension import BuildExtension, CppExtension
+    except ImportError as error:
+        say(f"PyTorch not importable at build time ({error}): installing without compiled kernels; "
+            "use pip install --no-build-isolation")
+        return {}
+
+    class OptionalBuildExtension(BuildExtension):
+        """Builds the extension if it can be built; the package works without it."""
+
+        def run(self) -> None:
+            try:
+                super().run()
+            except (Exception, SystemExit) as error:
+                reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+                say(f"compiling the extension failed ({reason[0]}): installing without compiled kernels (slower)")
+                self.extensions = []  # so that nobody looks for its file
+                self.distribution.ext_modules = []
+
+    sources = ["csrc/ops.cpp", *sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc" / "cpu").glob("*.cpp"))]
+    module = CppExtension(
+        "mct_fast._C",
+        sources,
+        include_dirs=[str(ROOT / "csrc")],
+        depends=sorted(str(p.relative_to(ROOT)) for p in (ROOT / "csrc").rglob("*.h")),
+        extra_compile_args=["-O3", "-fopenmp", "-fvisibility=hidden", "-g0"],
+        extra_link_args=["-fopenmp"],
+    )
+    return {"ext_modules": [module], "cmdclass": {"build_ext": OptionalBuildExtension.with_options(use_ninja=True)}}
+
+
+setup(
+    packages=[*find_packages(include=["mct_fast", "mct_fast.*"]), "mct_fast.kernels"],
+    package_dir={"mct_fast": "mct_fast", "mct_fast.kernels": "kernels"},
+    **extension(),
+)
