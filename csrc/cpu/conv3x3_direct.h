@@ -60,6 +60,7 @@ static void convolve_direct(const ConvProblem& p) {
     if (n0 == 0) pad_bias(p, s, bias + s * Np, Np);
   });
 
+  const bool streaming = worth_streaming(p.out, p.S * p.B * p.H * p.W, p.N);
   const int64_t rows = rows_a_piece(p.S * p.B, p.H, p.W), pieces = ceil_div(p.H, rows);
   const int64_t line = (p.W + 2) * Kt, padded = (rows + 2) * line + kRoom;
   const Scratch padded_scratch(static_cast<size_t>(max_threads() * padded) * sizeof(float));
@@ -74,9 +75,11 @@ static void convolve_direct(const ConvProblem& p) {
         const float* a = in + (y - y0) * line;
         // The three taps of a line are neighbours in both operands: one stretch of 3 * Kt.
         const Stretch lines[3] = {{a, w}, {a + line, w + 3 * Kt * CB}, {a + 2 * line, w + 6 * Kt * CB}};
-        product(lines, 3, p.W, Kt, 3 * Kt, out + q * CB, p.N, bias + s * Np + q * CB, p.N - q * CB);
+        product(lines, 3, p.W, Kt, 3 * Kt, out + q * CB, p.N, bias + s * Np + q * CB, p.N - q * CB,
+                streaming);
       }
     }
+    if (streaming) stream_end();
   });
 }
 
@@ -132,7 +135,7 @@ static void convolve_few_outputs(const ConvProblem& p) {
               stretch[h] = {p.x[h] + ((image * p.H + y) * p.W + x0) * p.K,
                             packed + ((s * p.pairs + h) * panels + q) * panel};
             }
-            kProductRows[x1 - x0](stretch, p.pairs, p.K, p.K, block + q * CB, Np, nullptr, CB, 0);
+            kProductRows[x1 - x0](stretch, p.pairs, p.K, p.K, block + q * CB, Np, nullptr, CB, 0, false);
           }
           for (int64_t x = x0; x < x1; ++x) {
             const float* from = block + (x - x0) * Np;

@@ -21,11 +21,11 @@ struct Stretch {
 };
 
 // c[r][0..CB) = bias + sum over stretches and k of a[r][k] * b[k][:], for R rows. Only the first `columns` are stored.
-// While it works, the packed panel that follows b is brought nearer: half of its lines, chosen by `ahead` (floats).
+// With `streaming`, full rows are stored past the caches. While it works, the packed panel that follows b is brought nearer: half of its lines, chosen by `ahead` (floats).
 template <int R>
 static __attribute__((noinline)) void product_rows(const Stretch* stretch, int stretches, int64_t lda, int64_t k,
                                                    float* c, int64_t ldc, const float* bias, int64_t columns,
-                                                   int64_t ahead) {
+                                                   int64_t ahead, bool streaming) {
   vf acc[R][2];
   {
     const vf b0 = bias == nullptr ? vf{} : load(bias), b1 = bias == nullptr ? vf{} : load(bias + VL);
@@ -55,6 +55,14 @@ static __attribute__((noinline)) void product_rows(const Stretch* stretch, int s
       if (R > 8) ++q2;
       b += CB;
     }
+  }
+  if (streaming && columns >= CB) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) {
+      stream(c + r * ldc, acc[r][0]);
+      stream(c + r * ldc + VL, acc[r][1]);
+    }
+    return;
   }
   if (columns >= CB) {
 #pragma GCC unroll 16
@@ -114,7 +122,8 @@ static __attribute__((noinline)) void product_outer(const float* a, int64_t lda,
 #define MCT_ROWS(name) {nullptr, name<1>, name<2>, name<3>, name<4>, name<5>, name<6>}
 #endif
 
-using ProductRows = void (*)(const Stretch*, int, int64_t, int64_t, float*, int64_t, const float*, int64_t, int64_t);
+using ProductRows = void (*)(const Stretch*, int, int64_t, int64_t, float*, int64_t, const float*, int64_t, int64_t,
+                             bool);
 using ProductOuter = void (*)(const float*, int64_t, int64_t, const float*, int64_t, int64_t, int64_t, int64_t, float*,
                               bool);
 constexpr ProductRows kProductRows[RMAX + 1] = MCT_ROWS(product_rows);
@@ -124,14 +133,21 @@ constexpr ProductOuter kProductOuter[RMAX + 1] = MCT_ROWS(product_outer);
 
 // Any number of rows, in nearly equal register blocks.
 MCT_INLINE void product(const Stretch* stretch, int stretches, int64_t rows, int64_t lda, int64_t k, float* c,
-                        int64_t ldc, const float* bias, int64_t columns) {
+                        int64_t ldc, const float* bias, int64_t columns, bool streaming = false) {
   const int64_t parts = ceil_div(rows, RMAX);
   Stretch s[3];
   for (int64_t i = 0; i < parts; ++i) {
     const int64_t r0 = part_begin(rows, parts, i), r1 = part_begin(rows, parts, i + 1);
     for (int j = 0; j < stretches; ++j) s[j] = {stretch[j].a + r0 * lda, stretch[j].b};
-    kProductRows[r1 - r0](s, stretches, lda, k, c + r0 * ldc, ldc, bias, columns, k * CB + (i & 1) * 16);
+    kProductRows[r1 - r0](s, stretches, lda, k, c + r0 * ldc, ldc, bias, columns, k * CB + (i & 1) * 16,
+                          streaming);
   }
+}
+
+// Whether an output of this many floats a pixel is stored past the caches: when it is too large to stay in them for the
+// next reader, and every row starts on a cache line. Plain stores would first read what they overwrite.
+MCT_INLINE bool worth_streaming(const float* out, int64_t pixels, int64_t channels) {
+  return pixels * channels >= (int64_t{1} << 20) && channels % CB == 0 && reinterpret_cast<uintptr_t>(out) % 64 == 0;
 }
 
 // Zeroes or copies n floats.

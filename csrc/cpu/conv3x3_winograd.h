@@ -63,6 +63,8 @@ MCT_INLINE void weight_gradient_line(const vf* m, vf* y) {
   y[2] = m[5] + (0.5f * p) * s + (2.0f * q) * t;
 }
 
+constexpr int64_t kFewTiles = 64;  // a student's tiles for which one panel of weights at a time is transformed and used
+
 // Where the 4x4 tiles of the images lie. Tile i of a student is tile i % a_image of image i / a_image.
 struct Tiles {
   int64_t H, W, across, a_image;
@@ -113,15 +115,16 @@ static void transform_input(const Tiles& tiles, int64_t tile, const float* x, in
 }
 
 // Transforms one tile's 36 frequencies at in + f * step back to 4x4 outputs, adds the bias (padded to whole vectors, or
-// null), and stores what lies inside the image. z: the student's images (B, H, W, channels).
+// null), and stores what lies inside the image. z: the student's images (B, H, W, channels), of which `width_c` channels
+// from z on are written.
 static void transform_output(const Tiles& tiles, int64_t tile, const float* in, int64_t step, const float* bias,
-                             float* z, int64_t channels) {
+                             float* z, int64_t channels, int64_t width_c, bool streaming) {
   const int64_t image = tile / tiles.a_image, place = tile % tiles.a_image;
   const int64_t y0 = place / tiles.across * 4, x0 = place % tiles.across * 4;
   const int64_t height = least(4, tiles.H - y0), width = least(4, tiles.W - x0), line = tiles.W * channels;
   float* const out = z + ((image * tiles.H + y0) * tiles.W + x0) * channels;
-  for (int64_t c = 0; c < channels; c += VL) {
-    const int64_t left = channels - c;
+  for (int64_t c = 0; c < width_c; c += VL) {
+    const int64_t left = width_c - c;
     vf half[4][6];
 #pragma GCC unroll 6
     for (int j = 0; j < 6; ++j) {
@@ -139,7 +142,10 @@ static void transform_output(const Tiles& tiles, int64_t tile, const float* in, 
       vf across[4];
       output_line(half[i], across);
       float* const to = out + i * line + c;
-      if (whole) {
+      if (whole && streaming) {
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; ++j) stream(to + j * channels, across[j] + add);
+      } else if (whole) {
 #pragma GCC unroll 4
         for (int j = 0; j < 4; ++j) store(to + j * channels, across[j] + add);
       } else if (i < height) {
@@ -189,62 +195,177 @@ static void transform_gradient(const Tiles& tiles, int64_t tile, const float* g,
   }
 }
 
+// Transforms 3x3 taps, VL filters at a time: tap t of the filters is taps[t], frequency f goes to out + f * step.
+MCT_INLINE void transform_taps(const vf* taps, bool flipped, float* out, int64_t step) {
+  vf half[6][3];
+#pragma GCC unroll 3
+  for (int x = 0; x < 3; ++x) {
+    vf down[6];
+    const vf in[3] = {taps[flipped ? 8 - x : x], taps[flipped ? 5 - x : 3 + x], taps[flipped ? 2 - x : 6 + x]};
+    weight_line(in, down);
+#pragma GCC unroll 6
+    for (int y = 0; y < 6; ++y) half[y][x] = down[y];
+  }
+#pragma GCC unroll 6
+  for (int y = 0; y < 6; ++y) {
+    vf across[6];
+    weight_line(half[y], across);
+#pragma GCC unroll 6
+    for (int x = 0; x < 6; ++x) store(out + (y * 6 + x) * step, across[x]);
+  }
+}
+
 // Transforms the weights of one panel (columns n0 .. n0 + CB) for the input channels [k0, k1):
 // out + f * step + k * CB, CB floats each.
 static void transform_weights(const ConvProblem& p, const float* w, int64_t n0, int64_t k0, int64_t k1, float* out,
                               int64_t step) {
-  const int64_t columns = least(CB, p.N - n0);
-  constexpr int64_t kRun = 8;
-  float taps[kRun][9][CB];
-  if (columns < CB) clear(&taps[0][0][0], kRun * 9 * CB);
-  for (int64_t k = k0; k < k1; k += kRun) {
-    const int64_t run = least(kRun, k1 - k);
-    // Both orders read whole cache lines: the inner loop runs over the dimension whose 9 taps are neighbours.
-    if (p.w_k < p.w_n) {
-      for (int64_t n = 0; n < columns; ++n) {
-        const float* from = w + (n0 + n) * p.w_n + k * p.w_k;
-        for (int64_t i = 0; i < run; ++i, from += p.w_k) {
-          for (int t = 0; t < 9; ++t) taps[i][t][n] = from[t];
+  vf taps[VL * 9];  // [k][tap], over n
+  float* const lanes = reinterpret_cast<float*>(taps);
+  for (int v = 0; v < CB; v += VL) {
+    const int64_t columns = least(VL, p.N - n0 - v);
+    for (int64_t k = k0; k < k1; k += VL) {
+      const int64_t run = least(VL, k1 - k);
+      const float* const from = w + (n0 + v) * p.w_n + k * p.w_k;
+      if (run == VL && columns == VL) {
+        // The dimension whose nine taps are neighbours gives rows of 9 * VL floats.
+        const bool inner_k = p.w_k < p.w_n;
+        const int64_t stride = inner_k ? p.w_n : p.w_k;
+        for (int t = 0; t < 9; ++t) {
+          vf r[VL];
+#pragma GCC unroll 16
+          for (int i = 0; i < VL; ++i) r[i] = load(from + i * stride + t * VL);
+          transpose(r);
+#pragma GCC unroll 16
+          for (int i = 0; i < VL; ++i) taps[t * VL + i] = r[i];
         }
-      }
-    } else {
-      for (int64_t i = 0; i < run; ++i) {
-        const float* from = w + n0 * p.w_n + (k + i) * p.w_k;
-        for (int64_t n = 0; n < columns; ++n, from += p.w_n) {
-          for (int t = 0; t < 9; ++t) taps[i][t][n] = from[t];
-        }
-      }
-    }
-    for (int64_t i = 0; i < run; ++i) {
-      for (int v = 0; v < CB; v += VL) {
-        vf half[6][3];
-#pragma GCC unroll 3
-        for (int x = 0; x < 3; ++x) {
-          vf in[3], down[6];
-#pragma GCC unroll 3
-          for (int y = 0; y < 3; ++y) {
-            const int t = y * 3 + x;
-            in[y] = load(&taps[i][p.flipped ? 8 - t : t][v]);
+        if (!inner_k) {  // taps is now [n][tap] over k
+          for (int t = 0; t < 9; ++t) {
+            vf r[VL];
+#pragma GCC unroll 16
+            for (int i = 0; i < VL; ++i) r[i] = taps[i * 9 + t];
+            transpose(r);
+#pragma GCC unroll 16
+            for (int i = 0; i < VL; ++i) taps[i * 9 + t] = r[i];
           }
-          weight_line(in, down);
-#pragma GCC unroll 6
-          for (int y = 0; y < 6; ++y) half[y][x] = down[y];
         }
-#pragma GCC unroll 6
-        for (int y = 0; y < 6; ++y) {
-          vf across[6];
-          weight_line(half[y], across);
-#pragma GCC unroll 6
-          for (int x = 0; x < 6; ++x) store(out + (y * 6 + x) * step + (k + i) * CB + v, across[x]);
+      } else {
+        clear(lanes, VL * 9 * VL);
+        for (int64_t i = 0; i < run; ++i) {
+          for (int64_t n = 0; n < columns; ++n) {
+            for (int t = 0; t < 9; ++t) lanes[(i * 9 + t) * VL + n] = from[n * p.w_n + i * p.w_k + t];
+          }
         }
       }
+      for (int64_t i = 0; i < run; ++i) transform_taps(taps + i * 9, p.flipped, out + (k + i) * CB + v, step);
     }
   }
+}
+
+// Turns the frequencies m + f * step of `run` <= VL input channels (CB floats apart) and `columns` <= VL output channels
+// back into taps: gw[(n * Ci + i) * 9 + t].
+static void store_weight_gradient(const float* m, int64_t step, int64_t run, int64_t columns, float* gw, int64_t Ci) {
+  vf taps[VL * 9];
+  for (int64_t i = 0; i < run; ++i) {
+    vf half[3][6];
+#pragma GCC unroll 6
+    for (int x = 0; x < 6; ++x) {
+      vf in[6], down[3];
+#pragma GCC unroll 6
+      for (int y = 0; y < 6; ++y) in[y] = load(m + (y * 6 + x) * step + i * CB);
+      weight_gradient_line(in, down);
+#pragma GCC unroll 3
+      for (int y = 0; y < 3; ++y) half[y][x] = down[y];
+    }
+#pragma GCC unroll 3
+    for (int y = 0; y < 3; ++y) {
+      vf across[3];
+      weight_gradient_line(half[y], across);
+#pragma GCC unroll 3
+      for (int x = 0; x < 3; ++x) taps[i * 9 + y * 3 + x] = across[x];
+    }
+  }
+  if (run == VL && columns == VL) {
+    for (int t = 0; t < 9; ++t) {
+      vf r[VL];
+#pragma GCC unroll 16
+      for (int i = 0; i < VL; ++i) r[i] = taps[t * VL + i];
+      transpose(r);
+#pragma GCC unroll 16
+      for (int i = 0; i < VL; ++i) store(gw + i * Ci * 9 + t * VL, r[i]);
+    }
+    return;
+  }
+  const float* const lanes = reinterpret_cast<const float*>(taps);
+  for (int64_t n = 0; n < columns; ++n) {
+    for (int64_t i = 0; i < run * 9; ++i) gw[n * Ci * 9 + i] = lanes[i * VL + n];
+  }
+}
+
+// For few tiles a student the transformed weights would cost more to write and read back than the products cost. So one
+// panel of output channels at a time is transformed into the level-2 cache and used up by all tiles.
+static void convolve_winograd_few_tiles(const ConvProblem& p) {
+  const Tiles tiles(p.H, p.W);
+  const int64_t count = p.B * tiles.a_image, panels = ceil_div(p.N, CB), Np = panels * CB, Kp = round_up(p.K, VL);
+  const int64_t row = p.pairs * Kp + 16, in_step = count * row + 16;
+  const int64_t w_step = p.K * CB + 16, out_step = count * CB + 16;
+  const int64_t threads = max_threads();
+  // With a student or more for each thread, a thread does a whole student; else panels are shared out.
+  const bool whole = p.S >= threads;
+  const int64_t inputs = 36 * in_step, space = p.pairs * 36 * w_step + 36 * out_step + kRoom;
+  const int64_t input_blocks = whole ? threads : p.S;
+  const Scratch scratch(static_cast<size_t>(input_blocks * inputs + threads * space + p.S * Np + Kp) * sizeof(float));
+  float* const in = scratch.floats();                  // (S or threads, 36, tiles, pairs * Kp)
+  float* const work = in + input_blocks * inputs;      // (threads): weights (pairs, 36, K, CB), products (36, tiles, CB)
+  float* const bias = work + threads * space;          // (S, Np)
+  float* const zeros = bias + p.S * Np;
+  clear(zeros, Kp);
+  for (int64_t s = 0; s < p.S; ++s) pad_bias(p, s, bias + s * Np, Np);
+  const auto transform = [&](int64_t s, int64_t tile, float* to) {
+    for (int h = 0; h < p.pairs; ++h) {
+      transform_input(tiles, tile, p.x[h] + s * p.B * p.H * p.W * p.K, p.K, zeros, to + tile * row + h * Kp, in_step);
+    }
+  };
+  const auto panel = [&](int64_t s, int64_t q, const float* from, int thread) {
+    float* const w = work + thread * space;
+    float* const products = w + p.pairs * 36 * w_step;
+    for (int h = 0; h < p.pairs; ++h) {
+      transform_weights(p, p.w[h] + s * p.w_stride_s[h], q * CB, 0, p.K, w + h * 36 * w_step, w_step);
+    }
+    for (int64_t f = 0; f < 36; ++f) {
+      Stretch stretch[2];
+      for (int h = 0; h < p.pairs; ++h) stretch[h] = {from + f * in_step + h * Kp, w + (h * 36 + f) * w_step};
+      product(stretch, p.pairs, count, row, p.K, products + f * out_step, CB, nullptr, CB);
+    }
+    for (int64_t i = 0; i < count; ++i) {
+      transform_output(tiles, i, products + i * CB, out_step, p.bias == nullptr ? nullptr : bias + s * Np + q * CB,
+                       p.out + s * p.B * p.H * p.W * p.N + q * CB, p.N, least(CB, p.N - q * CB), false);
+    }
+  };
+  if (whole) {
+    parallel_for(p.S, [&](int64_t s, int thread) {
+      float* const to = in + thread * inputs;
+      for (int64_t i = 0; i < count; ++i) transform(s, i, to);
+      for (int64_t q = 0; q < panels; ++q) panel(s, q, to, thread);
+    });
+    return;
+  }
+  constexpr int64_t kPart = 4;
+  const int64_t parts = ceil_div(count, kPart);
+  parallel_for(p.S * parts, [&](int64_t job, int) {
+    const int64_t s = job / parts, first = job % parts * kPart;
+    for (int64_t i = first; i < least(count, first + kPart); ++i) transform(s, i, in + s * inputs);
+  });
+  parallel_for(p.S * panels, [&](int64_t job, int thread) {
+    panel(job / panels, job % panels, in + job / panels * inputs, thread);
+  });
 }
 
 // The transformed inputs of a block of tiles stay in the level-2 cache and are turned into the products in place: the
 // products of frequency f overwrite the inputs of frequency f - 1.
 static void convolve_winograd(const ConvProblem& p) {
+  const Tiles tiles(p.H, p.W);
+  const int64_t count = p.B * tiles.a_image;
+  if (count <= kFewTiles) return convolve_winograd_few_tiles(p);
   const int64_t panels = ceil_div(p.N, CB), Np = panels * CB, Kp = round_up(p.K, VL);
   const int64_t frequency = panels * p.K * CB, student = 36 * frequency;
   const Scratch packed_scratch(static_cast<size_t>(p.S * (p.pairs * student + Np)) * sizeof(float));
@@ -260,8 +381,7 @@ static void convolve_winograd(const ConvProblem& p) {
     if (chunk == 0 && q == 0 && h == 0) pad_bias(p, s, bias + s * Np, Np);
   });
 
-  const Tiles tiles(p.H, p.W);
-  const int64_t count = p.B * tiles.a_image;
+  const bool streaming = worth_streaming(p.out, p.S * p.B * p.H * p.W, p.N) && VL * sizeof(float) == 64;
   const int64_t row = most(p.pairs * Kp, Np) + 16;
   // Block size: about 1 MB of frequencies, no more than the threads can share evenly. Bits do not depend on it.
   const int64_t fits = most(RMAX, (int64_t{1} << 18) / (37 * row) / RMAX * RMAX);
@@ -295,8 +415,9 @@ static void convolve_winograd(const ConvProblem& p) {
     }
     for (int64_t i = 0; i < rows; ++i) {
       transform_output(tiles, first + i, slots + i * row, step, p.bias == nullptr ? nullptr : bias + s * Np,
-                       p.out + s * p.B * p.H * p.W * p.N, p.N);
+                       p.out + s * p.B * p.H * p.W * p.N, p.N, p.N, streaming);
     }
+    if (streaming) stream_end();
   });
 }
 
@@ -313,17 +434,33 @@ static void weight_gradient_winograd(const WeightProblem& p) {
   const int64_t in_step = most_tiles * row + 16, g_panel = most_tiles * CB + 16, g_step = panels * g_panel;
   const int64_t sum_panel = p.Ci * CB, sum_step = panels * sum_panel, sums = 36 * sum_step;
   const int64_t student = 36 * (in_step + g_step);
+  // With few tiles the products of one panel are turned into taps while they are in the cache.
+  const bool few = count <= kFewTiles;
   // As many students at once as fit into 32 MB, or as there are threads to feed.
-  const int64_t together = least(p.S, most(1, (int64_t{8} << 20) / (student + sums)));
+  const int64_t together = least(p.S, most(1, (int64_t{8} << 20) / (student + (few ? 0 : sums))));
+  const int64_t all_sums = few ? max_threads() * 36 * (sum_panel + 16) : together * sums;
   constexpr int64_t kPart = 8;  // tiles that a thread transforms at a time
   const int64_t parts = ceil_div(most_tiles, kPart);
-  const Scratch scratch(static_cast<size_t>(together * (student + sums + parts * stretches * Np) + Kp) * sizeof(float));
+  const Scratch scratch(static_cast<size_t>(together * (student + parts * stretches * Np) + all_sums + Kp) * sizeof(float));
   float* const inputs = scratch.floats();                     // (together, 36, tiles, row)
   float* const gradients = inputs + together * 36 * in_step;  // (together, 36, panels, tiles, CB)
-  float* const sum = gradients + together * 36 * g_step;      // (together, 36, panels, Ci, CB)
-  float* const biases = sum + together * sums;                // (together, stretches, parts, Np)
+  float* const sum = gradients + together * 36 * g_step;      // (together, 36, panels, Ci, CB); few: (threads, 36, Ci, CB)
+  float* const biases = sum + all_sums;                // (together, stretches, parts, Np)
   float* const zeros = biases + together * parts * stretches * Np;
   clear(zeros, Kp);
+  // c (+)= the products of `here` transformed tiles of student i for frequency f and panel q.
+  const auto add_products = [&](int64_t here, int64_t i, int64_t f, int64_t q, float* c, bool add) {
+    const float* const a = inputs + (i * 36 + f) * in_step;
+    const float* const b = gradients + (i * 36 + f) * g_step + q * g_panel;
+    const int64_t runs = ceil_div(here, kRun), blocks = ceil_div(p.Ci, RMAX);
+    for (int64_t r = 0; r < runs; ++r) {
+      const int64_t t0 = part_begin(here, runs, r), t1 = part_begin(here, runs, r + 1);
+      for (int64_t n = 0; n < blocks; ++n) {
+        const int64_t r0 = part_begin(p.Ci, blocks, n), r1 = part_begin(p.Ci, blocks, n + 1);
+        kProductOuter[r1 - r0](a + t0 * row + r0, row, 0, b + t0 * CB, CB, 0, 1, t1 - t0, c + r0 * CB, add || r > 0);
+      }
+    }
+  };
   for (int64_t s0 = 0; s0 < p.S; s0 += together) {
     const int64_t here = least(together, p.S - s0);
     for (int64_t stretch = 0; stretch < stretches; ++stretch) {
@@ -343,66 +480,44 @@ static void weight_gradient_winograd(const WeightProblem& p) {
                              h == 0 && p.gb != nullptr ? total : nullptr);
         }
       });
+      if (few) break;
       const int64_t groups = here * 36 < 4 * max_threads() ? panels : 1, width = panels / groups;
       parallel_for(here * 36 * groups, [&](int64_t job, int) {
         const int64_t i = job / (36 * groups), f = job / groups % 36, q0 = job % groups * width;
-        const float* const a = inputs + (i * 36 + f) * in_step;
         for (int64_t q = q0; q < q0 + width; ++q) {
-          const float* const b = gradients + (i * 36 + f) * g_step + q * g_panel;
-          float* const c = sum + i * sums + f * sum_step + q * sum_panel;
-          const int64_t tiles_here = last - first, runs = ceil_div(tiles_here, kRun);
-          for (int64_t r = 0; r < runs; ++r) {
-            const int64_t t0 = part_begin(tiles_here, runs, r), t1 = part_begin(tiles_here, runs, r + 1);
-            const int64_t blocks = ceil_div(p.Ci, RMAX);
-            for (int64_t n = 0; n < blocks; ++n) {
-              const int64_t r0 = part_begin(p.Ci, blocks, n), r1 = part_begin(p.Ci, blocks, n + 1);
-              kProductOuter[r1 - r0](a + t0 * row + r0, row, 0, b + t0 * CB, CB, 0, 1, t1 - t0, c + r0 * CB,
-                                     stretch > 0 || r > 0);
-            }
-          }
+          add_products(last - first, i, f, q, sum + i * sums + f * sum_step + q * sum_panel, stretch > 0);
         }
       });
     }
-    constexpr int64_t kChunk = 16;
-    const int64_t chunks = ceil_div(p.Ci, kChunk);
-    parallel_for(here * panels * chunks, [&](int64_t job, int) {
-      const int64_t i = job / (panels * chunks), q = job / chunks % panels, chunk = job % chunks, s = s0 + i;
-      const int64_t columns = least(CB, p.Co - q * CB);
-      float* const gw = p.gw + s * p.gw_stride_s + q * CB * p.Ci * 9;
-      for (int64_t k = chunk * kChunk; k < least(p.Ci, (chunk + 1) * kChunk); ++k) {
-        float taps[9][CB];
-        for (int v = 0; v < CB; v += VL) {
-          const float* const m = sum + i * sums + q * sum_panel + k * CB + v;
-          vf half[3][6];
-#pragma GCC unroll 6
-          for (int x = 0; x < 6; ++x) {
-            vf in[6], down[3];
-#pragma GCC unroll 6
-            for (int y = 0; y < 6; ++y) in[y] = load(m + (y * 6 + x) * sum_step);
-            weight_gradient_line(in, down);
-#pragma GCC unroll 3
-            for (int y = 0; y < 3; ++y) half[y][x] = down[y];
-          }
-#pragma GCC unroll 3
-          for (int y = 0; y < 3; ++y) {
-            vf across[3];
-            weight_gradient_line(half[y], across);
-#pragma GCC unroll 3
-            for (int x = 0; x < 3; ++x) store(&taps[y * 3 + x][v], across[x]);
-          }
-        }
-        for (int64_t n = 0; n < columns; ++n) {
-          for (int t = 0; t < 9; ++t) gw[(n * p.Ci + k) * 9 + t] = taps[t][n];
-        }
+    const auto finish = [&](int64_t s, int64_t q, int64_t k, const float* m, int64_t step) {
+      for (int v = 0; v < CB && q * CB + v < p.Co; v += VL) {
+        store_weight_gradient(m + v, step, least(VL, p.Ci - k), least(VL, p.Co - q * CB - v),
+                              p.gw + s * p.gw_stride_s + ((q * CB + v) * p.Ci + k) * 9, p.Ci);
       }
-      if (chunk == 0 && p.gb != nullptr) {
-        for (int64_t n = 0; n < columns; ++n) {
-          float total = 0.0f;
-          for (int64_t j = 0; j < stretches * parts; ++j) total += biases[(i * stretches * parts + j) * Np + q * CB + n];
-          p.gb[s * p.gb_stride_s + q * CB + n] = total;
-        }
+    };
+    const int64_t chunks = ceil_div(p.Ci, VL);
+    if (few) {
+      parallel_for(here * panels, [&](int64_t job, int thread) {
+        const int64_t i = job / panels, q = job % panels, step = sum_panel + 16;
+        float* const m = sum + thread * 36 * step;
+        for (int64_t f = 0; f < 36; ++f) add_products(count, i, f, q, m + f * step, false);
+        for (int64_t k = 0; k < p.Ci; k += VL) finish(s0 + i, q, k, m + k * CB, step);
+      });
+    } else {
+      parallel_for(here * panels * chunks, [&](int64_t job, int) {
+        const int64_t i = job / (panels * chunks), q = job / chunks % panels, k = job % chunks * VL;
+        finish(s0 + i, q, k, sum + i * sums + q * sum_panel + k * CB, sum_step);
+      });
+    }
+    if (p.gb == nullptr) continue;
+    for (int64_t i = 0; i < here; ++i) {
+      float* const gb = p.gb + (s0 + i) * p.gb_stride_s;
+      for (int64_t n = 0; n < p.Co; ++n) gb[n] = 0.0f;
+      for (int64_t j = 0; j < stretches * parts; ++j) {
+        const float* const part = biases + (i * stretches * parts + j) * Np;
+        for (int64_t n = 0; n < p.Co; ++n) gb[n] += part[n];
       }
-    });
+    }
   }
 }
 
