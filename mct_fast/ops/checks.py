@@ -221,6 +221,8 @@ def linear_ce_tangent(
 def _offsets(check: _Shapes, offsets: Tensor, total: int) -> None:
     """int64 (L+1), rising from 0 to the number of parameters. The values are read only where they are real."""
     check("offsets", offsets, "L1", dtype=torch.int64)
+    if not offsets.is_contiguous():
+        raise InputError("offsets: must be contiguous; call .contiguous()")
     if offsets.shape[0] < 2:
         raise InputError("offsets: needs at least two entries, 0 and the number of parameters")
     if offsets.device.type == "cpu" and type(offsets) is Tensor:
@@ -269,6 +271,8 @@ def _augment(name: str, x: Tensor, kinds: Tensor, params: Tensor) -> Tensor:
         raise InputError(f"{name}: images of {x.shape[3]}x{x.shape[4]} are too small to augment; use 2x2 or larger")
     if kinds.dtype != torch.int64 or kinds.shape != x.shape[:1] or kinds.device.type not in ("cpu", "meta"):
         raise InputError(f"kinds: {kinds.dtype} {tuple(kinds.shape)} on {kinds.device}, expected int64 (S,) on the CPU")
+    if not kinds.is_contiguous():
+        raise InputError("kinds: must be contiguous; call .contiguous()")
     if not kinds.is_meta and type(kinds) is Tensor and not 0 <= int(kinds.min()) <= int(kinds.max()) <= 6:
         raise InputError(f"kinds: {kinds.tolist()} has a number that is no augmentation; use 0 to 6")
     check("params", params, "S B 4", dtype=torch.float32)

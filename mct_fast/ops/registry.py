@@ -78,13 +78,18 @@ def _save(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
     ctx.save_for_backward(*inputs)
 
 
+def _needed(ctx: Any) -> tuple[bool, ...]:
+    """needs_input_grad for all arguments: the dispatcher leaves trailing defaults out."""
+    return (*ctx.needs_input_grad, *[False] * (5 - len(ctx.needs_input_grad)))
+
+
 def _dense(g: Tensor | None, like: Callable[[], Tensor]) -> Tensor:
     return like() if g is None else g.contiguous()
 
 
 def _conv_backward(ctx: Any, gz: Tensor) -> tuple[Tensor | None, ...]:
     x, w, bias, x2, w2 = ctx.saved_tensors
-    ops, need = torch.ops.mct_fast, ctx.needs_input_grad
+    ops, need = torch.ops.mct_fast, _needed(ctx)
     gz = gz.contiguous()
     gx = ops.conv3x3_input_grad(gz, w) if need[0] else None
     gw, gb = ops.conv3x3_weight_grad(gz, x) if need[1] or need[2] else (None, None)
@@ -95,7 +100,7 @@ def _conv_backward(ctx: Any, gz: Tensor) -> tuple[Tensor | None, ...]:
 
 def _conv_input_grad_backward(ctx: Any, gg: Tensor) -> tuple[Tensor | None, ...]:
     g, w, g2, w2 = ctx.saved_tensors
-    ops, need = torch.ops.mct_fast, ctx.needs_input_grad
+    ops, need = torch.ops.mct_fast, _needed(ctx)
     gg = gg.contiguous()
     return (
         ops.conv3x3(gg, w) if need[0] else None,
@@ -107,7 +112,7 @@ def _conv_input_grad_backward(ctx: Any, gg: Tensor) -> tuple[Tensor | None, ...]
 
 def _conv_weight_grad_backward(ctx: Any, ggw: Tensor | None, ggb: Tensor | None) -> tuple[Tensor | None, ...]:
     g, x, g2, x2 = ctx.saved_tensors
-    ops, need = torch.ops.mct_fast, ctx.needs_input_grad
+    ops, need = torch.ops.mct_fast, _needed(ctx)
     ggw = _dense(ggw, lambda: g.new_zeros(g.shape[0], g.shape[4], x.shape[4], 3, 3))
     return (
         ops.conv3x3(x, ggw, None if ggb is None else ggb.contiguous()) if need[0] else None,
