@@ -137,7 +137,7 @@ class Exact:
     steps' activations are kept instead of recomputed as far as they fit into ``keep_bytes``: 9 passes for those.
     """
 
-    keep_bytes: int = 256 << 20
+    keep_bytes: int = 0
 
     def solve(self, problem: MatchingProblem) -> MatchResult:
         return _sweep(problem, carry_curvature=True, keep_bytes=self.keep_bytes)
