@@ -153,7 +153,7 @@ def _draw_loss(axis: Axes, records: Sequence[Mapping[str, Any]], ink: _Ink) -> N
         axis.plot(iterations, smooth, color=ink.line, linewidth=1.8, label=f"median of {window}")
         _legend(axis, ink)
     # An outlier must not flatten the curve.
-    axis.set_ylim(0, 1.1 * sorted(losses)[int(0.98 * (len(losses) - 1))])
+    axis.set_ylim(0, 1.25 * sorted(losses)[int(0.95 * (len(losses) - 1))])
 
 
 def _draw_step_size(axis: Axes, records: Sequence[Mapping[str, Any]], ink: _Ink) -> None:
@@ -211,7 +211,7 @@ def _legend(axis: Axes, ink: _Ink) -> None:
 
 
 def _figure(draw: Any, records: Sequence[Mapping[str, Any]]) -> str:
-    figure = Figure(figsize=(5.2, 3.1))
+    figure = Figure(figsize=(4.2, 2.9))
     FigureCanvasAgg(figure)
     figure.patch.set_alpha(0)
     draw(figure.subplots(), records, _ON_PAGE)
@@ -222,7 +222,7 @@ def _figure(draw: Any, records: Sequence[Mapping[str, Any]]) -> str:
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     # No date and no version in the file: the same run gives the same picture.
-    figure.savefig(buffer, format="png", dpi=150, metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
     return buffer.getvalue()
 
 
@@ -476,7 +476,7 @@ main { max-width: 68rem; margin: 0 auto; padding: 2rem 1.25rem 4rem; }
 h1 { font-size: 1.7rem; margin: 0 0 .25rem; font-weight: 650; }
 h2 { font-size: 1.1rem; margin: 2.5rem 0 .75rem; font-weight: 600; }
 .note { color: var(--faint); font-size: .85rem; }
-.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(13.5rem, 1fr)); gap: .75rem; margin-top: 1.5rem; }
+.tiles { display: grid; grid-template-columns: repeat(auto-fit, minmax(17rem, 1fr)); gap: .75rem; margin-top: 1.5rem; }
 .tile { background: var(--panel); border-radius: .5rem; padding: .8rem 1rem; }
 .tile .label { color: var(--faint); font-size: .85rem; }
 .tile .value { font-size: 1.5rem; font-weight: 600; font-variant-numeric: tabular-nums; white-space: nowrap; }

@@ -1,0 +1,63 @@
+"""What all tests share: who may use a GPU, poisoned memory, and one small finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from mct_fast.distill import DistillConfig, distill
+from mct_fast.experts import ExpertConfig, train_experts
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA GPU, and PyTorch sees none")
+    for item in items:
+        if item.get_closest_marker("gpu") is not None:
+            item.add_marker(skip)
+
+
+@pytest.fixture
+def poisoned_memory() -> Iterator[None]:
+    """Fills what ``torch.empty`` and its like return with NaN, so that an op which leaves a value unwritten shows it."""
+    before = torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory  # pyright: ignore[reportAttributeAccessIssue]
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True  # pyright: ignore[reportAttributeAccessIssue]
+    yield
+    torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+    torch.utils.deterministic.fill_uninitialized_memory = filled  # pyright: ignore[reportAttributeAccessIssue]
+
+
+TINY_EXPERTS = ExpertConfig(num_experts=2, train_epochs=3, depth=2, width=4, parallel=2)
+TINY_DISTILL = DistillConfig(
+    syn_steps=2,
+    expert_epochs=1.5,
+    max_start_epoch=1.0,
+    lr_img=10.0,
+    iterations=5,
+    eval_it=2,
+    num_eval=2,
+    epoch_eval_train=3,
+    checkpoint_every=2,
+)
+
+
+@pytest.fixture(scope="session")
+def tiny_store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two tiny experts on digits. Read only."""
+    path = tmp_path_factory.mktemp("tiny") / "experts"
+    train_experts(TINY_EXPERTS, path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tiny_run(tiny_store: Path) -> Path:
+    """A finished run of five iterations, without its page. Read only: copy it to change it."""
+    path = tiny_store.parent / "run"
+    distill(TINY_DISTILL, tiny_store, out=path)
+    return path
