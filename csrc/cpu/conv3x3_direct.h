@@ -74,7 +74,9 @@ static void convolve_direct(const ConvProblem& p) {
         const float* w = packed + (s * panels + q) * panel;
         const float* a = in + (y - y0) * line;
         // The three taps of a line are neighbours in both operands: one stretch of 3 * Kt.
-        const Stretch lines[3] = {{a, w}, {a + line, w + 3 * Kt * CB}, {a + 2 * line, w + 6 * Kt * CB}};
+        const int64_t tap_line = 3 * Kt * CB;
+        const Stretch lines[3] = {panel_stretch(a, w, 3 * Kt), panel_stretch(a + line, w + tap_line, 3 * Kt),
+                                  panel_stretch(a + 2 * line, w + 2 * tap_line, 3 * Kt)};
         product(lines, 3, p.W, Kt, 3 * Kt, out + q * CB, p.N, bias + s * Np + q * CB, p.N - q * CB,
                 streaming);
       }
@@ -85,6 +87,8 @@ static void convolve_direct(const ConvProblem& p) {
 
 // For one to four output channels: all nine taps of all outputs are the columns of one product, which are then
 // shifted and added. A quarter or less of the columns are padding where the direct form would waste nearly all.
+typedef float float4 __attribute__((vector_size(16)));
+
 static void convolve_few_outputs(const ConvProblem& p) {
   const int64_t columns = 9 * p.N, panels = ceil_div(columns, CB), Np = panels * CB, panel = p.K * CB;
   const Scratch packed_scratch(static_cast<size_t>(p.S * p.pairs * panels * panel) * sizeof(float));
@@ -105,63 +109,67 @@ static void convolve_few_outputs(const ConvProblem& p) {
   });
 
   const int64_t rows = rows_a_piece(p.S * p.B, p.H, p.W), pieces = ceil_div(p.H, rows);
-  const int64_t line = p.W * p.N;                          // floats of an output line
-  const int64_t plane = line + 2 * p.N;                    // one tap's line, with a border of zeros
-  const int64_t ring = 9 * plane + VL;                     // one input line: nine planes
-  const int64_t flat = RMAX * Np + VL;
-  const int64_t space = round_up(3 * ring + flat, 16) + kRoom;
+  const int64_t wide = 3 * p.N;                         // floats of one pixel that meet in one output line
+  const int64_t across = round_up(wide, VL) + VL;       // room for them, in whole vectors
+  const int64_t ring = (p.W + 2) * Np + VL;             // the products of one input line, with a border of zeros
+  const int64_t space = round_up(3 * ring + (p.W + 2) * across, 16) + kRoom;
   const Scratch line_scratch(static_cast<size_t>(max_threads() * space) * sizeof(float));
   parallel_for(p.S * p.B * pieces, [&](int64_t job, int thread) {
     const int64_t image = job / pieces, s = image / p.B, y0 = job % pieces * rows, y1 = least(p.H, y0 + rows);
     float* const lines = line_scratch.floats() + thread * space;
-    float* const block = lines + 3 * ring;
-    const float* bias = p.bias == nullptr ? nullptr : p.bias + s * p.bias_stride_s;
-    // Line y of the input leaves its nine products in the ring at y mod 3.
+    float* const sums = lines + 3 * ring;  // (W + 2, across)
+    float bias[4] = {};
+    for (int64_t n = 0; n < p.N && p.bias != nullptr; ++n) bias[n] = p.bias[s * p.bias_stride_s + n];
+    for (int64_t i = 0; i < 3; ++i) {
+      clear(lines + i * ring, Np);
+      clear(lines + i * ring + (p.W + 1) * Np, Np + VL);
+    }
+    // Line y of the input leaves its products in the ring at y mod 3.
     for (int64_t y = y0 - 1; y <= y1; ++y) {
-      float* const planes = lines + (y + 3) % 3 * ring;
+      float* const products = lines + (y + 3) % 3 * ring;
       if (y < 0 || y >= p.H) {
-        clear(planes, ring);
+        clear(products, ring);
       } else {
-        for (int t = 0; t < 9; ++t) {
-          clear(planes + t * plane, p.N);
-          clear(planes + (t + 1) * plane - p.N, p.N);
-        }
         const int64_t blocks = ceil_div(p.W, RMAX);
         for (int64_t i = 0; i < blocks; ++i) {
           const int64_t x0 = part_begin(p.W, blocks, i), x1 = part_begin(p.W, blocks, i + 1);
           for (int64_t q = 0; q < panels; ++q) {
             Stretch stretch[2];
             for (int h = 0; h < p.pairs; ++h) {
-              stretch[h] = {p.x[h] + ((image * p.H + y) * p.W + x0) * p.K,
-                            packed + ((s * p.pairs + h) * panels + q) * panel};
+              const float* const a = p.x[h] + ((image * p.H + y) * p.W + x0) * p.K;
+              // The pixels after these are fetched ahead.
+              stretch[h] = {a, packed + ((s * p.pairs + h) * panels + q) * panel, a + (x1 - x0) * p.K};
             }
-            kProductRows[x1 - x0](stretch, p.pairs, p.K, p.K, block + q * CB, Np, nullptr, CB, 0, false);
-          }
-          for (int64_t x = x0; x < x1; ++x) {
-            const float* from = block + (x - x0) * Np;
-            for (int t = 0; t < 9; ++t) {
-              float* to = planes + t * plane + (x + 1) * p.N;
-              for (int64_t n = 0; n < p.N; ++n) to[n] = from[t * p.N + n];
-            }
+            kProductRows[x1 - x0](stretch, p.pairs, p.K, p.K, products + (x0 + 1) * Np + q * CB, Np, nullptr, CB,
+                                  false);
           }
         }
       }
       if (y <= y0) continue;
       const int64_t at = y - 1;  // the output line whose three input lines are here now
-      float* const out = p.out + (image * p.H + at) * line;
-      const float* tap[9];
-      for (int ky = 0; ky < 3; ++ky) {
-        for (int kx = 0; kx < 3; ++kx) {
-          tap[3 * ky + kx] = lines + (at + ky + 2) % 3 * ring + (3 * ky + kx) * plane + kx * p.N;
+      const float* const above = lines + (at + 2) % 3 * ring;
+      const float* const same = lines + at % 3 * ring + wide;
+      const float* const below = lines + (at + 1) % 3 * ring + 2 * wide;
+      for (int64_t x = 0; x < p.W + 2; ++x) {
+        for (int64_t i = 0; i < wide; i += VL) {
+          store(sums + x * across + i, load(above + x * Np + i) + load(same + x * Np + i) + load(below + x * Np + i));
         }
       }
-      for (int64_t i = 0; i < line; i += VL) {
-        vf sum = load(tap[0] + i);
-        for (int t = 1; t < 9; ++t) sum += load(tap[t] + i);
-        store_first(out + i, sum, line - i);
-      }
-      if (bias != nullptr) {
-        for (int64_t i = 0; i < line; ++i) out[i] += bias[i % p.N];
+      // Four lanes at a time, of which the first N count: a later pixel overwrites what an earlier one wrote too much.
+      float* const out = p.out + (image * p.H + at) * p.W * p.N;
+      float4 add;
+      memcpy(&add, bias, sizeof add);
+      for (int64_t x = 0; x < p.W; ++x) {
+        float4 left, middle, right;
+        memcpy(&left, sums + x * across, sizeof left);
+        memcpy(&middle, sums + (x + 1) * across + p.N, sizeof middle);
+        memcpy(&right, sums + (x + 2) * across + 2 * p.N, sizeof right);
+        const float4 total = left + middle + right + add;
+        if (x * p.N + 4 <= p.W * p.N) {
+          memcpy(out + x * p.N, &total, sizeof total);
+        } else {
+          memcpy(out + x * p.N, &total, static_cast<size_t>(p.N) * sizeof(float));
+        }
       }
     }
   });
@@ -207,6 +215,8 @@ static void weight_gradient_direct(const WeightProblem& p) {
             }
           }
         }
+        // What the next run will read of g is fetched meanwhile; runs follow one another in memory.
+        const float* ahead = g + count * p.Co;
         for (int64_t q = 0; q < panels; ++q) {
           const float* b = whole ? g + q * CB : g_packed + q * pixels * CB;
           const int64_t ldb = whole ? p.Co : CB;
@@ -216,7 +226,8 @@ static void weight_gradient_direct(const WeightProblem& p) {
             for (int64_t i = 0; i < blocks; ++i) {
               const int64_t r0 = part_begin(width, blocks, i), r1 = part_begin(width, blocks, i + 1);
               kProductOuter[r1 - r0](in + ky * line + r0, p.Ci, line, b, ldb, p.W * ldb, y1 - y0, p.W,
-                                     c + (ky * width + r0) * CB, add);
+                                     c + (ky * width + r0) * CB, add, ahead);
+              ahead += 16 * count;
             }
           }
           if (h == 0) {

@@ -15,17 +15,22 @@ MCT_INLINE int64_t round_up(int64_t a, int64_t b) { return ceil_div(a, b) * b; }
 MCT_INLINE int64_t part_begin(int64_t total, int64_t parts, int64_t i) { return total * i / parts; }
 
 // One stretch of the summed dimension: rows of `a` have the common stride lda, `b` is a packed panel [k][CB].
+// While it is worked on, one cache line for each k is fetched from `ahead` on (any address is allowed).
 struct Stretch {
   const float* a;
   const float* b;
+  const float* ahead;
 };
 
+// A stretch of one panel among others: the panel after it is fetched ahead.
+MCT_INLINE Stretch panel_stretch(const float* a, const float* b, int64_t k) { return {a, b, b + k * CB}; }
+
 // c[r][0..CB) = bias + sum over stretches and k of a[r][k] * b[k][:], for R rows. Only the first `columns` are stored.
-// With `streaming`, full rows are stored past the caches. While it works, the packed panel that follows b is brought nearer: half of its lines, chosen by `ahead` (floats).
+// With `streaming`, full rows are stored past the caches.
 template <int R>
 static __attribute__((noinline)) void product_rows(const Stretch* stretch, int stretches, int64_t lda, int64_t k,
                                                    float* c, int64_t ldc, const float* bias, int64_t columns,
-                                                   int64_t ahead, bool streaming) {
+                                                   bool streaming) {
   vf acc[R][2];
   {
     const vf b0 = bias == nullptr ? vf{} : load(bias), b1 = bias == nullptr ? vf{} : load(bias + VL);
@@ -39,9 +44,11 @@ static __attribute__((noinline)) void product_rows(const Stretch* stretch, int s
     const float* q2 = q0 + (R > 8 ? 8 * lda : 0);
     const float* b = stretch[s].b;
     const float* const end = b + k * CB;
+    const float* ahead = stretch[s].ahead;
     while (b != end) {
       const vf b0 = load(b), b1 = load(b + VL);
-      __builtin_prefetch(b + ahead);
+      __builtin_prefetch(ahead);
+      ahead += 16;
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
         const float* q = r < 4 ? q0 : r < 8 ? q1 : q2;
@@ -79,11 +86,11 @@ static __attribute__((noinline)) void product_rows(const Stretch* stretch, int s
 }
 
 // c[r][0..CB) (+)= sum over stretches and k of a[k][r] * b[k][:], for R rows, a[k] at a + k * lda. Stretch t starts at
-// a + t * a_next and b + t * b_next.
+// a + t * a_next and b + t * b_next. One cache line for each k is fetched from `ahead` on (any address is allowed).
 template <int R>
 static __attribute__((noinline)) void product_outer(const float* a, int64_t lda, int64_t a_next, const float* b,
                                                     int64_t ldb, int64_t b_next, int64_t stretches, int64_t k, float* c,
-                                                    bool add) {
+                                                    bool add, const float* ahead) {
   vf acc[R][2];
 #pragma GCC unroll 16
   for (int r = 0; r < R; ++r) acc[r][0] = vf{}, acc[r][1] = vf{};
@@ -92,6 +99,8 @@ static __attribute__((noinline)) void product_outer(const float* a, int64_t lda,
     const float* p = b + s * b_next;
     for (int64_t i = 0; i < k; ++i) {
       const vf b0 = load(p), b1 = load(p + VL);
+      __builtin_prefetch(ahead, 0, 2);
+      ahead += 16;
 #pragma GCC unroll 16
       for (int r = 0; r < R; ++r) {
         const vf v = splat(q[r]);
@@ -122,10 +131,9 @@ static __attribute__((noinline)) void product_outer(const float* a, int64_t lda,
 #define MCT_ROWS(name) {nullptr, name<1>, name<2>, name<3>, name<4>, name<5>, name<6>}
 #endif
 
-using ProductRows = void (*)(const Stretch*, int, int64_t, int64_t, float*, int64_t, const float*, int64_t, int64_t,
-                             bool);
+using ProductRows = void (*)(const Stretch*, int, int64_t, int64_t, float*, int64_t, const float*, int64_t, bool);
 using ProductOuter = void (*)(const float*, int64_t, int64_t, const float*, int64_t, int64_t, int64_t, int64_t, float*,
-                              bool);
+                              bool, const float*);
 constexpr ProductRows kProductRows[RMAX + 1] = MCT_ROWS(product_rows);
 constexpr ProductOuter kProductOuter[RMAX + 1] = MCT_ROWS(product_outer);
 
@@ -138,9 +146,10 @@ MCT_INLINE void product(const Stretch* stretch, int stretches, int64_t rows, int
   Stretch s[3];
   for (int64_t i = 0; i < parts; ++i) {
     const int64_t r0 = part_begin(rows, parts, i), r1 = part_begin(rows, parts, i + 1);
-    for (int j = 0; j < stretches; ++j) s[j] = {stretch[j].a + r0 * lda, stretch[j].b};
-    kProductRows[r1 - r0](s, stretches, lda, k, c + r0 * ldc, ldc, bias, columns, k * CB + (i & 1) * 16,
-                          streaming);
+    for (int j = 0; j < stretches; ++j) {
+      s[j] = {stretch[j].a + r0 * lda, stretch[j].b, stretch[j].ahead + i * k * 16};
+    }
+    kProductRows[r1 - r0](s, stretches, lda, k, c + r0 * ldc, ldc, bias, columns, streaming);
   }
 }
 

@@ -333,7 +333,9 @@ static void convolve_winograd_few_tiles(const ConvProblem& p) {
     }
     for (int64_t f = 0; f < 36; ++f) {
       Stretch stretch[2];
-      for (int h = 0; h < p.pairs; ++h) stretch[h] = {from + f * in_step + h * Kp, w + (h * 36 + f) * w_step};
+      for (int h = 0; h < p.pairs; ++h) {
+        stretch[h] = panel_stretch(from + f * in_step + h * Kp, w + (h * 36 + f) * w_step, p.K);
+      }
       product(stretch, p.pairs, count, row, p.K, products + f * out_step, CB, nullptr, CB);
     }
     for (int64_t i = 0; i < count; ++i) {
@@ -407,8 +409,8 @@ static void convolve_winograd(const ConvProblem& p) {
       for (int64_t q = 0; q < panels; ++q) {
         Stretch stretch[2];
         for (int h = 0; h < p.pairs; ++h) {
-          stretch[h] = {slots + (f + 1) * step + h * Kp,
-                        packed + (s * p.pairs + h) * student + f * frequency + q * p.K * CB};
+          stretch[h] = panel_stretch(slots + (f + 1) * step + h * Kp,
+                                     packed + (s * p.pairs + h) * student + f * frequency + q * p.K * CB, p.K);
         }
         product(stretch, p.pairs, rows, row, p.K, slots + f * step + q * CB, row, nullptr, CB);
       }
@@ -425,8 +427,8 @@ static void convolve_winograd(const ConvProblem& p) {
 // all threads, then the frequencies are shared out, so no sum is ever split between threads. Within a stretch the sum
 // is cut into runs of kRun tiles: one long running sum would lose accuracy.
 static void weight_gradient_winograd(const WeightProblem& p) {
-  constexpr int64_t kRun = 48;      // tiles a running sum
-  constexpr int64_t kStretch = 384; // tiles a stretch
+  constexpr int64_t kRun = 48;     // tiles a running sum
+  constexpr int64_t kStretch = 96;  // tiles a stretch
   const Tiles tiles(p.H, p.W);
   const int64_t each = p.B * tiles.a_image, count = p.pairs * each;  // tiles of a student, both pairs one after another
   const int64_t panels = ceil_div(p.Co, CB), Np = panels * CB, Kp = round_up(p.Ci, VL), row = Kp + 16;
@@ -457,7 +459,8 @@ static void weight_gradient_winograd(const WeightProblem& p) {
       const int64_t t0 = part_begin(here, runs, r), t1 = part_begin(here, runs, r + 1);
       for (int64_t n = 0; n < blocks; ++n) {
         const int64_t r0 = part_begin(p.Ci, blocks, n), r1 = part_begin(p.Ci, blocks, n + 1);
-        kProductOuter[r1 - r0](a + t0 * row + r0, row, 0, b + t0 * CB, CB, 0, 1, t1 - t0, c + r0 * CB, add || r > 0);
+        kProductOuter[r1 - r0](a + t0 * row + r0, row, 0, b + t0 * CB, CB, 0, 1, t1 - t0, c + r0 * CB, add || r > 0,
+                              c + r1 * CB);
       }
     }
   };
