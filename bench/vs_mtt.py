@@ -1,0 +1,216 @@
+"""Races one iteration of trajectory matching: ours, plain PyTorch, torch.func, and the references themselves.
+
+    python -m bench.vs_mtt --ipc 1 10 --reference PATH --mct PATH --json bench/results/cpu.json
+    python -m bench.vs_mtt --accuracy
+
+An iteration draws its batches and augmentation, walks ``syn_steps`` steps, carries the gradient back and updates pixels and
+step size.  All contestants have the same weights, segment, batches and augmentation; losses and gradients are compared
+first, and if one differs nothing is timed and the exit status is 1.
+"""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import tyro
+from rich.console import Console
+
+from bench import accuracy, machine, reference, tables
+from bench.contestants import OURS, contestants
+from bench.gate import GRADIENT_TOLERANCE, LOSS_TOLERANCE, Agreement
+from bench.problem import FULL_DSA, RECIPES, Setting
+from bench.race import GateError, Result, Terms, race
+from bench.tables import number
+from mct_fast.errors import InputError
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """What to race."""
+
+    ipc: tuple[int, ...] = (1, 10)
+    """Images per class; one race each."""
+    depth: int = 3
+    """Blocks of the ConvNet."""
+    width: int = 128
+    """Channels of a block."""
+    image_size: int = 32
+    """Side of the images."""
+    channels: int = 3
+    """Channels of the images."""
+    num_classes: int = 10
+    """Classes."""
+    syn_steps: int | None = None
+    """Student steps; None takes MTT's recipe for CIFAR-10: 50, 30, 30 for IPC 1, 10, 50."""
+    batch_syn: int | None = None
+    """Images a step; None takes all, as MTT's recipe does."""
+    dsa_strategy: str = FULL_DSA
+    """Augmentations to draw from, or 'none'."""
+    weights: str = "random"
+    """Where the segment starts: random or trained."""
+    reference: str | None = None
+    """A clone of GeorgeCazenavette/mtt-distillation."""
+    mct: str | None = None
+    """A clone of the official MCT code."""
+    only: tuple[str, ...] = ()
+    """Time these contestants alone: mct_fast, unrolled, torch_func, torch_compile, mtt, mct_fast_truncated, mct."""
+    rounds: int = 7
+    """Rounds; a contestant that is too slow for its budget runs in some of them, at least two."""
+    budget: float = 90.0
+    """Seconds of timing a contestant."""
+    threads: int | None = None
+    """PyTorch's threads; None leaves its choice."""
+    device: str = "cpu"
+    """Where to compute."""
+    memory: bool = True
+    """Measure peak memory, each contestant in a process of its own."""
+    accuracy: bool = False
+    """Instead of racing: errors of the image gradient against float64, ours and PyTorch's."""
+    seeds: int = 3
+    """Problems for each line of --accuracy."""
+    steps: tuple[int, ...] = (1, 5, 20, 50)
+    """Numbers of steps for --accuracy."""
+    seed: int = 0
+    """Seed of everything random."""
+    json: str | None = None
+    """Where to write the result."""
+
+    def setting(self, ipc: int) -> Setting:
+        steps, _ = RECIPES.get(ipc, (20, 0))
+        count = ipc * self.num_classes
+        return Setting(
+            ipc=ipc,
+            syn_steps=self.syn_steps or steps,
+            batch_syn=min(count, self.batch_syn or count),
+            depth=self.depth,
+            width=self.width,
+            channels=self.channels,
+            image_size=self.image_size,
+            num_classes=self.num_classes,
+            strategy=self.dsa_strategy,
+            weights=self.weights,
+            device=self.device,
+            seed=self.seed,
+        )
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Runs; returns 0, 1 where results differ (or --accuracy fails), 2 after wrong input."""
+    arguments = tyro.cli(Arguments, args=words, prog="python -m bench.vs_mtt", description=__doc__)
+    reference.hush()
+    console = tables.console()
+    try:
+        return _run(arguments, console)
+    except InputError as error:
+        print(f"bench.vs_mtt: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _run(arguments: Arguments, console: Console) -> int:
+    machine.set_threads(arguments.threads)
+    circumstances = machine.circumstances()
+    tables.headline(console, circumstances)
+    results: list[dict[str, Any]] = []
+    failed = False
+    if arguments.accuracy:
+        lines = []
+        for ipc in arguments.ipc:
+            lines += accuracy.compare(arguments.setting(ipc), arguments.steps, arguments.seeds)
+        console.print(accuracy.shown(lines))
+        results = [asdict(line) for line in lines]
+        failed = not all(line.passed for line in lines)
+        kind = "accuracy"
+    else:
+        kind = "vs_mtt"
+        entrants = contestants(arguments.reference, arguments.mct)
+        _check(arguments, list(entrants))
+        only = arguments.only and tuple(dict.fromkeys((OURS, *arguments.only)))
+        terms = Terms(
+            arguments.rounds,
+            arguments.budget,
+            only,
+            arguments.memory,
+            arguments.reference,
+            arguments.mct,
+            arguments.threads,
+        )
+        for ipc in arguments.ipc:
+            try:
+                result = race(arguments.setting(ipc), entrants, terms)
+            except GateError as error:
+                console.print(_agreements(error.agreements))
+                print(f"bench.vs_mtt: {error}", file=sys.stderr)
+                return 1
+            _show(console, result)
+            results.append(result.json())
+    if arguments.json is not None:
+        tables.write(arguments.json, tables.document(kind, asdict(arguments), circumstances, results))
+    return int(failed)
+
+
+def _check(arguments: Arguments, names: list[str]) -> None:
+    for name in arguments.only:
+        if name not in names:
+            raise InputError(
+                f"only: no contestant {name!r}; there are {', '.join(names)} (mtt and mct need their paths)"
+            )
+    if arguments.rounds < 2:
+        raise InputError(f"rounds: got {arguments.rounds}; give at least 2")
+
+
+def _show(console: Console, result: Result) -> None:
+    console.print(_agreements(result.agreements))
+    rows = []
+    for row in result.rows:
+        if row.seconds is None or row.paired is None:
+            rows.append([row.title, row.absent or "", "", "", "", "", "", ""])
+            continue
+        rows.append(
+            [
+                row.title,
+                tables.seconds(row.seconds.median),
+                tables.span(row.seconds),
+                str(row.seconds.count),
+                f"{row.ratio:.2f}x",
+                f"{row.paired.least:.2f} to {row.paired.greatest:.2f}",
+                tables.size(row.peak.above) if row.peak else "-",
+                f"{row.memory_ratio:.1f}x" if row.memory_ratio is not None else "-",
+            ]
+        )
+    s = result.setting
+    title = (
+        f"IPC {s.ipc}: {s.syn_steps} steps of {s.batch_syn} images, ConvNet depth {s.depth} width {s.width}, "
+        f"{s.image_size}x{s.image_size}x{s.channels}, {s.device}, {s.dtype}"
+    )
+    columns = ("one iteration", "median", "least to greatest", "n", "/ ours", "within rounds", "peak memory", "/ ours")
+    console.print(tables.table(title, columns, rows, "peak memory: above what the process held after its setup"))
+    best = result.speedup()
+    if best is not None:
+        console.print(f"{best[1]:.2f} times faster than {best[0]}, the faster of the eager exact rivals that ran")
+
+
+def _agreements(agreements: Sequence[Agreement]) -> Any:
+    rows = [
+        [
+            a.name,
+            a.judge,
+            f"{a.loss:.1e}",
+            f"{a.images:.1e}",
+            f"{a.lr:.1e}",
+            number(a.cosine, ".4f"),
+            number(a.length, ".3f"),
+            "yes" if a.passed else "[bold red]NO[/bold red]",
+        ]
+        for a in agreements
+    ]
+    columns = ("gate", "compared with", "loss", "pixels", "step size", "cosine to exact", "length", "agrees")
+    caption = (
+        f"relative errors; at most {LOSS_TOLERANCE:g} for the loss, {GRADIENT_TOLERANCE:g} for gradients. The official MCT "
+        "code loses a factor 2: its length is doubled before the comparison, not in the column"
+    )
+    return tables.table("the same result?", columns, rows, caption)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
