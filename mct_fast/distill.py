@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
 from collections.abc import Sequence
@@ -117,14 +118,36 @@ def distill(
     reaches the same bits as an uninterrupted one.  Raises :class:`InputError` before anything is computed if the
     configuration does not fit the data or the paths.
     """
-    paths, spec, dataset, origin = _resolve(config, trajectories, dataset, model)
+    paths, spec, dataset, origin = _resolve(config, trajectories, dataset, model, progress)
     check_config(config, dataset, paths)
-    run = None
+    loop = _Loop(config, paths, dataset, model, spec)
     if out is not None:
-        described = {**asdict(config), "trajectories": origin, "model": spec, "dataset": dataset.name}
-        run = Run.open(out) if resume else Run.create(out, described)
-    loop = _Loop(config, paths, dataset, model if model is not None else build_model(spec), spec, run)
+        described = {
+            **asdict(config),
+            "trajectories": origin,
+            "experts": len(paths),
+            "model": spec,
+            "dataset": dataset.name,
+            "fingerprint": dataset.fingerprint,
+        }
+        run = _reopen(out, described) if resume else Run.create(out, described)
+        if any(record["kind"] == "final" for record in run.metrics()):
+            return DistilledDataset.load(run.path / "distilled")
+        loop.attach(run)
     return loop.run_to_end(progress)
+
+
+def _reopen(out: str | Path, described: dict[str, Any]) -> Run:
+    """The run at ``out`` if it was begun with the same settings; only folders may have moved since."""
+    run = Run.open(out)
+    plain = json.loads(json.dumps(described))
+    for name in sorted({*plain, *run.config} - {"trajectories", "data_path"}):
+        if plain.get(name) != run.config.get(name):
+            raise InputError(
+                f"resume: {out} was begun with another {name} ({run.config.get(name)!r}, not {plain.get(name)!r}); "
+                "a run goes on with its own settings, so begin a new one for others"
+            )
+    return run
 
 
 class _Paths:
@@ -149,12 +172,15 @@ def _resolve(
     trajectories: TrajectoryStore | str | Path | Sequence[Trajectory],
     dataset: Dataset | None,
     model: nn.Module | None,
+    progress: Progress,
 ) -> tuple[_Paths, dict[str, Any], Dataset, str | None]:
     source = TrajectoryStore.open(trajectories) if isinstance(trajectories, (str, Path)) else trajectories
     if not isinstance(source, TrajectoryStore):
         if model is None or dataset is None:
-            raise InputError("model: paths given as a list name neither model nor dataset; pass model=... and dataset=...")
-        return _Paths(source, config.trajectory), model_spec(model), dataset, None
+            raise InputError(
+                "model: paths given as a list name neither model nor dataset; pass model=... and dataset=..."
+            )
+        return _Paths(source, config.trajectory), _spec_of(model), dataset, None
     noted = source.manifest["dataset"]
     if dataset is None:
         dataset = load_dataset(
@@ -165,24 +191,53 @@ def _resolve(
             split_seed=noted.get("split_seed", 0),
             image_size=noted.get("image_size"),
             device=config.device,
+            progress=progress,
         )
     if noted.get("fingerprint") not in (None, dataset.fingerprint):
         raise InputError(
             f"dataset: {dataset.name} is not the data the experts were trained on (fingerprints differ); "
             "load it with the same splits and transform, or train experts on it"
         )
-    return _Paths(source, config.trajectory), source.manifest["model"], dataset, str(source.path)
+    # Absolute: a run may be resumed from another working directory.
+    return _Paths(source, config.trajectory), source.manifest["model"], dataset, str(source.path.absolute())
+
+
+def _spec_of(model: nn.Module) -> dict[str, Any]:
+    try:
+        return model_spec(model)
+    except InputError:  # a module of the user's own: described by its name alone
+        return {"name": type(model).__name__}
 
 
 def check_config(config: DistillConfig, dataset: Dataset, paths: Sequence[Trajectory] | _Paths) -> None:
     """Raises :class:`InputError` for a setting that cannot work, naming the field and the remedy."""
-    for name in ("ipc", "syn_steps", "iterations", "students", "checkpoint_every"):
+    counts = (
+        "ipc",
+        "syn_steps",
+        "iterations",
+        "students",
+        "checkpoint_every",
+        "num_eval",
+        "epoch_eval_train",
+        "batch_train",
+    )
+    for name in counts:
         if getattr(config, name) < 1:
             raise InputError(f"{name}: got {getattr(config, name)}; give at least 1")
+    for name in ("eval_it", "growth_iterations", "lr_decay_every", "lr_img", "lr_lr"):
+        if not 0 <= getattr(config, name) < math.inf:
+            raise InputError(f"{name}: got {getattr(config, name)}; give a finite number of at least 0")
     if config.batch_syn is not None and config.batch_syn < 1:
         raise InputError(f"batch_syn: got {config.batch_syn}; give at least 1, or leave it out to take all images")
     if not (config.lr_teacher > 0 and math.isfinite(config.lr_teacher)):
         raise InputError(f"lr_teacher: got {config.lr_teacher}; give a positive step size, the field's is 0.01")
+    if not 0 <= config.mom_img < 1:
+        raise InputError(f"mom_img: got {config.mom_img}; give a momentum of at least 0, below 1")
+    for name in ("max_loss", "lr_decay"):
+        if not 0 < getattr(config, name) < math.inf:
+            raise InputError(f"{name}: got {getattr(config, name)}; give a positive finite number")
+    if config.dsa:
+        DSA(config.dsa_strategy)  # refuses a strategy that it does not know
     choices = {
         "adjoint": tuple(ADJOINTS),
         "pix_init": ("real", "noise"),
@@ -195,7 +250,9 @@ def check_config(config: DistillConfig, dataset: Dataset, paths: Sequence[Trajec
             raise InputError(f"{name}: unknown {getattr(config, name)!r}; choose one of {', '.join(allowed)}")
     smallest = int(torch.bincount(dataset.train.labels, minlength=dataset.num_classes).min())
     if config.ipc > smallest:
-        raise InputError(f"ipc: {config.ipc} exceeds the smallest class of {dataset.name} ({smallest} training images); lower it")
+        raise InputError(
+            f"ipc: {config.ipc} exceeds the smallest class of {dataset.name} ({smallest} training images); lower it"
+        )
     split_of(dataset, config.select_on)
     first = paths[0]
     _sampler(config).check(first.epochs, continuous_path=first.continuous)
@@ -215,8 +272,8 @@ def _sampler(config: DistillConfig) -> SegmentSampler:
 class StepSize:
     """The student's learnable step size alpha > 0: SGD with momentum that cannot cross zero.
 
-    A step that would take away more than half of alpha takes away half, and its momentum is dropped: in the references
-    alpha can turn negative and the run ends in NaN.
+    One step at most halves or doubles alpha; where it would do more, its momentum is dropped.  In the references alpha
+    can turn negative, or leap to where every student explodes, and the run ends in NaN.
     """
 
     def __init__(self, value: float, lr: float, momentum: float) -> None:
@@ -229,8 +286,8 @@ class StepSize:
             return
         self.velocity = self._momentum * self.velocity + grad
         moved = self.value - self._lr * self.velocity
-        if moved < self.value / 2:
-            moved, self.velocity = self.value / 2, 0.0
+        if not self.value / 2 <= moved <= self.value * 2:
+            moved, self.velocity = min(max(moved, self.value / 2), self.value * 2), 0.0
         self.value = moved
 
 
@@ -238,10 +295,12 @@ class _Loop:
     """The outer loop of one run.  All randomness of iteration i comes from (seed, i): nothing random is carried over."""
 
     def __init__(
-        self, config: DistillConfig, paths: _Paths, dataset: Dataset, model: nn.Module, spec: dict[str, Any], run: Run | None
+        self, config: DistillConfig, paths: _Paths, dataset: Dataset, model: nn.Module | None, spec: dict[str, Any]
     ) -> None:
-        self.config, self.paths, self.dataset, self.spec, self.run = config, paths, dataset, spec, run
-        self.matcher = Matcher(model, adjoint=config.adjoint)
+        self.config, self.paths, self.dataset, self.spec = config, paths, dataset, spec
+        self.run: Run | None = None
+        self.network: nn.Module | dict[str, Any] = spec if model is None else model
+        self.matcher = Matcher(build_model(spec) if model is None else model, adjoint=config.adjoint)
         self.sampler = _sampler(config)
         self.dsa = DSA(config.dsa_strategy) if config.dsa else None
         self.images = self._initial_images().requires_grad_()
@@ -251,8 +310,11 @@ class _Loop:
         self.iteration, self.skipped, self.seconds = 0, 0, 0.0
         self.best: dict[str, Any] = {"score": -1.0, "iteration": 0, "syn_lr": config.lr_teacher}
         self.best_images = self.images.detach().clone()
-        if run is not None:
-            self._restore(run)
+
+    def attach(self, run: Run) -> None:
+        """Writes to ``run`` from now on, after going back to its last checkpoint if it has one."""
+        self.run = run
+        self._restore(run)
 
     def _initial_images(self) -> Tensor:
         config, stream = self.config, generator(self.config.seed, "pix-init")
@@ -274,10 +336,10 @@ class _Loop:
                     self._evaluate(progress)
                 metrics = self._iterate()
                 bar.advance(1, loss=metrics["loss"], lr=self.step_size.value)
-                if self.iteration % config.checkpoint_every == 0 and self.iteration < config.iterations:
+                # The last one precedes the last evaluation, which a run that is killed after it does again.
+                if self.iteration % config.checkpoint_every == 0 or self.iteration == config.iterations:
                     self._save()
         self._evaluate(progress)
-        self._save()
         return self._finish(progress)
 
     def _iterate(self) -> dict[str, Any]:
@@ -287,12 +349,7 @@ class _Loop:
         norm = float(result.grad_images.double().norm())
         accepted = math.isfinite(loss) and loss <= self.config.max_loss and math.isfinite(norm)
         accepted = accepted and math.isfinite(float(result.grad_lr))
-        if accepted:
-            self._set_lr_img()
-            self.images.grad = result.grad_images
-            self.optimizer.step()
-            self.step_size.step(float(result.grad_lr))
-        else:
+        if not (accepted and self._descend(result)):
             self.skipped += 1
         self.iteration += 1
         spent = time.perf_counter() - began
@@ -311,6 +368,20 @@ class _Loop:
         if self.run is not None:
             self.run.log(**metrics)
         return {**metrics, "loss": loss}
+
+    def _descend(self, result: MatchResult) -> bool:
+        """One step of pixels and step size; undone, and False, if it would leave pixels that are not finite."""
+        before = self.images.detach().clone()
+        self._set_lr_img()
+        self.images.grad = result.grad_images
+        self.optimizer.step()
+        if not bool(torch.isfinite(self.images).all()):
+            with torch.no_grad():
+                self.images.copy_(before)
+            self.optimizer.state.clear()  # the momentum has overflowed as well
+            return False
+        self.step_size.step(float(result.grad_lr))
+        return True
 
     def _match(self) -> tuple[MatchResult, list[tuple[float, float]]]:
         config = self.config
@@ -363,6 +434,7 @@ class _Loop:
             batch_train=config.batch_train,
             dsa=config.dsa,
             dsa_strategy=config.dsa_strategy,
+            select_on=config.select_on,
             seed=derive_seed(config.seed, "eval"),
             device=config.device,
         )
@@ -371,7 +443,12 @@ class _Loop:
         began = time.perf_counter()
         candidate = self._distilled(self.images, self.step_size.value, self.iteration)
         result = evaluate(
-            candidate, self.dataset, self._eval_config(), model=self.spec, split=self.config.select_on, progress=progress
+            candidate,
+            self.dataset,
+            self._eval_config(),
+            model=self.network,
+            split=self.config.select_on,
+            progress=progress,
         )
         if result.mean > self.best["score"]:
             self.best = {"score": result.mean, "iteration": self.iteration, "syn_lr": self.step_size.value}
@@ -386,16 +463,16 @@ class _Loop:
     def _finish(self, progress: Progress) -> DistilledDataset:
         best, config = self._best(), self._eval_config()
         if self.run is not None:
-            result = evaluate(best, self.dataset, config, model=self.spec, split="test", progress=progress)
-            lrs = tuple({best.syn_lr, self.config.lr_teacher}) if self.config.select_on == "val" else (best.syn_lr,)
+            result = evaluate(best, self.dataset, config, model=self.network, split="test", progress=progress)
+            lrs = tuple(dict.fromkeys((best.syn_lr, self.config.lr_teacher)))
             random = evaluate_random_real(
-                self.config.ipc, self.dataset, config, model=self.spec, split="test", lrs=lrs, progress=progress
+                self.config.ipc, self.dataset, config, model=self.network, split="test", lrs=lrs, progress=progress
             )
             best = replace(best, provenance={**best.provenance, "test_accuracy": _numbers(result)})
             best.save(self.run.path / "distilled")
             self.run.log(
                 kind="final",
-                model=self.spec["name"],
+                model=result.model,
                 iteration=self.best["iteration"],
                 select_on=self.config.select_on,
                 num_eval=self.config.num_eval,

@@ -35,7 +35,7 @@ class SegmentSampler:
             raise InputError(f"sampling: unknown {self.sampling!r}; choose one of {', '.join(SAMPLINGS)}")
         if not 0 < self.expert_epochs <= epochs:
             raise InputError(
-                f"expert_epochs: {self.expert_epochs:g} does not fit a path of {epochs} epochs; give more than 0, at most {epochs}"
+                f"expert_epochs: {self.expert_epochs:g} does not fit a path of {epochs} epochs; give above 0, at most {epochs}"
             )
         if not 0 <= self.min_start_epoch <= self.max_start_epoch:
             raise InputError(
@@ -49,10 +49,12 @@ class SegmentSampler:
             whole = all(float(v).is_integer() for v in (self.expert_epochs, self.min_start_epoch, self.max_start_epoch))
             if not whole or self.max_start_epoch <= self.min_start_epoch:
                 raise InputError(
-                    "sampling: 'integer' needs whole epochs and max_start_epoch above min_start_epoch; round them or use 'continuous'"
+                    "sampling: 'integer' needs whole epochs and max_start_epoch above min_start_epoch; round or use 'continuous'"
                 )
         elif not continuous_path:
-            raise InputError("sampling: 'continuous' needs a convex trajectory; use sampling='integer' with checkpoints")
+            raise InputError(
+                "sampling: 'continuous' needs a convex trajectory; use sampling='integer' with checkpoints"
+            )
 
     def bound(self, iteration: int) -> float:
         """The upper bound of the start at ``iteration``."""
