@@ -5,6 +5,7 @@ The recipe is the reference's ``buffer.py``: SGD, batch 256, DSA, one point of t
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ class ExpertConfig:
     width: int = 128
     """Channels a block, or units a hidden layer."""
     norm: str = "instance"
-    """Normalisation: instance, none, batch, layer, group."""
+    """Normalisation: instance, none, layer, group; of the MLP instance means none."""
     activation: str = "relu"
     """Activation: relu, leakyrelu, sigmoid."""
     pooling: str = "avg"
@@ -91,12 +92,16 @@ def expert_spec(config: ExpertConfig, dataset: Dataset) -> dict[str, Any]:
     """The full model spec of the experts."""
     channels, image_size, _ = dataset.image_shape
     known = {"channels": channels, "image_size": image_size, "num_classes": dataset.num_classes}
-    shape = {"depth": config.depth, "width": config.width, "activation": config.activation, "norm": config.norm}
-    by_name: dict[str, dict[str, Any]] = {"ConvNet": {**shape, "pooling": config.pooling}, "MLP": shape}
+    shape = {"depth": config.depth, "width": config.width, "activation": config.activation}
+    by_name: dict[str, dict[str, Any]] = {
+        "ConvNet": {**shape, "norm": config.norm, "pooling": config.pooling},
+        # A vector has no plane to normalise: the default norm of the ConvNet means none here.
+        "MLP": {**shape, "norm": "none" if config.norm == "instance" else config.norm},
+    }
     return model_spec(build_model({"name": config.model, **known, **by_name.get(config.model, {})}))
 
 
-def load_for(config: ExpertConfig) -> Dataset:
+def load_for(config: ExpertConfig, progress: Progress = quiet()) -> Dataset:  # noqa: B008 (stateless)
     """The dataset that ``config`` names."""
     return load_dataset(
         config.dataset,
@@ -107,6 +112,7 @@ def load_for(config: ExpertConfig) -> Dataset:
         split_seed=config.split_seed,
         image_size=config.image_size,
         device=config.device,
+        progress=progress,
     )
 
 
@@ -122,11 +128,13 @@ def train_experts(
     Experts that the store already holds are not trained again, so a killed run continues where it stopped.
     """
     _check(config)
-    dataset = dataset if dataset is not None else load_for(config)
+    dataset = dataset.to(config.device) if dataset is not None else load_for(config, progress)
     spec = expert_spec(config, dataset)
-    model = FunctionalModel(build_model(spec))
-    if config.norm == "batch":
+    network = build_model(spec)
+    if any(True for _ in network.buffers()):
         raise InputError("norm: experts with batch norm have state beside their parameters; use 'instance' or 'group'")
+    model = FunctionalModel(network)
+    _recorder(config, model)  # refuses what it cannot record before a store is begun
     store = TrajectoryStore.create(
         out,
         {
@@ -135,7 +143,7 @@ def train_experts(
             "dataset": {
                 "name": dataset.name,
                 "fingerprint": dataset.fingerprint,
-                "data_path": config.data_path,
+                "data_path": None if config.data_path is None else str(Path(config.data_path).expanduser().absolute()),
                 "zca": config.zca,
                 "val_fraction": config.val_fraction,
                 "split_seed": config.split_seed,
@@ -159,12 +167,7 @@ def _train_group(
     task = Classification()
     initial = torch.stack([model.init(derive_seed(config.seed, "expert-init", number)) for number in numbers])
     stack = FlatStack(student_for(model, task), initial.to(config.device), SGD(config.mom, config.l2))
-    recorders = [
-        PathRecorder(
-            model.shapes, config.train_epochs, waypoints=config.waypoints, schedule=config.schedule, smooth=config.smooth
-        )
-        for _ in numbers
-    ]
+    recorders = [_recorder(config, model) for _ in numbers]
     kept = [stack.params.cpu().clone()] if config.keep_checkpoints else []
     for recorder, params in zip(recorders, stack.params, strict=True):
         recorder.observe(params)
@@ -197,9 +200,25 @@ def _train_group(
         store.add(number, recorders[i].finish(), info, checkpoints)
 
 
+def _recorder(config: ExpertConfig, model: FunctionalModel) -> PathRecorder:
+    return PathRecorder(
+        model.shapes, config.train_epochs, waypoints=config.waypoints, schedule=config.schedule, smooth=config.smooth
+    )
+
+
 def _recipe(config: ExpertConfig) -> dict[str, Any]:
     """What makes two experts comparable: the training recipe without what does not change the result."""
-    where = {"dataset", "data_path", "download", "zca", "val_fraction", "split_seed", "image_size", "device", "parallel"}
+    where = {
+        "dataset",
+        "data_path",
+        "download",
+        "zca",
+        "val_fraction",
+        "split_seed",
+        "image_size",
+        "device",
+        "parallel",
+    }
     shape = {"model", "depth", "width", "norm", "activation", "pooling"}
     recipe = {k: v for k, v in asdict(config).items() if k not in where | shape | {"num_experts"}}
     return {"kind": "sgd", "torch": torch.__version__, **recipe}
@@ -209,5 +228,7 @@ def _check(config: ExpertConfig) -> None:
     for name in ("num_experts", "train_epochs", "batch_train", "parallel"):
         if getattr(config, name) < 1:
             raise InputError(f"{name}: got {getattr(config, name)}; give at least 1")
-    if not config.lr_teacher > 0:
+    if config.dsa:
+        DSA(config.dsa_strategy)  # refuses a strategy that it does not know
+    if not 0 < config.lr_teacher < math.inf:
         raise InputError(f"lr_teacher: got {config.lr_teacher}; give a positive step size, the field's is 0.01")
