@@ -67,8 +67,8 @@ class DistilledDataset:
                 "provenance": dict(self.provenance),
             }
             write_json(folder / _META, meta)
-        except OSError as error:
-            raise InputError(f"folder: cannot write to {folder} ({error.strerror}); choose a writable folder") from error
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"folder: cannot write to {folder} ({error}); choose a writable folder") from error
         return folder
 
     @classmethod
@@ -78,10 +78,17 @@ class DistilledDataset:
         if not (folder / _META).is_file() or not (folder / _TENSORS).is_file():
             raise InputError(f"folder: {folder} holds no distilled set; give the folder that 'mct-fast distill' wrote")
         meta = read_json(folder / _META)
-        if meta.get("format_version") != _FORMAT_VERSION:
-            raise InputError(f"folder: {folder / _META} has an unknown format version; use a matching release of mct_fast")
+        if not isinstance(meta, dict) or meta.get("format_version") != _FORMAT_VERSION:
+            raise InputError(
+                f"folder: {folder / _META} has an unknown format version; use a matching release of mct_fast"
+            )
+        missing = [key for key in ("sha256", "syn_lr", "class_names", "transform", "provenance") if key not in meta]
+        if missing:
+            raise InputError(f"folder: {folder / _META} lacks {', '.join(missing)}; the file is damaged, restore it")
         if sha256_file(folder / _TENSORS) != meta["sha256"]:
-            raise InputError(f"folder: {folder / _TENSORS} does not match its SHA-256; it is damaged or half written, restore it")
+            raise InputError(
+                f"folder: {folder / _TENSORS} does not match its SHA-256; it is damaged or half written, restore it"
+            )
         try:
             tensors = load_file(str(folder / _TENSORS))
         except SafetensorError as error:
@@ -122,8 +129,12 @@ class DistilledDataset:
         MTT's files hold no step size and no transform; they stand in ``syn_lr.txt`` beside them and in :meth:`save`.
         """
         folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
+        # atomic_write makes the folder, and explains it if that is impossible.
         atomic_write(folder / "images_best.pt", lambda temporary: torch.save(self.images.cpu().clone(), temporary))
         atomic_write(folder / "labels_best.pt", lambda temporary: torch.save(self.labels.cpu().clone(), temporary))
-        atomic_write(folder / "syn_lr.txt", lambda temporary: temporary.write_text(f"{self.syn_lr!r}\n"))
+        atomic_write(folder / "syn_lr.txt", lambda temporary: _write_text(temporary, f"{self.syn_lr!r}\n"))
         return folder
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

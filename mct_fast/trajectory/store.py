@@ -43,9 +43,14 @@ class TrajectoryStore:
         fresh = {"format_version": FORMAT_VERSION, **manifest, "experts": {}}
         if (path / MANIFEST).exists():
             store = cls.open(path)
+            if not len(store):  # begun but empty: nothing that another recipe could be mixed with
+                write_json(path / MANIFEST, fresh)
+                return cls(path, fresh)
             for key in manifest:
                 if store.manifest.get(key) != manifest[key]:
-                    raise InputError(f"out: {path} holds experts of another {key}; choose an empty folder or delete this one")
+                    raise InputError(
+                        f"out: {path} holds experts of another {key}; choose an empty folder or delete this one"
+                    )
             return store
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -59,7 +64,9 @@ class TrajectoryStore:
         """Opens a store; the shards are checked when they are first read."""
         path = Path(path)
         if not (path / MANIFEST).is_file():
-            raise InputError(f"trajectories: {path} holds no {MANIFEST}; make a store with 'mct-fast experts' or 'compress'")
+            raise InputError(
+                f"trajectories: {path} holds no {MANIFEST}; make a store with 'mct-fast experts' or 'compress'"
+            )
         manifest = read_json(path / MANIFEST)
         version = manifest.get("format_version") if isinstance(manifest, dict) else None
         if version != FORMAT_VERSION:
@@ -69,7 +76,9 @@ class TrajectoryStore:
             )
         missing = [key for key in ("model", "shapes", "dataset", "recipe", "experts") if key not in manifest]
         if missing:
-            raise InputError(f"trajectories: {path / MANIFEST} lacks {', '.join(missing)}; the file is damaged, restore it")
+            raise InputError(
+                f"trajectories: {path / MANIFEST} lacks {', '.join(missing)}; the file is damaged, restore it"
+            )
         return cls(path, manifest)
 
     @property
@@ -103,12 +112,13 @@ class TrajectoryStore:
     def trajectory(self, i: int, kind: str = "convex") -> Trajectory:
         """The i-th complete expert's path: ``"convex"``, or ``"discrete"`` if its checkpoints were kept."""
         entry = self._entry(i)
-        tensors = self._read(entry)
         if kind == "convex":
+            tensors = self._read(entry, "waypoints", "progress")
             return ConvexTrajectory(tensors["waypoints"], tensors["progress"], self.shapes)
         if kind != "discrete":
             raise InputError(f"trajectory: unknown kind {kind!r}; choose 'convex' or 'discrete'")
-        if "checkpoints" not in tensors:
+        tensors = self._read(entry, "checkpoints")
+        if not tensors:
             raise InputError(
                 f"trajectory: {self.path / entry['file']} keeps no checkpoints; train with --keep-checkpoints, or use 'convex'"
             )
@@ -140,13 +150,16 @@ class TrajectoryStore:
             raise IndexError(f"expert {i} of {len(numbers)}")
         return self.manifest["experts"][str(numbers[i])]
 
-    def _read(self, entry: Mapping[str, Any]) -> dict[str, Tensor]:
+    def _read(self, entry: Mapping[str, Any], *names: str) -> dict[str, Tensor]:
+        """Those of the tensors ``names`` that the shard holds."""
         file = self.path / entry["file"]
         if not file.is_file():
             raise InputError(f"trajectories: {file} is missing; restore it or train this expert again")
         if file.name not in self._verified:
             if sha256_file(file) != entry["sha256"]:
-                raise InputError(f"trajectories: {file} does not match its SHA-256; the file is damaged, restore or retrain it")
+                raise InputError(
+                    f"trajectories: {file} does not match its SHA-256; the file is damaged, restore or retrain it"
+                )
             self._verified.add(file.name)
         with safe_open(str(file), framework="pt") as shard:
-            return {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118 (not a dict)
+            return {name: shard.get_tensor(name) for name in shard.keys() if name in names}  # noqa: SIM118 (not a dict)
