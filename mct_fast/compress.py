@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
-import pickle
+import warnings
 from collections.abc import Iterator, Mapping
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from mct_fast.data.datasets import REGISTRY
 from mct_fast.errors import InputError
 from mct_fast.models import ConvNet, FunctionalModel, build_model, model_spec
 from mct_fast.progress import Progress, quiet
@@ -38,6 +40,7 @@ def compress(
     ``dataset``, ``data_path`` and ``zca`` say what the experts were trained on.  ``model``: spec of the network; left out, a
     ConvNet is recognised from its shapes.  Other arguments: :meth:`ConvexTrajectory.fit`.
     """
+    canonical, _ = REGISTRY.find(dataset)  # a misspelt name would be noticed only when the store is used
     files = _files(Path(source))
     store: TrajectoryStore | None = None
     number = 0
@@ -45,7 +48,8 @@ def compress(
         for file in files:
             for checkpoints in _experts(file):
                 if store is None:
-                    spec = dict(model) if model is not None else recognise_convnet([t.shape for t in checkpoints[0]])
+                    shapes = [t.shape for t in checkpoints[0]]
+                    spec = _full_spec(model, shapes) if model is not None else recognise_convnet(shapes, canonical)
                     store = _begin(out, spec, dataset, data_path, zca, waypoints, schedule, smooth)
                 path = ConvexTrajectory.fit(checkpoints, waypoints, schedule, smooth)
                 kept = DiscreteTrajectory(checkpoints).checkpoints if keep_checkpoints else None
@@ -57,21 +61,56 @@ def compress(
     return store
 
 
-def recognise_convnet(shapes: list[torch.Size]) -> dict[str, Any]:
-    """The spec of the square-image ConvNet with instance norm whose parameter tensors have these shapes."""
+def _full_spec(model: Mapping[str, Any], shapes: list[torch.Size]) -> dict[str, Any]:
+    network = build_model(model)
+    for position, (own, given) in enumerate(zip_longest((p.shape for p in network.parameters()), shapes)):
+        if own != given:
+            raise InputError(
+                f"model: its parameter tensor {position} has shape {_text(own)}, that of the checkpoints {_text(given)}; "
+                "describe the network that was trained"
+            )
+    return model_spec(network)
+
+
+def _text(shape: torch.Size | None) -> str:
+    return "(absent)" if shape is None else str(tuple(shape))
+
+
+def recognise_convnet(shapes: list[torch.Size], dataset: str | None = None) -> dict[str, Any]:
+    """The spec of the square-image ConvNet with instance norm whose parameter tensors have these shapes.
+
+    Sizes that pooling rounds down to the same feature map cannot be told apart: the multiple of 2^depth is taken, but for
+    ``dataset`` MNIST and Fashion-MNIST their 28, which the first convolution pads to 32.
+    """
     blocks, rest = divmod(len(shapes) - 2, 4)
     if rest == 0 and blocks >= 1 and len(shapes[0]) == 4:
         width, channels = shapes[0][0], shapes[0][1]
+        if len(shapes[-2]) != 2 or width == 0:
+            raise _unrecognised()
         classes, features = shapes[-2]
         side = math.isqrt(features // width) << blocks
-        spec = {"depth": blocks, "width": width, "channels": channels, "image_size": side, "num_classes": classes}
+        if channels == 1 and side == 32 and dataset in ("mnist", "fashion-mnist"):
+            side = 28
+        spec: dict[str, Any] = {
+            "depth": blocks,
+            "width": width,
+            "channels": channels,
+            "image_size": side,
+            "num_classes": classes,
+        }
         try:
             candidate = ConvNet(**spec)
         except InputError:
             candidate = None
         if candidate is not None and [p.shape for p in candidate.parameters()] == list(shapes):
             return model_spec(candidate)
-    raise InputError("model: the checkpoints are no ConvNet of the default form; name the network with model=... (--model)")
+    raise _unrecognised()
+
+
+def _unrecognised() -> InputError:
+    return InputError(
+        "model: the checkpoints are no ConvNet of the default form; name the network with model=... (--model)"
+    )
 
 
 def _begin(
@@ -86,7 +125,8 @@ def _begin(
 ) -> TrajectoryStore:
     shapes = [list(shape) for shape in FunctionalModel(build_model(spec)).shapes]
     recipe = {"kind": "compressed", "waypoints": waypoints, "schedule": schedule, "smooth": smooth}
-    origin = {"name": dataset, "data_path": data_path, "zca": zca}
+    where = None if data_path is None else str(Path(data_path).expanduser().absolute())
+    origin = {"name": dataset, "data_path": where, "zca": zca}
     return TrajectoryStore.create(out, {"model": spec, "shapes": shapes, "dataset": origin, "recipe": recipe})
 
 
@@ -101,14 +141,23 @@ def _files(source: Path) -> list[Path]:
 
 def _experts(file: Path) -> Iterator[list[list[Tensor]]]:
     try:
-        experts = torch.load(file, map_location="cpu", weights_only=True)
-    except (pickle.UnpicklingError, RuntimeError, EOFError, OSError) as error:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about pickle protocols; either it loads or it is refused
+            experts = torch.load(file, map_location="cpu", weights_only=True)
+    except Exception as error:  # a damaged or foreign file can fail in every layer of the reader
         raise InputError(
-            f"source: {file} is no plain file of tensors ({str(error).splitlines()[0]}); it was not loaded, save it again"
+            f"source: {file} is not a plain file of tensors ({type(error).__name__}), and nothing in it was run; "
+            "give a buffer that torch.save wrote from lists of tensors"
         ) from error
-    well_formed = isinstance(experts, list) and all(
-        isinstance(e, list) and all(isinstance(c, list) and all(isinstance(t, Tensor) for t in c) for c in e) for e in experts
-    )
-    if not well_formed:
-        raise InputError(f"source: {file} is not a list of experts of epochs of tensors; give a file of MTT's buffer.py")
+    if not isinstance(experts, list) or not all(_well_formed(expert) for expert in experts):
+        raise InputError(
+            f"source: {file} is not a list of experts of epochs of tensors; give a file of MTT's buffer.py"
+        )
     yield from experts
+
+
+def _well_formed(expert: object) -> bool:
+    return isinstance(expert, list) and len(expert) > 0 and all(
+        isinstance(epoch, list) and len(epoch) > 0 and all(isinstance(t, Tensor) and t.is_floating_point() for t in epoch)
+        for epoch in expert
+    )  # fmt: skip
