@@ -1,0 +1,105 @@
+"""Stacks of networks: each row trains as if it were alone, by PyTorch's SGD rule."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from mct_fast.data import DSA
+from mct_fast.models import ConvNet, FunctionalModel, build_model
+from mct_fast.seeds import generator
+from mct_fast.tasks import Classification
+from mct_fast.training import SGD, FlatStack, ModuleStack, NetworkStack, Schedule, build_stack, scores, train_epochs
+
+CLASSES = 3
+NETWORKS = {
+    "flat": {"name": "ConvNet", "depth": 1, "width": 5},
+    "batchnorm": {"name": "ConvNet", "depth": 1, "width": 5, "norm": "batch"},
+}
+
+
+def make(kind: str) -> nn.Module:
+    return build_model({**NETWORKS[kind], "channels": 1, "image_size": 8, "num_classes": CLASSES})
+
+
+def data(count: int) -> tuple[Tensor, Tensor]:
+    g = torch.Generator().manual_seed(5)
+    return torch.randn(count, 1, 8, 8, generator=g), torch.randint(CLASSES, (count,), generator=g)
+
+
+def train(stack: NetworkStack, x: Tensor, y: Tensor, schedule: Schedule, names: list[int], dsa: DSA | None = None):
+    return list(train_epochs(stack, x, y, schedule, [("row", n) for n in names], seed=3, augment=dsa))
+
+
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+@pytest.mark.parametrize("kind", NETWORKS)
+def test_training_equals_torch_sgd(kind: str, soft: bool) -> None:
+    x, y = data(11)
+    if soft:
+        y = nn.functional.one_hot(y, CLASSES).float() * 0.8 + 0.1
+    schedule = Schedule(epochs=5, batch=4, lr=0.2, decay_after=2)
+    stack = build_stack(lambda: make(kind), [7, 8], Classification(), SGD(0.9, 5e-3), "cpu")
+    found = train(stack, x, y, schedule, [0, 1], DSA())
+    assert isinstance(stack, FlatStack if kind == "flat" else ModuleStack)
+    for row, seed in enumerate((7, 8)):
+        network = make(kind)
+        nn.utils.vector_to_parameters(FunctionalModel(network).init(seed), network.parameters())
+        network = network.double()
+        stream = generator(3, "row", row)
+        optimizer = torch.optim.SGD(network.parameters(), lr=0.2, momentum=0.9, weight_decay=5e-3)
+        for epoch in range(5):
+            if epoch == 3:  # as the reference: a new optimiser when the step size drops
+                optimizer = torch.optim.SGD(network.parameters(), lr=0.02, momentum=0.9, weight_decay=5e-3)
+            total = 0.0
+            for rows in torch.randperm(11, generator=stream).split(4):
+                batch = DSA().draw(len(rows), (1, 8, 8), stream).apply(x[rows].double())
+                labels = y[rows].double() if soft else y[rows]
+                loss = nn.functional.cross_entropy(network(batch), labels)
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                total += float(loss.detach()) * len(rows) / 11
+            assert found[epoch][0] == epoch + 1
+            assert float(found[epoch][1][row]) == pytest.approx(total, rel=2e-4)
+        expected = network.eval()(x.double()).detach()
+        assert (stack.logits(x)[row].double() - expected).norm() < 5e-4 * expected.norm()
+
+
+def test_a_row_does_not_depend_on_its_neighbours() -> None:
+    x, y = data(9)
+    task, schedule = Classification(), Schedule(epochs=3, batch=4, lr=0.1)
+
+    def logits(seeds: list[int], names: list[int]) -> Tensor:
+        stack = build_stack(lambda: make("flat"), seeds, task, SGD(0.9), "cpu")
+        train(stack, x, y, schedule, names, DSA())
+        return stack.logits(x)
+
+    together = logits([1, 2, 3], [0, 1, 2])
+    assert torch.equal(together[1], logits([2], [1])[0])
+    assert not torch.equal(together[1], logits([2], [0])[0])
+
+
+def test_own_images_for_each_network() -> None:
+    x, y = data(12)
+    task, schedule = Classification(), Schedule(epochs=2, batch=4, lr=0.1)
+    own = build_stack(lambda: make("flat"), [1, 2], task, SGD(), "cpu")
+    train(own, x.reshape(2, 6, 1, 8, 8), y.reshape(2, 6), schedule, [0, 1])
+    second = build_stack(lambda: make("flat"), [2], task, SGD(), "cpu")
+    train(second, x[6:], y[6:], schedule, [1])
+    assert torch.equal(own.logits(x)[1], second.logits(x)[0])
+
+
+def test_scores_are_accuracies_whatever_the_chunk() -> None:
+    x, y = data(13)
+    network = ConvNet(depth=1, width=5, channels=1, image_size=8, num_classes=CLASSES)
+    stack = build_stack(lambda: network, [4], Classification(), SGD(), "cpu")
+    expected = (stack.logits(x)[0].argmax(1) == y).double().mean().item()
+    assert scores(stack, x, y, Classification(), chunk=5) == [pytest.approx(expected)]
+    assert 0 < expected < 1
+
+
+def test_the_step_size_drops_once() -> None:
+    schedule = Schedule(epochs=6, batch=1, lr=0.5, decay_after=3)
+    assert [schedule.lr_at(epoch) for epoch in range(6)] == [0.5, 0.5, 0.5, 0.5, 0.05, 0.05]
+    assert Schedule(epochs=6, batch=1, lr=0.5).lr_at(5) == 0.5
