@@ -13,13 +13,20 @@ constexpr int64_t kChannels = 64;
 
 // Calls fn(student, image, first channel, plane) for every unit; image counts through all students.
 template <class Fn>
-void for_units(const BlockShape& s, const Fn& fn) {
+void for_units(const BlockShape& s, bool streaming, const Fn& fn) {
   const int64_t groups = (s.C + kChannels - 1) / kChannels;
   parallel_for(s.S * s.B * groups, [&](int64_t unit, int) {
     const int64_t image = unit / groups, c = unit % groups * kChannels;
     const int64_t channels = s.C - c < kChannels ? s.C - c : kChannels;
-    fn(image / s.B, image, c, Plane{s.H, s.W, s.C, channels, s.pool});
+    fn(image / s.B, image, c, Plane{s.H, s.W, s.C, channels, s.pool, streaming});
   });
+}
+
+// Whether an output like z is too large to stay in the caches for the next reader; plain stores would read it first.
+template <class T>
+bool worth_streaming(const BlockShape& s, const T* out) {
+  const int64_t bytes = s.S * s.B * s.H * s.W * s.C * static_cast<int64_t>(sizeof(T));
+  return bytes >= (int64_t{4} << 20) && s.C * sizeof(T) % 64 == 0 && reinterpret_cast<uintptr_t>(out) % 64 == 0;
 }
 
 int64_t plane_size(const BlockShape& s) { return s.H * s.W * s.C; }
@@ -47,7 +54,7 @@ void add_images(const BlockShape& s, const T* parts, T* out) {
 template <class T>
 void block_forward(const BlockShape& s, const T* z, Param<T> gamma, Param<T> beta, double eps, T* p, T* mean, T* rstd) {
   const Units<T>& u = units<T>();
-  for_units(s, [&](int64_t student, int64_t image, int64_t c, const Plane& plane) {
+  for_units(s, false, [&](int64_t student, int64_t image, int64_t c, const Plane& plane) {
     u.block_forward(plane, z + image * plane_size(s) + c, at(gamma, student, c), at(beta, student, c),
                     static_cast<T>(eps), p + image * pooled_size(s) + c, mean + image * s.C + c, rstd + image * s.C + c);
   });
@@ -60,7 +67,7 @@ void block_backward(const BlockShape& s, const T* gp, const T* z, const T* mean,
   const Scratch scratch(2 * s.S * s.B * s.C * sizeof(T));
   T* parts = static_cast<T*>(scratch.data());
   T* parts2 = parts + s.S * s.B * s.C;
-  for_units(s, [&](int64_t student, int64_t image, int64_t c, const Plane& plane) {
+  for_units(s, worth_streaming(s, gz), [&](int64_t student, int64_t image, int64_t c, const Plane& plane) {
     const int64_t i = image * plane_size(s) + c, k = image * s.C + c;
     u.block_backward(plane, gp + image * pooled_size(s) + c, z + i, mean + k, rstd + k, at(gamma, student, c),
                      at(beta, student, c), gz + i, parts + k, parts2 + k);
@@ -73,7 +80,7 @@ template <class T>
 void block_tangent(const BlockShape& s, const T* z, const T* zdot, const T* mean, const T* rstd, Param<T> gamma,
                    Param<T> beta, Param<T> gammadot, Param<T> betadot, T* pdot, T* mean_zdot, T* mean_xhat_zdot) {
   const Units<T>& u = units<T>();
-  for_units(s, [&](int64_t student, int64_t image, int64_t c, const Plane& plane) {
+  for_units(s, false, [&](int64_t student, int64_t image, int64_t c, const Plane& plane) {
     const int64_t i = image * plane_size(s) + c, k = image * s.C + c;
     u.block_tangent(plane, z + i, zdot + i, mean + k, rstd + k, at(gamma, student, c), at(beta, student, c),
                     at(gammadot, student, c), at(betadot, student, c), pdot + image * pooled_size(s) + c, mean_zdot + k,
@@ -89,7 +96,7 @@ void block_tangent_backward(const BlockShape& s, const T* gp, const T* gpdot, co
   const Scratch scratch(2 * s.S * s.B * s.C * sizeof(T));
   T* parts = static_cast<T*>(scratch.data());
   T* parts2 = parts + s.S * s.B * s.C;
-  for_units(s, [&](int64_t student, int64_t image, int64_t c, const Plane& plane) {
+  for_units(s, worth_streaming(s, gz) && worth_streaming(s, gzdot), [&](int64_t student, int64_t image, int64_t c, const Plane& plane) {
     const int64_t i = image * plane_size(s) + c, k = image * s.C + c, g = image * pooled_size(s) + c;
     u.block_tangent_backward(plane, gp + g, gpdot + g, z + i, zdot + i, mean + k, rstd + k, mean_zdot + k,
                              mean_xhat_zdot + k, at(gamma, student, c), at(beta, student, c), at(gammadot, student, c),

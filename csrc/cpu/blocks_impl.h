@@ -31,6 +31,16 @@ MCT_INLINE V<T> masked(V<T> u, V<T> v) {
   return u <= V<T>{} ? V<T>{} : v;
 }
 
+// Stores a part of a large output, past the caches where the plane says so.
+template <bool Partial, class T>
+MCT_INLINE void put(const Plane& s, T* p, V<T> v, int64_t n) {
+  if (!Partial && s.streaming) {
+    stream(p, v);
+  } else {
+    store<Partial>(p, v, n);
+  }
+}
+
 template <class T, int N, bool Partial>
 void statistics(const Plane& s, int64_t n, const T* z, T eps, T* mean, T* rstd) {
   constexpr int L = Pack<T>::lanes;
@@ -98,7 +108,7 @@ template <class T, int N, bool Partial, int Window>
 void backward_group(const Plane& s, int64_t n, const T* gp, const T* z, const T* mean, const T* rstd, const T* gamma,
                     const T* beta, T* gz, T* ggamma, T* gbeta) {
   constexpr int L = Pack<T>::lanes;
-  constexpr T share = T(1) / (Window * Window);
+  constexpr T share = T(1) / (Window * Window);  // of a pooled cotangent, for each pixel of its window
   const Affine<T, N, Partial> f(mean, rstd, gamma, beta, n);
   const int64_t rows = s.H / Window, columns = s.W / Window;
   V<T> sum_g[N] = {}, sum_gx[N] = {};
@@ -108,7 +118,7 @@ void backward_group(const Plane& s, int64_t n, const T* gp, const T* z, const T*
       const T* g = gp + i * columns * s.C;
       for (int64_t j = 0; j < columns; ++j, g += s.C) {
         for (int k = 0; k < N; ++k) {
-          const V<T> up = load<Partial>(g + k * L, n) * share;
+          const V<T> up = load<Partial>(g + k * L, n);
           for (int dy = 0; dy < Window; ++dy) {
             for (int dx = 0; dx < Window; ++dx) {
               const T* zp = z + ((i * Window + dy) * s.W + j * Window + dx) * s.C;
@@ -126,14 +136,15 @@ void backward_group(const Plane& s, int64_t n, const T* gp, const T* z, const T*
       }
     }
   }
-  // gz = rstd (gamma gu - mean q - xhat mean(q xhat))
+  // gz = rstd (gamma gu - mean q - xhat mean(q xhat)) = a gu - b - xhat c
   const T count = static_cast<T>(s.H * s.W);
-  V<T> mean_q[N], mean_qx[N];
+  V<T> a[N], b[N], c[N];
   for (int k = 0; k < N; ++k) {
-    mean_q[k] = f.gamma[k] * sum_g[k] / count;
-    mean_qx[k] = f.gamma[k] * sum_gx[k] / count;
-    store<Partial>(gbeta + k * L, sum_g[k], n);
-    store<Partial>(ggamma + k * L, sum_gx[k], n);
+    a[k] = f.rstd[k] * f.gamma[k] * share;
+    b[k] = a[k] * sum_g[k] / count;
+    c[k] = a[k] * sum_gx[k] / count;
+    store<Partial>(gbeta + k * L, sum_g[k] * share, n);
+    store<Partial>(ggamma + k * L, sum_gx[k] * share, n);
   }
   for (int64_t y = 0; y < s.H; ++y) {
     const bool inside = y / Window < rows;
@@ -145,13 +156,13 @@ void backward_group(const Plane& s, int64_t n, const T* gp, const T* z, const T*
       for (int dx = 0; dx < Window && j + dx < s.W; ++dx, zp += s.C, out += s.C) {
         for (int k = 0; k < N; ++k) {
           const V<T> x = f.xhat(load<Partial>(zp + k * L, n), k);
-          const V<T> up = covered ? load<Partial>(g + k * L, n) * share : V<T>{};
-          const V<T> gu = masked<T>(f.u(x, k), up);
-          store<Partial>(out + k * L, f.rstd[k] * (f.gamma[k] * gu - mean_q[k] - x * mean_qx[k]), n);
+          const V<T> gu = covered ? masked<T>(f.u(x, k), load<Partial>(g + k * L, n)) : V<T>{};
+          put<Partial>(s, out + k * L, a[k] * gu - b[k] - x * c[k], n);
         }
       }
     }
   }
+  if (s.streaming) stream_end();
 }
 
 template <class T, int N, bool Partial, int Window>
@@ -185,7 +196,12 @@ void tangent_group(const Plane& s, int64_t n, const T* z, const T* zdot, const T
       bdot[k] = load<Partial>(betadot + k * L, n);
     }
   }
+  // udot = gammadot xhat + gamma rstd (zdot - mean zdot - xhat mean(xhat zdot)) + betadot
+  V<T> by_zdot[N], by_xhat[N], rest[N];
   for (int k = 0; k < N; ++k) {
+    by_zdot[k] = f.gamma[k] * f.rstd[k];
+    by_xhat[k] = gdot[k] - by_zdot[k] * m2[k];
+    rest[k] = bdot[k] - by_zdot[k] * m1[k];
     store<Partial>(mean_zdot + k * L, m1[k], n);
     store<Partial>(mean_xhat_zdot + k * L, m2[k], n);
   }
@@ -197,8 +213,8 @@ void tangent_group(const Plane& s, int64_t n, const T* z, const T* zdot, const T
           for (int dx = 0; dx < Window; ++dx) {
             const int64_t at = ((i * Window + dy) * s.W + j * Window + dx) * s.C + k * L;
             const V<T> x = f.xhat(load<Partial>(z + at, n), k);
-            const V<T> xdot = f.rstd[k] * (load<Partial>(zdot + at, n) - m1[k] - x * m2[k]);
-            a += masked<T>(f.u(x, k), gdot[k] * x + f.gamma[k] * xdot + bdot[k]);
+            const V<T> udot = by_zdot[k] * load<Partial>(zdot + at, n) + by_xhat[k] * x + rest[k];
+            a += masked<T>(f.u(x, k), udot);
           }
         }
         store<Partial>(pdot + k * L, a * (T(1) / (Window * Window)), n);
@@ -210,18 +226,18 @@ void tangent_group(const Plane& s, int64_t n, const T* z, const T* zdot, const T
 template <class T, int N, bool Partial, int Window>
 void tangent_backward_group(const Plane& s, int64_t n, const T* gp, const T* gpdot, const T* z, const T* zdot,
                             const T* mean, const T* rstd, const T* mean_zdot, const T* mean_xhat_zdot, const T* gamma,
-                            const T* beta, const T* gammadot, T* gz, T* gzdot, T* ggammadot,
-                            T* gbetadot) {
+                            const T* beta, const T* gammadot, T* gz, T* gzdot, T* ggammadot, T* gbetadot) {
   constexpr int L = Pack<T>::lanes;
   constexpr T share = T(1) / (Window * Window);
   const Affine<T, N, Partial> f(mean, rstd, gamma, beta, n);
   const int64_t rows = s.H / Window, columns = s.W / Window;
   const bool norm = gamma != nullptr;
-  V<T> m1[N] = {}, m2[N] = {}, gdot[N] = {};
+  // xhatdot = rstd (zdot - mean zdot - xhat mean(xhat zdot)) = rstd zdot - rm1 - xhat rm2
+  V<T> rm1[N] = {}, rm2[N] = {}, gdot[N] = {};
   if (norm) {
     for (int k = 0; k < N; ++k) {
-      m1[k] = load<Partial>(mean_zdot + k * L, n);
-      m2[k] = load<Partial>(mean_xhat_zdot + k * L, n);
+      rm1[k] = f.rstd[k] * load<Partial>(mean_zdot + k * L, n);
+      rm2[k] = f.rstd[k] * load<Partial>(mean_xhat_zdot + k * L, n);
       gdot[k] = load<Partial>(gammadot + k * L, n);
     }
   }
@@ -233,19 +249,20 @@ void tangent_backward_group(const Plane& s, int64_t n, const T* gp, const T* gpd
       const int64_t g_at = i * columns * s.C;
       for (int64_t j = 0; j < columns; ++j) {
         for (int k = 0; k < N; ++k) {
-          const V<T> up = load<Partial>(gp + g_at + j * s.C + k * L, n) * share;
-          const V<T> updot = load<Partial>(gpdot + g_at + j * s.C + k * L, n) * share;
+          const V<T> up = load<Partial>(gp + g_at + j * s.C + k * L, n);
+          const V<T> updot = load<Partial>(gpdot + g_at + j * s.C + k * L, n);
           for (int dy = 0; dy < Window; ++dy) {
             for (int dx = 0; dx < Window; ++dx) {
               const int64_t at = ((i * Window + dy) * s.W + j * Window + dx) * s.C + k * L;
               const V<T> x = f.xhat(load<Partial>(z + at, n), k);
-              const V<T> xdot = f.rstd[k] * (load<Partial>(zdot + at, n) - m1[k] - x * m2[k]);
+              const V<T> xdot = f.rstd[k] * load<Partial>(zdot + at, n) - rm1[k] - x * rm2[k];
               const V<T> u = f.u(x, k);
               const V<T> gu = masked<T>(u, up), gud = masked<T>(u, updot);
               row_g[k] += gu;
               row_gx[k] += gu * x;
               row_gd[k] += gud;
-              row_mixed[k] += gud * x + gu * xdot;
+              row_mixed[k] += gud * x;
+              row_mixed[k] += gu * xdot;
             }
           }
         }
@@ -258,17 +275,21 @@ void tangent_backward_group(const Plane& s, int64_t n, const T* gp, const T* gpd
       }
     }
   }
-  // q = gamma gu, qdot = gamma gudot + gammadot gu, rdot = -rstd^2 mean(xhat zdot)
+  // With q = gamma gu, qdot = gamma gudot + gammadot gu, rdot = -rstd^2 mean(xhat zdot):
+  // gz = rstd (q - mean q - xhat mean(q xhat)) = a gu - b - xhat c
+  // gzdot = rdot / rstd gz + rstd (qdot - mean qdot - xhatdot mean(q xhat) - xhat mean(qdot xhat + q xhatdot))
+  //       = a gudot + d gu - e - xhatdot c - xhat h - rm2 gz
   const T count = static_cast<T>(s.H * s.W);
-  V<T> mean_q[N], mean_qx[N], mean_qdot[N], mean_cross[N], rdot[N];
+  V<T> a[N], b[N], c[N], d[N], e[N], h[N];
   for (int k = 0; k < N; ++k) {
-    mean_q[k] = f.gamma[k] * sum_g[k] / count;
-    mean_qx[k] = f.gamma[k] * sum_gx[k] / count;
-    mean_qdot[k] = (f.gamma[k] * sum_gd[k] + gdot[k] * sum_g[k]) / count;
-    mean_cross[k] = (f.gamma[k] * sum_mixed[k] + gdot[k] * sum_gx[k]) / count;
-    rdot[k] = -f.rstd[k] * f.rstd[k] * m2[k];
-    store<Partial>(gbetadot + k * L, sum_gd[k], n);
-    store<Partial>(ggammadot + k * L, sum_mixed[k], n);
+    a[k] = f.rstd[k] * f.gamma[k] * share;
+    b[k] = a[k] * sum_g[k] / count;
+    c[k] = a[k] * sum_gx[k] / count;
+    d[k] = f.rstd[k] * gdot[k] * share;
+    e[k] = (a[k] * sum_gd[k] + d[k] * sum_g[k]) / count;
+    h[k] = (a[k] * sum_mixed[k] + d[k] * sum_gx[k]) / count;
+    store<Partial>(gbetadot + k * L, sum_gd[k] * share, n);
+    store<Partial>(ggammadot + k * L, sum_mixed[k] * share, n);
   }
   for (int64_t y = 0; y < s.H; ++y) {
     const bool inside = y / Window < rows;
@@ -278,20 +299,19 @@ void tangent_backward_group(const Plane& s, int64_t n, const T* gp, const T* gpd
       for (int dx = 0; dx < Window && j + dx < s.W; ++dx, at += s.C) {
         for (int k = 0; k < N; ++k) {
           const V<T> x = f.xhat(load<Partial>(z + at + k * L, n), k);
-          const V<T> xdot = f.rstd[k] * (load<Partial>(zdot + at + k * L, n) - m1[k] - x * m2[k]);
+          const V<T> xdot = f.rstd[k] * load<Partial>(zdot + at + k * L, n) - rm1[k] - x * rm2[k];
           const V<T> u = f.u(x, k);
-          const V<T> up = covered ? load<Partial>(gp + g_at + k * L, n) * share : V<T>{};
-          const V<T> updot = covered ? load<Partial>(gpdot + g_at + k * L, n) * share : V<T>{};
-          const V<T> gu = masked<T>(u, up), gud = masked<T>(u, updot);
-          const V<T> inner = f.gamma[k] * gu - mean_q[k] - x * mean_qx[k];
-          const V<T> innerdot =
-              f.gamma[k] * gud + gdot[k] * gu - mean_qdot[k] - xdot * mean_qx[k] - x * mean_cross[k];
-          store<Partial>(gz + at + k * L, f.rstd[k] * inner, n);
-          store<Partial>(gzdot + at + k * L, rdot[k] * inner + f.rstd[k] * innerdot, n);
+          const V<T> gu = covered ? masked<T>(u, load<Partial>(gp + g_at + k * L, n)) : V<T>{};
+          const V<T> gud = covered ? masked<T>(u, load<Partial>(gpdot + g_at + k * L, n)) : V<T>{};
+          const V<T> v = a[k] * gu - b[k] - x * c[k];
+          const V<T> w = a[k] * gud + d[k] * gu - e[k] - xdot * c[k] - x * h[k] - rm2[k] * v;
+          put<Partial>(s, gz + at + k * L, v, n);
+          put<Partial>(s, gzdot + at + k * L, w, n);
         }
       }
     }
   }
+  if (s.streaming) stream_end();
 }
 
 // Runs `group` over the channels: N vectors at a time, then one at a time, then the rest of a vector.

@@ -14,6 +14,7 @@ namespace mct {
 struct Plane {
   int64_t H, W, C, channels;
   bool pool;
+  bool streaming;  // cotangents of z are stored past the caches; then they and C are multiples of a cache line
 };
 
 // A pair of products a1 b1 + a2 b2; the second is absent where a2 is null.

@@ -45,6 +45,24 @@ MCT_INLINE void store(T* p, V<T> v, int64_t n) {
   }
 }
 
+// Stores past the caches. p is aligned to the vector; stream_end() before another thread may read.
+template <class T>
+MCT_INLINE void stream(T* p, V<T> v) {
+#if MCT_X86_KERNELS && MCT_VL == 16
+  __builtin_ia32_movntps512(reinterpret_cast<float*>(p), reinterpret_cast<V<float>>(v));
+#elif MCT_X86_KERNELS && MCT_VL == 8
+  __builtin_ia32_movntps256(reinterpret_cast<float*>(p), reinterpret_cast<V<float>>(v));
+#else
+  store(p, v);
+#endif
+}
+
+MCT_INLINE void stream_end() {
+#if MCT_X86_KERNELS
+  __builtin_ia32_sfence();
+#endif
+}
+
 template <class T>
 MCT_INLINE V<T> splat(T a) {
   return a - V<T>{};
