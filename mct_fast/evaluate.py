@@ -113,6 +113,13 @@ def evaluate(
             f"dataset: {dataset.name} is in the space of {theirs!r}, the distilled set in that of {ours!r}; "
             f"load it with zca={ours == 'zca'}"
         )
+    if not bool(torch.isfinite(distilled.images).all()):
+        raise InputError("distilled: its images hold NaN or infinity; distil them again")
+    if len(distilled.labels) != len(distilled.images):
+        raise InputError(
+            f"distilled: {len(distilled.labels)} labels for {len(distilled.images)} images; give one label an image"
+        )
+    Classification().check(distilled.labels, distilled.num_classes)
     images, labels = distilled.images.to(config.device), distilled.labels.to(config.device)
     return _train_and_score(images, labels, distilled.syn_lr, dataset, config, model, split, progress)
 
