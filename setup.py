@@ -31,8 +31,10 @@ def extension() -> dict[str, object]:
     try:
         from torch.utils.cpp_extension import BuildExtension, CppExtension
     except ImportError as error:
-        say(f"PyTorch not importable at build time ({error}): installing without compiled kernels; "
-            "use pip install --no-build-isolation")
+        say(
+            f"PyTorch not importable at build time ({error}): installing without compiled kernels; "
+            "use pip install --no-build-isolation"
+        )
         return {}
 
     class OptionalBuildExtension(BuildExtension):

@@ -8,6 +8,8 @@ stand in `mct_fast.ops`.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -160,8 +162,14 @@ class FusedStudent:
             raise InputError(f"model: {plan}; use GenericStudent")
         self.plan = plan
         self._net: _Net = _ConvNet(plan) if isinstance(plan, ConvPlan) else _MLP(plan)
-        self._sizes = [torch.Size(shape).numel() for shape in plan.shapes]
-        self._num_params = sum(self._sizes)
+        sizes = [math.prod(shape) for shape in plan.shapes]
+        offsets = [0, *itertools.accumulate(sizes)]
+        self._num_params = offsets[-1]
+        # where each parameter lies in the flat vector: offset, shape, strides
+        self._layout = [
+            (offset, shape, tuple(math.prod(shape[i + 1 :]) for i in range(len(shape))))
+            for offset, shape in zip(offsets, plan.shapes, strict=False)
+        ]
 
     @property
     def num_params(self) -> int:
@@ -209,8 +217,13 @@ class FusedStudent:
     def _views(self, params: Tensor, name: str) -> list[Tensor]:
         if params.dim() != 2 or params.shape[1] != self._num_params:
             raise InputError(f"{name}: shape {tuple(params.shape)}, expected (S, {self._num_params})")
-        parts = params.split(self._sizes, dim=1)
-        return [part.unflatten(1, shape) for part, shape in zip(parts, self.plan.shapes, strict=True)]
+        if params.stride(1) != 1:
+            params = params.contiguous()
+        step, start = params.stride(0), params.storage_offset()
+        return [
+            params.as_strided((params.shape[0], *shape), (step, *strides), start + offset)
+            for offset, shape, strides in self._layout
+        ]
 
     @staticmethod
     def _flat(parts: Sequence[Tensor]) -> Tensor:
@@ -292,13 +305,11 @@ class _ConvNet(_Net):
                 p, mean, rstd = ops.block_forward(z, block.gamma, block.beta, NORM_EPS, pool)
             else:
                 _, z, mean, rstd, _ = tape.saved[i]
-                p = tape.saved[i + 1][0] if i + 1 < len(blocks) else None
+                p = tape.saved[i + 1][0] if i + 1 < len(blocks) else tape.top
             zdot = ops.conv3x3(h, dot.w, dot.bias, hdot, None if hdot is None else block.w)
-            pdot, m1, m2 = ops.block_tangent(
-                z, zdot, mean, rstd, block.gamma, block.beta, dot.gamma, dot.beta, pool
-            )
+            pdot, m1, m2 = ops.block_tangent(z, zdot, mean, rstd, block.gamma, block.beta, dot.gamma, dot.beta, pool)
             saved.append((h, hdot, z, zdot, mean, rstd, m1, m2))
-            h, hdot = p, pdot  # type: ignore[assignment]
+            h, hdot = p, pdot
         assert hdot is not None
         features = self._features(h) if tape is None else tape.top
         loss_dot, gf, gfdot, gwdot, gbdot, gydot = ops.linear_ce_tangent(
@@ -309,12 +320,12 @@ class _ConvNet(_Net):
         grads = [gbdot, gwdot]
         for i in reversed(range(self._plan.depth)):
             block, dot = blocks[i], dotted[i]
-            h, hdot, *stats = saved.pop()
+            h, hdot, z, zdot, mean, rstd, m1, m2 = saved.pop()
             if tape is not None:
                 gp = tape.saved[i][4]
             assert gp is not None
             gz, gzdot, ggamma, gbeta = ops.block_tangent_backward(
-                gp, gpdot, *stats, block.gamma, block.beta, dot.gamma, dot.beta, pool
+                gp, gpdot, z, zdot, mean, rstd, m1, m2, block.gamma, block.beta, dot.gamma, dot.beta, pool
             )
             gw, gb = ops.conv3x3_weight_grad(gzdot, h, None if hdot is None else gz, hdot)
             grads += [gbeta, ggamma, gb, gw] if self._plan.norm else [gb, gw]
@@ -334,7 +345,7 @@ class _ConvNet(_Net):
     def _blocks(self, params: list[Tensor]) -> tuple[list[_Block], Tensor, Tensor]:
         each = 4 if self._plan.norm else 2
         rows = [params[i : i + each] for i in range(0, each * self._plan.depth, each)]
-        blocks = [_Block(*row) if self._plan.norm else _Block(*row, None, None) for row in rows]
+        blocks = [_Block(row[0], row[1], *(row[2:] or (None, None))) for row in rows]
         return blocks, params[-2], params[-1]
 
     def _nhwc(self, x: Tensor) -> Tensor:
@@ -371,7 +382,7 @@ class _MLP(_Net):
     ) -> tuple[Tensor, list[Tensor], Tape | None]:
         hidden = self._hidden(params, x)
         loss, gh, gw, gb = ops.linear_ce(hidden[-1], params[-2], params[-1], y)
-        grads, saved = [gb, gw], [(gh,)]
+        grads = [gb, gw]
         for i in reversed(range(len(hidden) - 1)):
             gu = gh * (hidden[i + 1] > 0)
             grads += [gu.sum(1), torch.bmm(gu.transpose(1, 2), hidden[i])]

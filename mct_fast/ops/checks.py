@@ -6,6 +6,8 @@ raises `InputError` naming the argument, and returns outputs made by ``new_empty
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from torch import Tensor
 
@@ -227,7 +229,7 @@ def _offsets(check: _Shapes, offsets: Tensor, total: int) -> None:
         raise InputError("offsets: needs at least two entries, 0 and the number of parameters")
     if offsets.device.type == "cpu" and type(offsets) is Tensor:
         values = offsets.tolist()
-        if values[0] != 0 or values[-1] != total or any(a > b for a, b in zip(values, values[1:], strict=False)):
+        if values[0] != 0 or values[-1] != total or any(a > b for a, b in pairwise(values)):
             raise InputError(f"offsets: must rise from 0 to {total}, the number of parameters")
 
 

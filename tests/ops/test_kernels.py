@@ -83,7 +83,7 @@ def test_a_nan_is_not_hidden_by_relu(norm: bool) -> None:
 
 
 def test_matching_target_is_exact_at_both_ends(make: Any, odd: Any) -> None:
-    theta, origin, end, frac, offsets, denom = make(odd, torch.float32).of("matching_loss")
+    _, origin, end, frac, offsets, denom = make(odd, torch.float32).of("matching_loss")
     for value, point in ((0.0, origin), (1.0, end)):
         loss, grad = ops.matching_loss(point, origin, end, torch.full_like(frac, value), offsets, denom)
         assert not loss.any()

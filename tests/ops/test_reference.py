@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from typing import Any
 
@@ -26,9 +27,7 @@ def students(fn: Callable[..., Tensor], *args: Tensor | None) -> Tensor:
 
 
 def conv(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
-    return students(
-        lambda x, w, b: F.conv2d(x.permute(0, 3, 1, 2), w, b, padding=1).permute(0, 2, 3, 1), x, w, bias
-    )
+    return students(lambda x, w, b: F.conv2d(x.permute(0, 3, 1, 2), w, b, padding=1).permute(0, 2, 3, 1), x, w, bias)
 
 
 def block(z: Tensor, gamma: Tensor | None, beta: Tensor | None, pool: bool) -> Tensor:
@@ -161,7 +160,7 @@ def test_sgd_step_is_torch_optim_sgd(dims: Any, make: Any) -> None:
 
 def test_arc_length(dims: Any, make: Any) -> None:
     previous, current, offsets = make(dims).of("arc_length")
-    truth = [(current - previous)[:, a:b].norm(dim=1) for a, b in zip(offsets, offsets[1:], strict=False)]
+    truth = [(current - previous)[:, a:b].norm(dim=1) for a, b in itertools.pairwise(offsets)]
     assert_all_close((reference.arc_length(previous, current, offsets),), (torch.stack(truth, 1),))
 
 

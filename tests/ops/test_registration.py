@@ -28,7 +28,9 @@ def test_python_and_compiled_schemas_agree() -> None:
     for text in schema.SCHEMAS:
         declared = torch._C.parse_schema(f"{schema.NAMESPACE}::{text}")
         assert overload(schema.op_name(text))._schema == declared
-    registered = {name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("mct_fast::")}
+    registered = {
+        name.split("::")[1] for name in torch._C._dispatch_get_all_op_names() if name.startswith("mct_fast::")
+    }
     public = {name for name in registered if not name.startswith("_")}
     assert public == {schema.op_name(text) for text in schema.SCHEMAS}
 
@@ -45,7 +47,8 @@ def test_opcheck(op: str, dims: Any, make: Any) -> None:
 def test_opcheck_with_gradients(make: Any, odd: Any) -> None:
     for op in sorted(DIFFERENTIABLE - {"matching_loss", "dsa"}):
         args = [
-            a.clone().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a for a in make(odd).of(op)
+            a.clone().requires_grad_() if isinstance(a, Tensor) and a.is_floating_point() else a
+            for a in make(odd).of(op)
         ]
         torch.library.opcheck(overload(op), tuple(args))
     for op in ("matching_loss", "dsa"):
