@@ -72,8 +72,10 @@ struct Tiles {
       : H(height), W(width), across(ceil_div(width, 4)), a_image(ceil_div(height, 4) * ceil_div(width, 4)) {}
 };
 
-// Transforms one tile's 6x6 inputs, `channels` of them, to 36 rows out + f * step (rounded up to whole vectors).
-// x: the student's images (B, H, W, channels). zeros: `channels` zeros.
+// Transforms one tile's 6x6 inputs, `channels` of them, to rows out + f * step (rounded up to whole vectors): all 36, or
+// those of the 6-frequency lines FIRST .. LAST - 1, counted from 0. x: the student's images (B, H, W, channels).
+// zeros: `channels` zeros.
+template <int FIRST = 0, int LAST = 6>
 static void transform_input(const Tiles& tiles, int64_t tile, const float* x, int64_t channels, const float* zeros,
                             float* out, int64_t step) {
   const int64_t image = tile / tiles.a_image, place = tile % tiles.a_image;
@@ -102,14 +104,14 @@ static void transform_input(const Tiles& tiles, int64_t tile, const float* x, in
       }
       input_line(in, down);
 #pragma GCC unroll 6
-      for (int i = 0; i < 6; ++i) half[i][j] = down[i];
+      for (int i = FIRST; i < LAST; ++i) half[i][j] = down[i];
     }
 #pragma GCC unroll 6
-    for (int i = 0; i < 6; ++i) {
+    for (int i = FIRST; i < LAST; ++i) {
       vf across[6];
       input_line(half[i], across);
 #pragma GCC unroll 6
-      for (int j = 0; j < 6; ++j) store(out + (i * 6 + j) * step + c, across[j]);
+      for (int j = 0; j < 6; ++j) store(out + ((i - FIRST) * 6 + j) * step + c, across[j]);
     }
   }
 }
@@ -155,8 +157,9 @@ static void transform_output(const Tiles& tiles, int64_t tile, const float* in, 
   }
 }
 
-// Transforms one tile's 4x4 gradients to 36 rows, panel by panel: channel c of frequency f goes to
+// Transforms one tile's 4x4 gradients to 36 rows (or those of lines FIRST .. LAST - 1), panel by panel: channel c of frequency f goes to
 // out + f * step + c / CB * panel_step + c % CB. Adds the tile's sum to `sum` (padded) unless it is null.
+template <int FIRST = 0, int LAST = 6>
 static void transform_gradient(const Tiles& tiles, int64_t tile, const float* g, int64_t channels, float* out,
                                int64_t step, int64_t panel_step, float* sum) {
   const int64_t image = tile / tiles.a_image, place = tile % tiles.a_image;
@@ -182,14 +185,14 @@ static void transform_gradient(const Tiles& tiles, int64_t tile, const float* g,
       total += (in[0] + in[1]) + (in[2] + in[3]);
       gradient_line(in, down);
 #pragma GCC unroll 6
-      for (int i = 0; i < 6; ++i) half[i][j] = down[i];
+      for (int i = FIRST; i < LAST; ++i) half[i][j] = down[i];
     }
 #pragma GCC unroll 6
-    for (int i = 0; i < 6; ++i) {
+    for (int i = FIRST; i < LAST; ++i) {
       vf across[6];
       gradient_line(half[i], across);
 #pragma GCC unroll 6
-      for (int j = 0; j < 6; ++j) store(to + (i * 6 + j) * step, across[j]);
+      for (int j = 0; j < 6; ++j) store(to + ((i - FIRST) * 6 + j) * step, across[j]);
     }
     if (sum != nullptr) store(sum + c, load(sum + c) + total);
   }
@@ -423,101 +426,172 @@ static void convolve_winograd(const ConvProblem& p) {
   });
 }
 
-// For each frequency the sum over tiles of inputs times gradients is one product. A stretch of tiles is transformed by
-// all threads, then the frequencies are shared out, so no sum is ever split between threads. Within a stretch the sum
-// is cut into runs of kRun tiles: one long running sum would lose accuracy.
-static void weight_gradient_winograd(const WeightProblem& p) {
-  constexpr int64_t kRun = 48;     // tiles a running sum
-  constexpr int64_t kStretch = 96;  // tiles a stretch
-  const Tiles tiles(p.H, p.W);
-  const int64_t each = p.B * tiles.a_image, count = p.pairs * each;  // tiles of a student, both pairs one after another
-  const int64_t panels = ceil_div(p.Co, CB), Np = panels * CB, Kp = round_up(p.Ci, VL), row = Kp + 16;
-  const int64_t stretches = ceil_div(count, kStretch), most_tiles = ceil_div(count, stretches);
-  const int64_t in_step = most_tiles * row + 16, g_panel = most_tiles * CB + 16, g_step = panels * g_panel;
-  const int64_t sum_panel = p.Ci * CB, sum_step = panels * sum_panel, sums = 36 * sum_step;
-  const int64_t student = 36 * (in_step + g_step);
-  // With few tiles the products of one panel are turned into taps while they are in the cache.
-  const bool few = count <= kFewTiles;
-  // As many students at once as fit into 32 MB, or as there are threads to feed.
-  const int64_t together = least(p.S, most(1, (int64_t{8} << 20) / (student + (few ? 0 : sums))));
-  const int64_t all_sums = few ? max_threads() * 36 * (sum_panel + 16) : together * sums;
-  constexpr int64_t kPart = 8;  // tiles that a thread transforms at a time
-  const int64_t parts = ceil_div(most_tiles, kPart);
-  const Scratch scratch(static_cast<size_t>(together * (student + parts * stretches * Np) + all_sums + Kp) * sizeof(float));
-  float* const inputs = scratch.floats();                     // (together, 36, tiles, row)
-  float* const gradients = inputs + together * 36 * in_step;  // (together, 36, panels, tiles, CB)
-  float* const sum = gradients + together * 36 * g_step;      // (together, 36, panels, Ci, CB); few: (threads, 36, Ci, CB)
-  float* const biases = sum + all_sums;                // (together, stretches, parts, Np)
-  float* const zeros = biases + together * parts * stretches * Np;
-  clear(zeros, Kp);
-  // c (+)= the products of `here` transformed tiles of student i for frequency f and panel q.
-  const auto add_products = [&](int64_t here, int64_t i, int64_t f, int64_t q, float* c, bool add) {
-    const float* const a = inputs + (i * 36 + f) * in_step;
-    const float* const b = gradients + (i * 36 + f) * g_step + q * g_panel;
-    const int64_t runs = ceil_div(here, kRun), blocks = ceil_div(p.Ci, RMAX);
-    for (int64_t r = 0; r < runs; ++r) {
-      const int64_t t0 = part_begin(here, runs, r), t1 = part_begin(here, runs, r + 1);
-      for (int64_t n = 0; n < blocks; ++n) {
-        const int64_t r0 = part_begin(p.Ci, blocks, n), r1 = part_begin(p.Ci, blocks, n + 1);
-        kProductOuter[r1 - r0](a + t0 * row + r0, row, 0, b + t0 * CB, CB, 0, 1, t1 - t0, c + r0 * CB, add || r > 0,
-                              c + r1 * CB);
+// The weight gradient: for each frequency, the sum over tiles of inputs times gradients is a product.
+//
+// Tiles come in stretches of at most kStretch. A stretch's sum is formed in registers and added to the total, stretch by
+// stretch in order: one long running sum would lose accuracy, and this way the bits depend on no division of labour.
+// Labour is divided over frequencies, so that no total is ever split between threads.
+constexpr int64_t kStretch = 48;
+constexpr int64_t kBiasPart = 8;  // tiles whose gradients are summed in one go for the bias
+
+struct WeightWinograd {
+  const WeightProblem& p;
+  Tiles tiles;
+  int64_t each, count;                  // tiles of a student: of one operand pair, of all pairs one after another
+  int64_t stretches, most_tiles;
+  int64_t panels, Np, Kp, row;
+  int64_t in_step, g_panel, g_step;     // floats between frequencies, panels
+  int64_t sum_panel, sum_step, sums;    // totals of a student: (36, panels, Ci, CB)
+  int64_t parts;                        // of kBiasPart tiles in a stretch
+  const float* zeros;
+
+  explicit WeightWinograd(const WeightProblem& problem) : p(problem), tiles(problem.H, problem.W), zeros(nullptr) {
+    each = p.B * tiles.a_image;
+    count = p.pairs * each;
+    stretches = ceil_div(count, kStretch);
+    most_tiles = ceil_div(count, stretches);
+    panels = ceil_div(p.Co, CB);
+    Np = panels * CB;
+    Kp = round_up(p.Ci, VL);
+    row = Kp + 16;
+    in_step = most_tiles * row + 16;
+    g_panel = most_tiles * CB + 16;
+    g_step = panels * g_panel;
+    sum_panel = p.Ci * CB;
+    sum_step = panels * sum_panel + 16;
+    sums = 36 * sum_step;
+    parts = ceil_div(most_tiles, kBiasPart);
+  }
+
+  int64_t begin(int64_t stretch) const { return part_begin(count, stretches, stretch); }
+
+  // Transforms part `part` of a stretch; `in` and `g` hold the stretch, `bias` (null or Np) gets the sum of g[0].
+  template <int FIRST, int LAST>
+  void transform(int64_t s, int64_t stretch, int64_t part, float* in, float* g, float* bias) const {
+    const int64_t first = begin(stretch), images = s * p.B * p.H * p.W;
+    const int64_t end = least(begin(stretch + 1), first + (part + 1) * kBiasPart);
+    if (bias != nullptr) clear(bias, Np);
+    for (int64_t t = first + part * kBiasPart; t < end; ++t) {
+      const int h = t >= each ? 1 : 0;
+      const int64_t tile = t - h * each, at = t - first;
+      transform_input<FIRST, LAST>(tiles, tile, p.x[h] + images * p.Ci, p.Ci, zeros, in + at * row, in_step);
+      transform_gradient<FIRST, LAST>(tiles, tile, p.g[h] + images * p.Co, p.Co, g + at * CB, g_step, g_panel,
+                                      h == 0 ? bias : nullptr);
+    }
+  }
+
+  // total (+)= the products of one stretch for one frequency and panel.
+  void add(int64_t stretch, const float* in, const float* g, float* total) const {
+    const int64_t here = begin(stretch + 1) - begin(stretch), blocks = ceil_div(p.Ci, RMAX);
+    for (int64_t n = 0; n < blocks; ++n) {
+      const int64_t r0 = part_begin(p.Ci, blocks, n), r1 = part_begin(p.Ci, blocks, n + 1);
+      kProductOuter[r1 - r0](in + r0, row, 0, g, CB, 0, 1, here, total + r0 * CB, stretch > 0, total + r1 * CB);
+    }
+  }
+
+  // Turns totals of VL input channels from k on back into taps.
+  void finish(int64_t s, int64_t q, int64_t k, const float* total, int64_t step) const {
+    for (int v = 0; v < CB && q * CB + v < p.Co; v += VL) {
+      store_weight_gradient(total + k * CB + v, step, least(VL, p.Ci - k), least(VL, p.Co - q * CB - v),
+                            p.gw + s * p.gw_stride_s + ((q * CB + v) * p.Ci + k) * 9, p.Ci);
+    }
+  }
+
+  // All stretches of a student for the frequencies of lines FIRST .. LAST - 1, by one thread: everything it touches
+  // stays in its level-2 cache. `space` holds one stretch; `bias` as above, (stretches, parts, Np).
+  template <int FIRST, int LAST>
+  void lines(int64_t s, float* space, float* totals, float* bias) const {
+    constexpr int64_t kCount = 6 * (LAST - FIRST);
+    float* const g = space + kCount * in_step;
+    for (int64_t stretch = 0; stretch < stretches; ++stretch) {
+      for (int64_t part = 0; part < parts; ++part) {
+        transform<FIRST, LAST>(s, stretch, part, space, g,
+                               bias == nullptr ? nullptr : bias + (stretch * parts + part) * Np);
+      }
+      for (int64_t f = 0; f < kCount; ++f) {
+        for (int64_t q = 0; q < panels; ++q) {
+          add(stretch, space + f * in_step, g + f * g_step + q * g_panel,
+              totals + (6 * FIRST + f) * sum_step + q * sum_panel);
+        }
       }
     }
-  };
+  }
+};
+
+static void weight_gradient_winograd(const WeightProblem& p) {
+  WeightWinograd c(p);
+  const int64_t threads = max_threads(), stretch_space = 36 * (c.in_step + c.g_step);
+  // Three divisions of labour. One stretch: panels, whose products are turned into taps while they are in the cache.
+  // As many half students as threads: a thread does half the frequencies of a student by itself.
+  // Else all threads transform a stretch together and then share out frequencies and panels.
+  const bool one_stretch = c.stretches == 1, halves = !one_stretch && 2 * p.S >= threads;
+  const int64_t together = least(p.S, halves ? 2 * threads : most(1, (int64_t{4} << 20) / stretch_space));
+  const int64_t panel_step = c.sum_panel + 16;
+  const int64_t spaces = halves ? threads : together;
+  const int64_t all_sums = one_stretch ? threads * 36 * panel_step : together * c.sums;
+  const int64_t bias_floats = c.stretches * c.parts * c.Np;
+  const Scratch scratch(static_cast<size_t>(spaces * stretch_space + all_sums + together * bias_floats + c.Kp) *
+                        sizeof(float));
+  float* const space = scratch.floats();                  // (spaces): inputs (36, tiles, row), gradients (36, panels, tiles, CB)
+  float* const sum = space + spaces * stretch_space;      // (together, 36, panels, Ci, CB) or (threads, 36, Ci, CB)
+  float* const biases = sum + all_sums;                   // (together, stretches, parts, Np)
+  float* const zeros = biases + together * bias_floats;
+  clear(zeros, c.Kp);
+  c.zeros = zeros;
+  const int64_t g_at = 36 * c.in_step;
+
   for (int64_t s0 = 0; s0 < p.S; s0 += together) {
     const int64_t here = least(together, p.S - s0);
-    for (int64_t stretch = 0; stretch < stretches; ++stretch) {
-      const int64_t first = part_begin(count, stretches, stretch), last = part_begin(count, stretches, stretch + 1);
-      parallel_for(here * parts, [&](int64_t job, int) {
-        const int64_t i = job / parts, part = job % parts, s = s0 + i;
-        float* const total = biases + ((i * stretches + stretch) * parts + part) * Np;
-        clear(total, Np);
-        const int64_t end = least(last, first + (part + 1) * kPart);
-        for (int64_t t = first + part * kPart; t < end; ++t) {
-          const int h = t >= each ? 1 : 0;
-          const int64_t tile = t - h * each, images = s * p.B * p.H * p.W;
-          transform_input(tiles, tile, p.x[h] + images * p.Ci, p.Ci, zeros,
-                          inputs + i * 36 * in_step + (t - first) * row, in_step);
-          transform_gradient(tiles, tile, p.g[h] + images * p.Co, p.Co,
-                             gradients + i * 36 * g_step + (t - first) * CB, g_step, g_panel,
-                             h == 0 && p.gb != nullptr ? total : nullptr);
+    if (halves) {
+      parallel_for(here * 2, [&](int64_t job, int thread) {
+        const int64_t i = job / 2;
+        float* const mine = space + thread * stretch_space;
+        if (job % 2 == 0) {
+          c.lines<0, 3>(s0 + i, mine, sum + i * c.sums, p.gb == nullptr ? nullptr : biases + i * bias_floats);
+        } else {
+          c.lines<3, 6>(s0 + i, mine, sum + i * c.sums, nullptr);
         }
-      });
-      if (few) break;
-      const int64_t groups = here * 36 < 4 * max_threads() ? panels : 1, width = panels / groups;
-      parallel_for(here * 36 * groups, [&](int64_t job, int) {
-        const int64_t i = job / (36 * groups), f = job / groups % 36, q0 = job % groups * width;
-        for (int64_t q = q0; q < q0 + width; ++q) {
-          add_products(last - first, i, f, q, sum + i * sums + f * sum_step + q * sum_panel, stretch > 0);
-        }
-      });
-    }
-    const auto finish = [&](int64_t s, int64_t q, int64_t k, const float* m, int64_t step) {
-      for (int v = 0; v < CB && q * CB + v < p.Co; v += VL) {
-        store_weight_gradient(m + v, step, least(VL, p.Ci - k), least(VL, p.Co - q * CB - v),
-                              p.gw + s * p.gw_stride_s + ((q * CB + v) * p.Ci + k) * 9, p.Ci);
-      }
-    };
-    const int64_t chunks = ceil_div(p.Ci, VL);
-    if (few) {
-      parallel_for(here * panels, [&](int64_t job, int thread) {
-        const int64_t i = job / panels, q = job % panels, step = sum_panel + 16;
-        float* const m = sum + thread * 36 * step;
-        for (int64_t f = 0; f < 36; ++f) add_products(count, i, f, q, m + f * step, false);
-        for (int64_t k = 0; k < p.Ci; k += VL) finish(s0 + i, q, k, m + k * CB, step);
       });
     } else {
-      parallel_for(here * panels * chunks, [&](int64_t job, int) {
-        const int64_t i = job / (panels * chunks), q = job / chunks % panels, k = job % chunks * VL;
-        finish(s0 + i, q, k, sum + i * sums + q * sum_panel + k * CB, sum_step);
+      for (int64_t stretch = 0; stretch < c.stretches; ++stretch) {
+        parallel_for(here * c.parts, [&](int64_t job, int) {
+          const int64_t i = job / c.parts, part = job % c.parts;
+          float* const its = space + i * stretch_space;
+          c.transform<0, 6>(s0 + i, stretch, part, its, its + g_at,
+                            p.gb == nullptr ? nullptr : biases + i * bias_floats + (stretch * c.parts + part) * c.Np);
+        });
+        if (one_stretch) break;
+        parallel_for(here * 36 * c.panels, [&](int64_t job, int) {
+          const int64_t i = job / (36 * c.panels), f = job / c.panels % 36, q = job % c.panels;
+          const float* const its = space + i * stretch_space;
+          c.add(stretch, its + f * c.in_step, its + g_at + f * c.g_step + q * c.g_panel,
+                sum + i * c.sums + f * c.sum_step + q * c.sum_panel);
+        });
+      }
+    }
+    if (one_stretch) {
+      parallel_for(here * c.panels, [&](int64_t job, int thread) {
+        const int64_t i = job / c.panels, q = job % c.panels;
+        const float* const its = space + i * stretch_space;
+        float* const m = sum + thread * 36 * panel_step;
+        for (int64_t f = 0; f < 36; ++f) {
+          c.add(0, its + f * c.in_step, its + g_at + f * c.g_step + q * c.g_panel, m + f * panel_step);
+        }
+        for (int64_t k = 0; k < p.Ci; k += VL) c.finish(s0 + i, q, k, m, panel_step);
+      });
+    } else {
+      const int64_t chunks = ceil_div(p.Ci, VL);
+      parallel_for(here * c.panels * chunks, [&](int64_t job, int) {
+        const int64_t i = job / (c.panels * chunks), q = job / chunks % c.panels;
+        c.finish(s0 + i, q, job % chunks * VL, sum + i * c.sums + q * c.sum_panel, c.sum_step);
       });
     }
     if (p.gb == nullptr) continue;
     for (int64_t i = 0; i < here; ++i) {
       float* const gb = p.gb + (s0 + i) * p.gb_stride_s;
       for (int64_t n = 0; n < p.Co; ++n) gb[n] = 0.0f;
-      for (int64_t j = 0; j < stretches * parts; ++j) {
-        const float* const part = biases + (i * stretches * parts + j) * Np;
+      for (int64_t j = 0; j < c.stretches * c.parts; ++j) {
+        const float* const part = biases + i * bias_floats + j * c.Np;
         for (int64_t n = 0; n < p.Co; ++n) gb[n] += part[n];
       }
     }
