@@ -12,6 +12,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from mct_fast import ops
 from mct_fast.data.augment import DSA, AugmentPlan
 from mct_fast.models import FunctionalModel
 from mct_fast.seeds import generator
@@ -51,26 +52,20 @@ class FlatStack:
     def __init__(self, student: Student, params: Tensor, rule: SGD) -> None:
         self.params = params.clone()
         self._student, self._rule = student, rule
-        self._velocity: Tensor | None = None
+        self._velocity = torch.zeros_like(self.params) if rule.momentum else None
 
     def __len__(self) -> int:
         return len(self.params)
 
     def step(self, x: Tensor, y: Tensor, lr: float) -> Tensor:
-        loss, direction = self._student.gradient(self.params, x, y)
-        if self._rule.weight_decay:
-            direction.add_(self.params, alpha=self._rule.weight_decay)
-        if self._rule.momentum:
-            if self._velocity is None:
-                self._velocity = direction
-            else:
-                self._velocity.mul_(self._rule.momentum).add_(direction)
-            direction = self._velocity
-        self.params.add_(direction, alpha=-lr)
+        loss, grad = self._student.gradient(self.params, x, y)
+        lrs = torch.full((len(self),), lr, dtype=self.params.dtype, device=self.params.device)
+        ops.sgd_step_(self.params, grad, self._velocity, lrs, self._rule.momentum, self._rule.weight_decay)
         return loss
 
     def forget_momentum(self) -> None:
-        self._velocity = None
+        if self._velocity is not None:
+            self._velocity.zero_()
 
     def logits(self, x: Tensor) -> Tensor:
         return self._student.logits(self.params, x)

@@ -48,6 +48,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from mct_fast import ops
 from mct_fast.errors import InputError
 
 KINDS: tuple[str, ...] = ("none", "color", "crop", "cutout", "flip", "scale", "rotate")
@@ -382,17 +383,27 @@ class AugmentPlan:
 
     def apply(self, step: int, x: Tensor) -> Tensor:
         """Augment ``x`` (S, b, C, H, W) with the draws of ``step``."""
-        return self._each(step, x, AugmentDraw.apply)
+        return self._each(step, x, AugmentDraw.apply, ops.dsa)
 
     def transpose(self, step: int, g: Tensor) -> Tensor:
         """Adjoint of the linear part of :meth:`apply` on ``g`` (S, b, C, H, W)."""
-        return self._each(step, g, AugmentDraw.transpose)
+        return self._each(step, g, AugmentDraw.transpose, ops.dsa_transpose)
 
-    def _each(self, step: int, x: Tensor, run: Callable[[AugmentDraw, Tensor], Tensor]) -> Tensor:
+    def _each(
+        self,
+        step: int,
+        x: Tensor,
+        run: Callable[[AugmentDraw, Tensor], Tensor],
+        fused: Callable[[Tensor, Tensor, Tensor], Tensor],
+    ) -> Tensor:
         if x.ndim != 5 or x.shape[0] != self.students:
             raise InputError(
                 f"this plan is for {self.students} students: pass ({self.students}, b, C, H, W), not {tuple(x.shape)}"
             )
+        # The kernel takes all students in one pass, but has no second derivative and no images one pixel high.
+        if ops.extension_loaded() and not x.requires_grad and min(x.shape[3:]) > 1:
+            kinds, params = self.table(step)
+            return fused(x.contiguous(), kinds, params.to(x.device))
         if self.students == 1:
             return run(self.draws[0][step], x[0])[None]
         return torch.stack([run(row[step], x[s]) for s, row in enumerate(self.draws)])
