@@ -39,9 +39,7 @@ def match(
 
     Raises :class:`InputError` naming the argument.  To call it many times for one model, keep a :class:`Matcher`.
     """
-    return Matcher(model, task=task, adjoint=adjoint)(
-        images, labels, syn_lr, start, target, batches, augment=augment
-    )
+    return Matcher(model, task=task, adjoint=adjoint)(images, labels, syn_lr, start, target, batches, augment=augment)
 
 
 class Matcher:
@@ -72,7 +70,9 @@ class Matcher:
         start = _per_student("start", start, self._model.num_params, images)
         target = _per_student("target", target, self._model.num_params, images)
         if start.shape != target.shape:
-            raise InputError(f"target: holds {target.shape[0]} students but start holds {start.shape[0]}; give equally many")
+            raise InputError(
+                f"target: holds {target.shape[0]} students but start holds {start.shape[0]}; give equally many"
+            )
         batches = _check_batches(batches, len(start), len(images))
         alpha = _check_syn_lr(syn_lr, images)
         if len(labels) != len(images):
@@ -98,7 +98,9 @@ class Matcher:
             ) from error
         self._task.check(labels, num_outputs)
         if labels.is_floating_point() and labels.dtype != images.dtype:
-            raise InputError(f"labels: soft labels are {labels.dtype} but images are {images.dtype}; convert one of them")
+            raise InputError(
+                f"labels: soft labels are {labels.dtype} but images are {images.dtype}; convert one of them"
+            )
 
 
 def _adjoint(adjoint: str | Adjoint) -> Adjoint:
@@ -142,7 +144,9 @@ def _check_batches(batches: Tensor, num_students: int, num_images: int) -> Tenso
             f"batches: shape is {tuple(batches.shape)} for {num_students} students; give at least one step and one image for each"
         )
     if int(stacked.max()) >= num_images or int(stacked.min()) < -1:
-        raise InputError(f"batches: holds rows outside 0..{num_images - 1}; index rows of images (-1 pads a short batch)")
+        raise InputError(
+            f"batches: holds rows outside 0..{num_images - 1}; index rows of images (-1 pads a short batch)"
+        )
     used = stacked >= 0
     sizes = used.sum(2)
     columns = torch.arange(stacked.shape[2], device=stacked.device)

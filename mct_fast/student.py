@@ -92,9 +92,7 @@ class GenericStudent:
 
     def gradient_tangent(self, params: Tensor, tangent: Tensor, x: Tensor, y: Tensor, tape: None = None) -> Tangent:
         soft = y.is_floating_point()
-        rows = [
-            self._tangent_of_one(*row, soft=soft) for row in zip(params, tangent, x, y, strict=True)
-        ]
+        rows = [self._tangent_of_one(*row, soft=soft) for row in zip(params, tangent, x, y, strict=True)]
         loss_dot, hvp, x_dot, y_dot = zip(*rows, strict=True)
         return Tangent(
             torch.stack(loss_dot), torch.stack(hvp), torch.stack(x_dot), torch.stack(y_dot) if soft else None

@@ -106,7 +106,9 @@ class ModuleStack:
             return torch.stack([module.eval()(x) for module in self._modules])
 
 
-def build_stack(make: Callable[[], nn.Module], seeds: Sequence[int], task: Task, rule: SGD, device: str) -> NetworkStack:
+def build_stack(
+    make: Callable[[], nn.Module], seeds: Sequence[int], task: Task, rule: SGD, device: str
+) -> NetworkStack:
     """One freshly initialised network a seed; ``make`` builds the architecture."""
     template = make()
     functional = FunctionalModel(template)

@@ -42,7 +42,7 @@ def test_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPatch) 
     parse = cli._parse
 
     def stop(*arguments: object) -> None:
-        given.append(parse(*arguments))  # pyright: ignore[reportArgumentType]
+        given.append(parse(*arguments))
         raise Parsed
 
     monkeypatch.setattr(cli, "_parse", stop)

@@ -35,7 +35,9 @@ def test_floating_upper_bound_grows_linearly() -> None:
 
 
 def test_a_start_at_the_end_still_leaves_a_segment() -> None:
-    assert all(target > start for start, target in draws(SegmentSampler(2, max_start_epoch=4, min_start_epoch=4 - 1e-9), 4))
+    assert all(
+        target > start for start, target in draws(SegmentSampler(2, max_start_epoch=4, min_start_epoch=4 - 1e-9), 4)
+    )
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,9 @@ class ConvexTrajectory:
         last = len(waypoints) - 1
         ends_fit = bool((table[:, 0] == 0).all()) and bool((table[:, -1] == last).all())
         if not ends_fit or not bool((table.diff(dim=1) >= 0).all()):
-            raise InputError(f"progress: must rise from 0 to {last} for every layer; refit the path from its checkpoints")
+            raise InputError(
+                f"progress: must rise from 0 to {last} for every layer; refit the path from its checkpoints"
+            )
 
     @classmethod
     def fit(
@@ -131,7 +133,9 @@ class PathRecorder:
     def observe(self, params: Tensor) -> None:
         """Takes the parameters ``(P,)`` of the next epoch."""
         if self._seen > self.knots[-1]:
-            raise InputError(f"params: epoch {self._seen} comes after the last, {self.knots[-1]}; record {self.knots[-1]} epochs")
+            raise InputError(
+                f"params: epoch {self._seen} comes after the last, {self.knots[-1]}; record {self.knots[-1]} epochs"
+            )
         if params.shape != (sum(self._sizes),) or not bool(torch.isfinite(params).all()):
             raise InputError(
                 f"params: epoch {self._seen} is not {sum(self._sizes)} finite numbers; lower lr_teacher if the expert diverged"

@@ -54,5 +54,7 @@ def check_checkpoints(checkpoints: Sequence[Sequence[Tensor]]) -> tuple[torch.Si
     shapes = tuple(tensor.shape for tensor in checkpoints[0])
     for epoch, checkpoint in enumerate(checkpoints):
         if tuple(tensor.shape for tensor in checkpoint) != shapes:
-            raise InputError(f"checkpoints: number {epoch} has other shapes than number 0; give one network's checkpoints")
+            raise InputError(
+                f"checkpoints: number {epoch} has other shapes than number 0; give one network's checkpoints"
+            )
     return shapes

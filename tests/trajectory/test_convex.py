@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -28,7 +29,7 @@ def oracle_progress(checkpoints, knots, schedule):
     table = np.zeros((len(checkpoints[0]), len(checkpoints)))
     for layer in range(len(table)):
         theta = [c[layer].double().numpy().ravel() for c in checkpoints]
-        for piece, (a, b) in enumerate(zip(knots, knots[1:], strict=False)):
+        for piece, (a, b) in enumerate(itertools.pairwise(knots)):
             steps = [np.sqrt(((theta[t + 1] - theta[t]) ** 2).sum()) for t in range(a, b)]
             highest = 0.0
             for t in range(a, b + 1):
@@ -109,7 +110,7 @@ def test_smoothing_is_the_official_one() -> None:
 def test_waypoint_epochs_rise_from_first_to_last(epochs: int, waypoints: int) -> None:
     knots = waypoint_epochs(epochs, waypoints)
     assert len(knots) == waypoints and knots[0] == 0 and knots[-1] == epochs
-    assert all(a < b for a, b in zip(knots, knots[1:], strict=False))
+    assert all(a < b for a, b in itertools.pairwise(knots))
 
 
 def test_recording_while_training_equals_fitting_afterwards() -> None:
