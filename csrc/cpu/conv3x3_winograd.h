@@ -372,35 +372,32 @@ static void convolve_winograd(const ConvProblem& p) {
   const int64_t count = p.B * tiles.a_image;
   if (count <= kFewTiles) return convolve_winograd_few_tiles(p);
   const int64_t panels = ceil_div(p.N, CB), Np = panels * CB, Kp = round_up(p.K, VL);
-  const int64_t frequency = panels * p.K * CB, student = 36 * frequency;
-  const Scratch packed_scratch(static_cast<size_t>(p.S * (p.pairs * student + Np)) * sizeof(float));
-  float* const packed = packed_scratch.floats();               // (S, pairs, 36, panels, K, CB)
-  float* const bias = packed + p.S * p.pairs * student;        // (S, Np)
-  constexpr int64_t kChunk = 32;
-  const int64_t chunks = ceil_div(p.K, kChunk);
-  parallel_for(p.S * p.pairs * panels * chunks, [&](int64_t job, int) {
-    const int64_t chunk = job % chunks, q = job / chunks % panels, sh = job / (chunks * panels), s = sh / p.pairs;
-    const int h = static_cast<int>(sh % p.pairs);
-    transform_weights(p, p.w[h] + s * p.w_stride_s[h], q * CB, chunk * kChunk, least(p.K, (chunk + 1) * kChunk),
-                      packed + sh * student + q * p.K * CB, frequency);
-    if (chunk == 0 && q == 0 && h == 0) pad_bias(p, s, bias + s * Np, Np);
-  });
+  const int64_t frequency = panels * p.K * CB, student = p.pairs * 36 * frequency;
+  const int64_t threads = max_threads();
+  // With two students or more for each thread, a thread does whole students and keeps one student's weights at a time.
+  const bool whole = p.S >= 2 * threads;
 
   const bool streaming = worth_streaming(p.out, p.S * p.B * p.H * p.W, p.N) && VL * sizeof(float) == 64;
   const int64_t row = most(p.pairs * Kp, Np) + 16;
   // Block size: about 1 MB of frequencies, no more than the threads can share evenly. Bits do not depend on it.
   const int64_t fits = most(RMAX, (int64_t{1} << 18) / (37 * row) / RMAX * RMAX);
-  const int64_t threads = max_threads();
   int64_t blocks = ceil_div(count, least(fits, 4 * RMAX));
-  while (p.S * blocks % threads != 0 && p.S * blocks < 8 * threads && count / (blocks + 1) >= 4) ++blocks;
+  while (!whole && p.S * blocks % threads != 0 && p.S * blocks < 8 * threads && count / (blocks + 1) >= 4) ++blocks;
   const int64_t step = ceil_div(count, blocks) * row + 16;
-  const int64_t space = 37 * step + Kp + kRoom;
-  const Scratch block_scratch(static_cast<size_t>(threads * space) * sizeof(float));
-  for (int64_t t = 0; t < threads; ++t) clear(block_scratch.floats() + t * space + 37 * step, Kp);
-  parallel_for(p.S * blocks, [&](int64_t job, int thread) {
-    const int64_t s = job / blocks, first = part_begin(count, blocks, job % blocks),
-                  last = part_begin(count, blocks, job % blocks + 1), rows = last - first;
-    float* const slots = block_scratch.floats() + thread * space;  // 37 slots: inputs of f in slot f + 1
+  const int64_t space = 37 * step + Kp + kRoom, weights = whole ? threads : p.S;
+  const Scratch scratch(static_cast<size_t>(weights * student + p.S * Np + threads * space) * sizeof(float));
+  float* const packed = scratch.floats();                      // (S or threads, pairs, 36, panels, K, CB)
+  float* const bias = packed + weights * student;              // (S, Np)
+  float* const work = bias + p.S * Np;                         // (threads): slots, zeros
+  for (int64_t s = 0; s < p.S; ++s) pad_bias(p, s, bias + s * Np, Np);
+  for (int64_t t = 0; t < threads; ++t) clear(work + t * space + 37 * step, Kp);
+
+  const auto pack = [&](int64_t s, int h, int64_t q, int64_t k0, int64_t k1, float* to) {
+    transform_weights(p, p.w[h] + s * p.w_stride_s[h], q * CB, k0, k1, to + h * 36 * frequency + q * p.K * CB, frequency);
+  };
+  const auto block = [&](int64_t s, int64_t number, const float* from, int thread) {
+    const int64_t first = part_begin(count, blocks, number), rows = part_begin(count, blocks, number + 1) - first;
+    float* const slots = work + thread * space;  // 37 slots: inputs of f in slot f + 1
     const float* const zeros = slots + 37 * step;
     for (int64_t i = 0; i < rows; ++i) {
       for (int h = 0; h < p.pairs; ++h) {
@@ -412,8 +409,7 @@ static void convolve_winograd(const ConvProblem& p) {
       for (int64_t q = 0; q < panels; ++q) {
         Stretch stretch[2];
         for (int h = 0; h < p.pairs; ++h) {
-          stretch[h] = panel_stretch(slots + (f + 1) * step + h * Kp,
-                                     packed + (s * p.pairs + h) * student + f * frequency + q * p.K * CB, p.K);
+          stretch[h] = panel_stretch(slots + (f + 1) * step + h * Kp, from + (h * 36 + f) * frequency + q * p.K * CB, p.K);
         }
         product(stretch, p.pairs, rows, row, p.K, slots + f * step + q * CB, row, nullptr, CB);
       }
@@ -423,6 +419,27 @@ static void convolve_winograd(const ConvProblem& p) {
                        p.out + s * p.B * p.H * p.W * p.N, p.N, p.N, streaming);
     }
     if (streaming) stream_end();
+  };
+
+  if (whole) {
+    parallel_for(p.S, [&](int64_t s, int thread) {
+      float* const mine = packed + thread * student;
+      for (int h = 0; h < p.pairs; ++h) {
+        for (int64_t q = 0; q < panels; ++q) pack(s, h, q, 0, p.K, mine);
+      }
+      for (int64_t i = 0; i < blocks; ++i) block(s, i, mine, thread);
+    });
+    return;
+  }
+  constexpr int64_t kChunk = 32;
+  const int64_t chunks = ceil_div(p.K, kChunk);
+  parallel_for(p.S * p.pairs * panels * chunks, [&](int64_t job, int) {
+    const int64_t k0 = job % chunks * kChunk, q = job / chunks % panels, h = job / (chunks * panels) % p.pairs,
+                  s = job / (chunks * panels * p.pairs);
+    pack(s, static_cast<int>(h), q, k0, least(p.K, k0 + kChunk), packed + s * student);
+  });
+  parallel_for(p.S * blocks, [&](int64_t job, int thread) {
+    block(job / blocks, job % blocks, packed + job / blocks * student, thread);
   });
 }
 
