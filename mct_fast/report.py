@@ -86,8 +86,7 @@ def write_images(distilled: DistilledDataset, path: str | Path) -> Path:
         axis.imshow(image[..., 0] if gray else image, cmap="gray" if gray else None, vmin=0, vmax=1)
         if single or position % columns == 0:
             axis.set_title(distilled.class_names[int(classes[index])], fontsize=9, color=_ON_WHITE.text)
-    figure.tight_layout(pad=0.4)
-    return _save(figure, path)
+    return _save(figure, path, trim=True)
 
 
 def write_curves(run: Run, path: str | Path) -> Path:
@@ -219,16 +218,16 @@ def _figure(draw: Any, records: Sequence[Mapping[str, Any]]) -> str:
     return _data_uri(_png(figure))
 
 
-def _png(figure: Figure) -> bytes:
+def _png(figure: Figure, *, trim: bool = False) -> bytes:
     buffer = io.BytesIO()
     # No date and no version in the file: the same run gives the same picture.
-    figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight", metadata={"Software": None})
+    figure.savefig(buffer, format="png", dpi=150, bbox_inches="tight" if trim else None, metadata={"Software": None})
     return buffer.getvalue()
 
 
-def _save(figure: Figure, path: str | Path) -> Path:
+def _save(figure: Figure, path: str | Path, *, trim: bool = False) -> Path:
     def write(temporary: Path) -> None:
-        temporary.write_bytes(_png(figure))
+        temporary.write_bytes(_png(figure, trim=trim))
 
     atomic_write(path, write)
     return Path(path)
