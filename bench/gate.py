@@ -11,8 +11,9 @@ from torch import Tensor
 from bench.contestants import Contestant, Outcome
 
 LOSS_TOLERANCE = 1e-4
-GRADIENT_TOLERANCE = 1e-3
-"""Relative, for float32: rounding at the kinks of ReLU moves a gradient by up to a few 1e-4 over 50 steps."""
+GRADIENT_TOLERANCE = 5e-3
+"""Relative, for float32.  Rounding alone makes 1e-6, but a ReLU whose input lies within rounding of zero may switch, and each
+one that does moves the gradient by up to 3e-3 (:mod:`bench.accuracy`); a truncated gradient is off by 0.1 and more."""
 
 
 @dataclass(frozen=True)

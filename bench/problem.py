@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -72,6 +72,11 @@ class Problem:
     syn_lr: Tensor
     start: Tensor
     target: Tensor
+
+    def to(self, dtype: str) -> Problem:
+        """The same numbers in another precision."""
+        wide = {name: getattr(self, name).to(DTYPES[dtype]) for name in ("images", "syn_lr", "start", "target")}
+        return replace(self, setting=replace(self.setting, dtype=dtype), **wide)
 
     def batch_generator(self) -> torch.Generator:
         """A fresh stream of the order of batches, from PyTorch's ``randperm`` as the references draw it."""

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from bench import gate, memory
+from bench import gate, memory, tables
 from bench.contestants import OURS, Contestant, Iterate, Outcome, judge
 from bench.gate import Agreement
 from bench.machine import available_memory
@@ -100,9 +100,12 @@ def race(setting: Setting, entrants: Mapping[str, Contestant], terms: Terms) -> 
     present = {name: c for name, c in entrants.items() if name not in absent}
     agreements, runs, expected = _gate(setting, present, absent)
     timed = [name for name in terms.names(entrants) if name in runs]
+    tables.note(f"IPC {setting.ipc}: timing {', '.join(timed)}")
     samples = alternate({name: runs[name] for name in timed}, expected, terms.rounds, terms.budget)
     runs.clear()
     gc.collect()
+    if terms.memory:
+        tables.note(f"IPC {setting.ipc}: peak memory, one process each")
     peaks = {
         name: found
         for name in timed
@@ -117,6 +120,7 @@ def _does_not_fit(contestant: Contestant, setting: Setting, terms: Terms) -> str
     rough = _GROWTH * setting.batch_syn * setting.image_size**2 * setting.width * setting.syn_steps
     if not contestant.grows or setting.syn_steps <= 4 or rough < free / 2:
         return None
+    tables.note(f"IPC {setting.ipc}: will {contestant.name} fit into memory?")
     needed = memory.predicted(contestant.name, setting, **terms.where())
     if isinstance(needed, str):
         return needed
@@ -134,6 +138,7 @@ def _gate(
     runs: dict[str, Iterate] = {}
     expected: dict[str, float] = {}
     for name, contestant in present.items():
+        tables.note(f"IPC {setting.ipc}: first iteration of {name}")
         try:
             runs[name] = contestant.build(judged)
         except Exception as error:

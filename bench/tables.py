@@ -39,6 +39,11 @@ def console() -> Console:
     return Console() if sys.stdout.isatty() else Console(width=150)
 
 
+def note(text: str) -> None:
+    """What a long benchmark is at, on stderr."""
+    print(text, file=sys.stderr, flush=True)
+
+
 def headline(console: Console, circumstances: Mapping[str, Any]) -> None:
     """Says where and when."""
     machine, commit = circumstances["machine"], circumstances["commit"] or "unknown commit"

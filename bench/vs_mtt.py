@@ -67,7 +67,7 @@ class Arguments:
     """Measure peak memory, each contestant in a process of its own."""
     accuracy: bool = False
     """Instead of racing: errors of the image gradient against float64, ours and PyTorch's."""
-    seeds: int = 3
+    seeds: int = 5
     """Problems for each line of --accuracy."""
     steps: tuple[int, ...] = (1, 5, 20, 50)
     """Numbers of steps for --accuracy."""

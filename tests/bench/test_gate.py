@@ -4,7 +4,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from bench import gate, race
+from bench import accuracy, gate, race
 from bench.contestants import OURS, Contestant, Iterate, Outcome, contestants, judge
 from bench.problem import Problem, Setting, build
 
@@ -96,3 +96,16 @@ def test_problems_are_rebuilt_bit_for_bit_and_alike_in_both_precisions() -> None
         assert torch.equal(getattr(one, name).double(), getattr(wide, name))
     assert torch.equal(one.batches(), wide.batches())
     assert not torch.equal(one.start, build(replace(TINY, seed=1)).start)
+
+
+@pytest.mark.parametrize(
+    ("ours", "pytorch", "ratio"),
+    [
+        ([1e-6, 2e-3, 3e-6], [2e-6, 1e-6, 2e-6], 1.0),  # a switch of ours is luck where others agree
+        ([4e-3, 3e-3], [3e-3, 4e-3], 1.0),
+        ([2e-3, 2e-3], [1e-6, 1e-6], 2000.0),  # but never to be smooth is an error
+    ],
+    ids=["one-switched", "all-switched", "wrong"],
+)
+def test_accuracy_tells_switched_relus_from_errors(ours: list[float], pytorch: list[float], ratio: float) -> None:
+    assert accuracy.ratio_of(ours, pytorch)[0] == pytest.approx(ratio)
