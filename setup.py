@@ -58,7 +58,7 @@ def extension() -> dict[str, object]:
         extra_compile_args=["-O3", "-fopenmp", "-fvisibility=hidden", "-g0"],
         extra_link_args=["-fopenmp"],
     )
-    return {"ext_modules": [module], "cmdclass": {"build_ext": OptionalBuildExtension.with_options(use_ninja=True)}}
+    return {"ext_modules": [module], "cmdclass": {"build_ext": OptionalBuildExtension}}
 
 
 setup(
