@@ -18,7 +18,7 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from bench import machine, reference, tables
-from bench.gate import GRADIENT_TOLERANCE, relative
+from bench.gate import relative
 from bench.problem import FULL_DSA, Setting
 from bench.timing import Samples, alternate, clock
 from mct_fast.data import DSA, AugmentPlan, load_dataset
@@ -29,6 +29,9 @@ from mct_fast.tasks import Classification
 from mct_fast.training import SGD, FlatStack, ModuleStack, NetworkStack, Schedule, train_epochs
 
 LR = 0.01
+
+TOLERANCE = 5e-3
+"""Relative, for one update in float32: 1e-6 unless a ReLU within rounding of zero switches."""
 
 CHECK_LR = 1.0
 """Step of the check: large, so that rounding of the parameters does not hide the gradient."""
@@ -101,10 +104,8 @@ def _run(arguments: Arguments) -> int:
         trainers["mtt"] = _mtt(arguments, images, labels)
     errors = check(trainers, arguments, images, labels)
     for name, error in errors.items():
-        console.print(
-            f"one step, {name}: the update differs by {error:.1e} (at most {GRADIENT_TOLERANCE:g})", highlight=False
-        )
-    if not all(error <= GRADIENT_TOLERANCE for error in errors.values()):
+        console.print(f"one step, {name}: the update differs by {error:.1e} (at most {TOLERANCE:g})", highlight=False)
+    if not all(error <= TOLERANCE for error in errors.values()):
         print("bench.experts: a training step differs, so nothing is timed", file=sys.stderr)
         return 1
     runs = {name: trainer.epoch for name, trainer in trainers.items()}

@@ -12,7 +12,7 @@ import torch
 
 from bench import gate, memory, tables
 from bench.contestants import OURS, Contestant, Iterate, Outcome, judge
-from bench.gate import Agreement
+from bench.gate import Agreement, Limits
 from bench.machine import available_memory
 from bench.memory import Peak
 from bench.problem import Setting, build
@@ -28,10 +28,10 @@ _GROWTH = 26
 class GateError(Exception):
     """Somebody computes something else: nothing is timed."""
 
-    def __init__(self, agreements: Sequence[Agreement]) -> None:
+    def __init__(self, agreements: Sequence[Agreement], limits: Limits) -> None:
         wrong = ", ".join(a.name for a in agreements if not a.passed)
         super().__init__(f"{wrong}: losses or gradients differ, so nothing is timed")
-        self.agreements = tuple(agreements)
+        self.agreements, self.limits = tuple(agreements), limits
 
 
 @dataclass(frozen=True)
@@ -77,6 +77,7 @@ class Result:
 
     setting: Setting
     agreements: tuple[Agreement, ...]
+    limits: Limits
     rows: tuple[Row, ...]
 
     def speedup(self) -> tuple[str, float] | None:
@@ -98,7 +99,7 @@ def race(setting: Setting, entrants: Mapping[str, Contestant], terms: Terms) -> 
     """
     absent = {name: why for name, c in entrants.items() if (why := _does_not_fit(c, setting, terms)) is not None}
     present = {name: c for name, c in entrants.items() if name not in absent}
-    agreements, runs, expected = _gate(setting, present, absent)
+    agreements, limits, runs, expected = _gate(setting, present, absent)
     timed = [name for name in terms.names(entrants) if name in runs]
     tables.note(f"IPC {setting.ipc}: timing {', '.join(timed)}")
     samples = alternate({name: runs[name] for name in timed}, expected, terms.rounds, terms.budget)
@@ -112,7 +113,7 @@ def race(setting: Setting, entrants: Mapping[str, Contestant], terms: Terms) -> 
         if terms.memory and isinstance(found := memory.peak(name, setting, **terms.where()), Peak)
     }
     rows = [_row(entrants[name], absent.get(name), samples, peaks) for name in terms.names(entrants)]
-    return Result(setting, tuple(agreements), tuple(rows))
+    return Result(setting, tuple(agreements), limits, tuple(rows))
 
 
 def _does_not_fit(contestant: Contestant, setting: Setting, terms: Terms) -> str | None:
@@ -129,7 +130,7 @@ def _does_not_fit(contestant: Contestant, setting: Setting, terms: Terms) -> str
 
 def _gate(
     setting: Setting, present: Mapping[str, Contestant], absent: dict[str, str]
-) -> tuple[list[Agreement], dict[str, Iterate], dict[str, float]]:
+) -> tuple[list[Agreement], Limits, dict[str, Iterate], dict[str, float]]:
     """First iterations, compared.  They also warm up: ``expected`` holds the seconds of each one's last iteration."""
     problem = build(setting)
     # On a GPU the references draw most augmentations from the GPU's generator; these two come from the CPU's everywhere.
@@ -149,19 +150,19 @@ def _gate(
         began = time.perf_counter()
         outcomes[name] = _copy(runs[name]())
         expected[name] = time.perf_counter() - began
-    by = gate.pick_judge(outcomes)
-    truncated = (
-        judge(judged, truncated=True) if any(present[name].gradient == "truncated" for name in outcomes) else None
-    )
-    agreements = [gate.agreement(present[n], outcomes[n], by, outcomes[by], truncated) for n in outcomes]
+    tables.note(f"IPC {setting.ipc}: the judge, in float64")
+    wide = judged.to("float64")
+    needs_truncated = any(present[name].gradient == "truncated" for name in outcomes)
+    truncated = judge(wide, truncated=True) if needs_truncated else None
+    agreements, limits = gate.agreements(present, outcomes, judge(wide), truncated)
     if not all(agreement.passed for agreement in agreements):
-        raise GateError(agreements)
+        raise GateError(agreements, limits)
     for name in runs:
         if judged is not problem:
             runs[name] = present[name].build(problem)
         if judged is not problem or expected[name] < 5:
             expected[name] = clock(runs[name])
-    return agreements, runs, expected
+    return agreements, limits, runs, expected
 
 
 def _copy(outcome: Outcome) -> Outcome:

@@ -81,12 +81,31 @@ def test_truncated_gradients_are_judged_by_the_truncated_one() -> None:
     problem = build(TINY)
     exact, truncated = judge(problem), judge(problem, truncated=True)
     half = replace(truncated, grad_images=truncated.grad_images / 2)  # as the official code loses its factor
-    contestant = Contestant("mct", "", lambda _: lambda: half, gradient="truncated", scale=0.5)
-    found = gate.agreement(contestant, half, "unrolled", exact, truncated)
-    assert found.passed
-    assert found.cosine < 1
-    assert not gate.agreement(replace(contestant, scale=1.0), half, "unrolled", exact, truncated).passed
-    assert not gate.agreement(replace(contestant, gradient="exact"), half, "unrolled", exact, truncated).passed
+    mct = Contestant("mct", "", lambda _: lambda: half, gradient="truncated", scale=0.5)
+    unrolled = Contestant("unrolled", "", lambda _: lambda: exact)
+    passed = []
+    for entrant in (mct, replace(mct, scale=1.0), replace(mct, gradient="exact")):
+        entrants = {"mct": entrant, "unrolled": unrolled}
+        found, _ = gate.agreements(entrants, {"mct": half, "unrolled": exact}, exact, truncated)
+        passed.append(found[0].passed)
+        assert found[0].cosine < 1
+    assert passed == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("plain", "limit"),
+    [
+        ((1e-6, 1e-6, 1e-6), 1e-3),
+        ((8e-3, 4e-3, 5e-3), 1.5e-2),
+        ((0.5, 4e-3, 5e-3), 1.5e-2),
+        ((0.5, 0.5, 0.5), 5e-2),
+    ],
+    ids=["quiet", "noisy", "one-of-the-yardsticks-wrong", "all-wrong"],
+)
+def test_the_limit_follows_pytorchs_own_error_within_bounds(plain: tuple[float, ...], limit: float) -> None:
+    errors = {name: gate.Errors(0.0, e, 0.0) for name, e in zip(gate.YARDSTICKS, plain, strict=True)}
+    errors[OURS] = gate.Errors(0.0, 1.0, 0.0)  # has no say
+    assert gate.limits_of(errors).gradients == pytest.approx(limit)
 
 
 def test_problems_are_rebuilt_bit_for_bit_and_alike_in_both_precisions() -> None:

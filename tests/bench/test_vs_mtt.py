@@ -1,4 +1,5 @@
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -6,9 +7,8 @@ import pytest
 import torch
 
 from bench import experts, machine, memory, ops, race, reference, vs_mtt
-from bench.contestants import Outcome
-from bench.gate import Agreement
-from bench.problem import Setting, build
+from bench.contestants import Outcome, judge
+from bench.problem import Problem, Setting, build
 from bench.reference import Learned
 from mct_fast.errors import InputError
 
@@ -43,7 +43,7 @@ def test_a_tiny_race_runs_without_references(tmp_path: Path, capsys: pytest.Capt
     (result,) = document["results"]
     assert result["setting"]["syn_steps"] == 2
     assert {a["name"] for a in result["agreements"]} == {"mct_fast", "unrolled", "torch_func"}
-    assert all(a["passed"] and a["images"] < 1e-3 for a in result["agreements"])
+    assert all(a["passed"] and a["errors"]["images"] < 1e-3 for a in result["agreements"])
     rows = {row["name"]: row for row in result["rows"]}
     assert rows.keys() == {"mct_fast", "unrolled"}
     for row in rows.values():
@@ -64,10 +64,11 @@ def test_peak_memory_is_taken_in_a_process_of_its_own() -> None:
 def test_a_failed_gate_exits_with_1_and_writes_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    def disagree(*_: object) -> Agreement:
-        return Agreement("mct_fast", "unrolled", 0.0, 1.0, 0.0, 0.0, 1.0, False)
+    def wrong(problem: Problem, *, truncated: bool = False) -> Outcome:
+        honest = judge(problem, truncated=truncated)
+        return replace(honest, grad_images=honest.grad_images.flip(0))
 
-    monkeypatch.setattr(race.gate, "agreement", disagree)
+    monkeypatch.setattr(race, "judge", wrong)
     assert vs_mtt.main([*TINY, *FAST, "--json", str(tmp_path / "race.json")]) == 1
     assert not (tmp_path / "race.json").exists()
     assert "nothing is timed" in capsys.readouterr().err
@@ -195,8 +196,6 @@ class _Reparam(torch.nn.Module):
 @pytest.mark.parametrize("truncated", [False, True], ids=["mtt", "mct"])
 def test_the_references_loops_compute_our_gradients(truncated: bool) -> None:
     from types import SimpleNamespace
-
-    from bench.contestants import judge
 
     setting = Setting(
         syn_steps=3, batch_syn=2, depth=2, width=4, image_size=8, num_classes=3, strategy="none", dtype="float64"
