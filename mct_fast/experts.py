@@ -154,7 +154,8 @@ def train_experts(
     )
     done = set(store.experts)
     todo = [number for number in range(config.num_experts) if number not in done]
-    with progress.task("experts", len(todo) * config.train_epochs) as bar:
+    images = len(todo) * config.train_epochs * len(dataset.train.labels)
+    with progress.task("experts, images", images) as bar:
         for first in range(0, len(todo), config.parallel):
             _train_group(todo[first : first + config.parallel], config, dataset, model, store, bar)
     return store
@@ -177,15 +178,18 @@ def _train_group(
     augment = DSA(config.dsa_strategy) if config.dsa else None
     losses = []
     train = dataset.train
+
+    def tick(images: int, losses: torch.Tensor) -> None:
+        bar.advance(images, loss=float(losses.mean()))
+
     for _, loss in train_epochs(
-        stack, train.images, train.labels, schedule, streams, seed=config.seed, augment=augment
+        stack, train.images, train.labels, schedule, streams, seed=config.seed, augment=augment, tick=tick
     ):
         for recorder, params in zip(recorders, stack.params, strict=True):
             recorder.observe(params)
         if config.keep_checkpoints:
             kept.append(stack.params.cpu().clone())
         losses.append(loss.tolist())
-        bar.advance(len(numbers), loss=float(loss.mean()))
     held_out = dataset.val if len(dataset.val.labels) else dataset.test
     accuracies = scores(stack, held_out.images, held_out.labels, task)
     seconds = (time.perf_counter() - began) / len(numbers)

@@ -146,11 +146,13 @@ def train_epochs(
     *,
     seed: int,
     augment: DSA | None,
+    tick: Callable[[int, Tensor], None] | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Trains ``stack`` and yields ``(epoch, mean loss (E,))`` after each epoch, from 1.
 
     ``images (n, C, H, W)`` shared by all networks or ``(E, n, C, H, W)``, labels likewise.  ``streams`` names the random
-    stream of each network: its order of batches and its augmentation.
+    stream of each network: its order of batches and its augmentation.  ``tick(images, losses (E,))`` is called after each
+    step with the number of images that all networks together have seen in it.
     """
     shared = images.ndim == 4
     count = images.shape[0] if shared else images.shape[1]
@@ -168,7 +170,10 @@ def train_epochs(
                 shape = tuple(x.shape[2:])
                 plan = AugmentPlan(tuple((augment.draw(x.shape[1], shape, g),) for g in generators))
                 x = plan.apply(0, x)
-            total += stack.step(x, y, lr).double() * rows.shape[1]
+            losses = stack.step(x, y, lr)
+            total += losses.double() * rows.shape[1]
+            if tick is not None:
+                tick(rows.numel(), losses)
         yield epoch + 1, total / count
 
 
