@@ -12,7 +12,7 @@ struct Affine {
   V<T> mean[N], rstd[N], gamma[N], beta[N];
 
   MCT_INLINE Affine(const T* m, const T* r, const T* g, const T* b, int64_t n) {
-    for (int k = 0; k < N; ++k) {
+    MCT_UNROLL for (int k = 0; k < N; ++k) {
       const int64_t c = k * Pack<T>::lanes;
       const bool norm = g != nullptr;
       mean[k] = norm ? load<Partial>(m + c, n) : V<T>{};
@@ -50,23 +50,23 @@ void statistics(const Plane& s, int64_t n, const T* z, T eps, T* mean, T* rstd) 
     V<T> row[N] = {};
     const T* zr = z + y * s.W * s.C;
     for (int64_t x = 0; x < s.W; ++x, zr += s.C) {
-      for (int k = 0; k < N; ++k) row[k] += load<Partial>(zr + k * L, n);
+      MCT_UNROLL for (int k = 0; k < N; ++k) row[k] += load<Partial>(zr + k * L, n);
     }
-    for (int k = 0; k < N; ++k) m[k] += row[k];
+    MCT_UNROLL for (int k = 0; k < N; ++k) m[k] += row[k];
   }
-  for (int k = 0; k < N; ++k) m[k] /= count;
+  MCT_UNROLL for (int k = 0; k < N; ++k) m[k] /= count;
   for (int64_t y = 0; y < s.H; ++y) {
     V<T> row[N] = {};
     const T* zr = z + y * s.W * s.C;
     for (int64_t x = 0; x < s.W; ++x, zr += s.C) {
-      for (int k = 0; k < N; ++k) {
+      MCT_UNROLL for (int k = 0; k < N; ++k) {
         const V<T> d = load<Partial>(zr + k * L, n) - m[k];
         row[k] += d * d;
       }
     }
-    for (int k = 0; k < N; ++k) q[k] += row[k];
+    MCT_UNROLL for (int k = 0; k < N; ++k) q[k] += row[k];
   }
-  for (int k = 0; k < N; ++k) {
+  MCT_UNROLL for (int k = 0; k < N; ++k) {
     T t[L];
     store(t, q[k] / count + eps);
     for (int i = 0; i < L; ++i) t[i] = T(1) / (sizeof(T) == 4 ? __builtin_sqrtf(t[i]) : __builtin_sqrt(t[i]));
@@ -81,7 +81,7 @@ void forward_group(const Plane& s, int64_t n, const T* z, const T* gamma, const 
   if (gamma != nullptr) {
     statistics<T, N, Partial>(s, n, z, eps, mean, rstd);
   } else {
-    for (int k = 0; k < N; ++k) {
+    MCT_UNROLL for (int k = 0; k < N; ++k) {
       store<Partial>(mean + k * L, V<T>{}, n);
       store<Partial>(rstd + k * L, splat(T(1)), n);
     }
@@ -90,16 +90,16 @@ void forward_group(const Plane& s, int64_t n, const T* z, const T* gamma, const 
   for (int64_t i = 0; i < s.H / Window; ++i) {
     for (int64_t j = 0; j < s.W / Window; ++j, p += s.C) {
       V<T> a[N] = {};
-      for (int dy = 0; dy < Window; ++dy) {
-        for (int dx = 0; dx < Window; ++dx) {
+      MCT_UNROLL for (int dy = 0; dy < Window; ++dy) {
+        MCT_UNROLL for (int dx = 0; dx < Window; ++dx) {
           const T* zp = z + ((i * Window + dy) * s.W + j * Window + dx) * s.C;
-          for (int k = 0; k < N; ++k) {
+          MCT_UNROLL for (int k = 0; k < N; ++k) {
             const V<T> u = f.u(f.xhat(load<Partial>(zp + k * L, n), k), k);
             a[k] += masked<T>(u, u);
           }
         }
       }
-      for (int k = 0; k < N; ++k) store<Partial>(p + k * L, a[k] * (T(1) / (Window * Window)), n);
+      MCT_UNROLL for (int k = 0; k < N; ++k) store<Partial>(p + k * L, a[k] * (T(1) / (Window * Window)), n);
     }
   }
 }
@@ -117,10 +117,10 @@ void backward_group(const Plane& s, int64_t n, const T* gp, const T* z, const T*
       V<T> row_g[N] = {}, row_gx[N] = {};
       const T* g = gp + i * columns * s.C;
       for (int64_t j = 0; j < columns; ++j, g += s.C) {
-        for (int k = 0; k < N; ++k) {
+        MCT_UNROLL for (int k = 0; k < N; ++k) {
           const V<T> up = load<Partial>(g + k * L, n);
-          for (int dy = 0; dy < Window; ++dy) {
-            for (int dx = 0; dx < Window; ++dx) {
+          MCT_UNROLL for (int dy = 0; dy < Window; ++dy) {
+            MCT_UNROLL for (int dx = 0; dx < Window; ++dx) {
               const T* zp = z + ((i * Window + dy) * s.W + j * Window + dx) * s.C;
               const V<T> x = f.xhat(load<Partial>(zp + k * L, n), k);
               const V<T> gu = masked<T>(f.u(x, k), up);
@@ -130,7 +130,7 @@ void backward_group(const Plane& s, int64_t n, const T* gp, const T* z, const T*
           }
         }
       }
-      for (int k = 0; k < N; ++k) {
+      MCT_UNROLL for (int k = 0; k < N; ++k) {
         sum_g[k] += row_g[k];
         sum_gx[k] += row_gx[k];
       }
@@ -139,7 +139,7 @@ void backward_group(const Plane& s, int64_t n, const T* gp, const T* z, const T*
   // gz = rstd (gamma gu - mean q - xhat mean(q xhat)) = a gu - b - xhat c
   const T count = static_cast<T>(s.H * s.W);
   V<T> a[N], b[N], c[N];
-  for (int k = 0; k < N; ++k) {
+  MCT_UNROLL for (int k = 0; k < N; ++k) {
     a[k] = f.rstd[k] * f.gamma[k] * share;
     b[k] = a[k] * sum_g[k] / count;
     c[k] = a[k] * sum_gx[k] / count;
@@ -154,7 +154,7 @@ void backward_group(const Plane& s, int64_t n, const T* gp, const T* z, const T*
     for (int64_t j = 0; j < s.W; j += Window, g += s.C) {
       const bool covered = inside && j / Window < columns;
       for (int dx = 0; dx < Window && j + dx < s.W; ++dx, zp += s.C, out += s.C) {
-        for (int k = 0; k < N; ++k) {
+        MCT_UNROLL for (int k = 0; k < N; ++k) {
           const V<T> x = f.xhat(load<Partial>(zp + k * L, n), k);
           const V<T> gu = covered ? masked<T>(f.u(x, k), load<Partial>(g + k * L, n)) : V<T>{};
           put<Partial>(s, out + k * L, a[k] * gu - b[k] - x * c[k], n);
@@ -177,19 +177,19 @@ void tangent_group(const Plane& s, int64_t n, const T* z, const T* zdot, const T
       const T* zp = z + y * s.W * s.C;
       const T* dp = zdot + y * s.W * s.C;
       for (int64_t x = 0; x < s.W; ++x, zp += s.C, dp += s.C) {
-        for (int k = 0; k < N; ++k) {
+        MCT_UNROLL for (int k = 0; k < N; ++k) {
           const V<T> d = load<Partial>(dp + k * L, n);
           r1[k] += d;
           r2[k] += d * f.xhat(load<Partial>(zp + k * L, n), k);
         }
       }
-      for (int k = 0; k < N; ++k) {
+      MCT_UNROLL for (int k = 0; k < N; ++k) {
         m1[k] += r1[k];
         m2[k] += r2[k];
       }
     }
     const T count = static_cast<T>(s.H * s.W);
-    for (int k = 0; k < N; ++k) {
+    MCT_UNROLL for (int k = 0; k < N; ++k) {
       m1[k] /= count;
       m2[k] /= count;
       gdot[k] = load<Partial>(gammadot + k * L, n);
@@ -198,7 +198,7 @@ void tangent_group(const Plane& s, int64_t n, const T* z, const T* zdot, const T
   }
   // udot = gammadot xhat + gamma rstd (zdot - mean zdot - xhat mean(xhat zdot)) + betadot
   V<T> by_zdot[N], by_xhat[N], rest[N];
-  for (int k = 0; k < N; ++k) {
+  MCT_UNROLL for (int k = 0; k < N; ++k) {
     by_zdot[k] = f.gamma[k] * f.rstd[k];
     by_xhat[k] = gdot[k] - by_zdot[k] * m2[k];
     rest[k] = bdot[k] - by_zdot[k] * m1[k];
@@ -207,10 +207,10 @@ void tangent_group(const Plane& s, int64_t n, const T* z, const T* zdot, const T
   }
   for (int64_t i = 0; i < s.H / Window; ++i) {
     for (int64_t j = 0; j < s.W / Window; ++j, pdot += s.C) {
-      for (int k = 0; k < N; ++k) {
+      MCT_UNROLL for (int k = 0; k < N; ++k) {
         V<T> a = {};
-        for (int dy = 0; dy < Window; ++dy) {
-          for (int dx = 0; dx < Window; ++dx) {
+        MCT_UNROLL for (int dy = 0; dy < Window; ++dy) {
+          MCT_UNROLL for (int dx = 0; dx < Window; ++dx) {
             const int64_t at = ((i * Window + dy) * s.W + j * Window + dx) * s.C + k * L;
             const V<T> x = f.xhat(load<Partial>(z + at, n), k);
             const V<T> udot = by_zdot[k] * load<Partial>(zdot + at, n) + by_xhat[k] * x + rest[k];
@@ -235,7 +235,7 @@ void tangent_backward_group(const Plane& s, int64_t n, const T* gp, const T* gpd
   // xhatdot = rstd (zdot - mean zdot - xhat mean(xhat zdot)) = rstd zdot - rm1 - xhat rm2
   V<T> rm1[N] = {}, rm2[N] = {}, gdot[N] = {};
   if (norm) {
-    for (int k = 0; k < N; ++k) {
+    MCT_UNROLL for (int k = 0; k < N; ++k) {
       rm1[k] = f.rstd[k] * load<Partial>(mean_zdot + k * L, n);
       rm2[k] = f.rstd[k] * load<Partial>(mean_xhat_zdot + k * L, n);
       gdot[k] = load<Partial>(gammadot + k * L, n);
@@ -248,11 +248,11 @@ void tangent_backward_group(const Plane& s, int64_t n, const T* gp, const T* gpd
       V<T> row_g[N] = {}, row_gx[N] = {}, row_gd[N] = {}, row_mixed[N] = {};
       const int64_t g_at = i * columns * s.C;
       for (int64_t j = 0; j < columns; ++j) {
-        for (int k = 0; k < N; ++k) {
+        MCT_UNROLL for (int k = 0; k < N; ++k) {
           const V<T> up = load<Partial>(gp + g_at + j * s.C + k * L, n);
           const V<T> updot = load<Partial>(gpdot + g_at + j * s.C + k * L, n);
-          for (int dy = 0; dy < Window; ++dy) {
-            for (int dx = 0; dx < Window; ++dx) {
+          MCT_UNROLL for (int dy = 0; dy < Window; ++dy) {
+            MCT_UNROLL for (int dx = 0; dx < Window; ++dx) {
               const int64_t at = ((i * Window + dy) * s.W + j * Window + dx) * s.C + k * L;
               const V<T> x = f.xhat(load<Partial>(z + at, n), k);
               const V<T> xdot = f.rstd[k] * load<Partial>(zdot + at, n) - rm1[k] - x * rm2[k];
@@ -267,7 +267,7 @@ void tangent_backward_group(const Plane& s, int64_t n, const T* gp, const T* gpd
           }
         }
       }
-      for (int k = 0; k < N; ++k) {
+      MCT_UNROLL for (int k = 0; k < N; ++k) {
         sum_g[k] += row_g[k];
         sum_gx[k] += row_gx[k];
         sum_gd[k] += row_gd[k];
@@ -281,7 +281,7 @@ void tangent_backward_group(const Plane& s, int64_t n, const T* gp, const T* gpd
   //       = a gudot + d gu - e - xhatdot c - xhat h - rm2 gz
   const T count = static_cast<T>(s.H * s.W);
   V<T> a[N], b[N], c[N], d[N], e[N], h[N];
-  for (int k = 0; k < N; ++k) {
+  MCT_UNROLL for (int k = 0; k < N; ++k) {
     a[k] = f.rstd[k] * f.gamma[k] * share;
     b[k] = a[k] * sum_g[k] / count;
     c[k] = a[k] * sum_gx[k] / count;
@@ -297,7 +297,7 @@ void tangent_backward_group(const Plane& s, int64_t n, const T* gp, const T* gpd
     for (int64_t j = 0; j < s.W; j += Window, g_at += s.C) {
       const bool covered = inside && j / Window < columns;
       for (int dx = 0; dx < Window && j + dx < s.W; ++dx, at += s.C) {
-        for (int k = 0; k < N; ++k) {
+        MCT_UNROLL for (int k = 0; k < N; ++k) {
           const V<T> x = f.xhat(load<Partial>(z + at + k * L, n), k);
           const V<T> xdot = f.rstd[k] * load<Partial>(zdot + at + k * L, n) - rm1[k] - x * rm2[k];
           const V<T> u = f.u(x, k);

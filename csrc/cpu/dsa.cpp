@@ -15,8 +15,13 @@ enum Kind : int64_t { kNone, kColor, kCrop, kCutout, kFlip, kScale, kRotate };
 template <class T>
 void color(const ImageShape& d, const T* x, T offset, T saturation, T contrast, T* out) {
   const int64_t plane = d.H * d.W;
-  double total = 0;
-  for (int64_t i = 0; i < d.C * plane; ++i) total += x[i];
+  double parts[8] = {};  // one sum would wait for each of its additions
+  int64_t at = 0;
+  for (; at + 8 <= d.C * plane; at += 8) {
+    for (int k = 0; k < 8; ++k) parts[k] += x[at + k];
+  }
+  for (; at < d.C * plane; ++at) parts[0] += x[at];
+  const double total = ((parts[0] + parts[1]) + (parts[2] + parts[3])) + ((parts[4] + parts[5]) + (parts[6] + parts[7]));
   const T rest = (1 - contrast) * static_cast<T>(total / static_cast<double>(d.C * plane)) + offset;
   const T own = contrast * saturation, pixel = contrast * (1 - saturation) / static_cast<T>(d.C);
   for (int64_t i = 0; i < plane; ++i) {
@@ -69,12 +74,13 @@ struct Taps {
   Taps(const ImageShape& d, T row, T column) {
     // beyond the image by more than a pixel nothing is sampled; this also keeps NaN and huge values out of the casts
     const bool near = row > T(-1) && row < static_cast<T>(d.H) && column > T(-1) && column < static_cast<T>(d.W);
-    const T r0 = near ? std::floor(row) : T(0), c0 = near ? std::floor(column) : T(0);
-    const T fr = row - r0, fc = column - c0;
+    // a cast truncates, which is floor for what is positive; where adding 1 rounds up, the weights still fit
+    const int r0 = near ? static_cast<int>(row + 1) - 1 : -2, c0 = near ? static_cast<int>(column + 1) - 1 : -2;
+    const T fr = row - static_cast<T>(r0), fc = column - static_cast<T>(c0);
     const T wr[2] = {1 - fr, fr}, wc[2] = {1 - fc, fc};
     for (int k = 0; k < 4; ++k) {
-      const int64_t r = static_cast<int64_t>(r0) + k / 2, c = static_cast<int64_t>(c0) + k % 2;
-      const bool inside = near && r >= 0 && r < d.H && c >= 0 && c < d.W;
+      const int r = r0 + k / 2, c = c0 + k % 2;
+      const bool inside = r >= 0 && r < d.H && c >= 0 && c < d.W;
       at[k] = inside ? r * d.W + c : 0;
       weight[k] = inside ? wr[k / 2] * wc[k % 2] : T(0);
     }

@@ -10,7 +10,8 @@
 namespace mct {
 namespace {
 
-constexpr int64_t kRows = 4, kColumns = 512;  // a unit of the products; every sum lies within one unit
+// The units' sizes; no sum is split between units, so the bits do not depend on them.
+constexpr int64_t kRows = 128, kColumns = 128;
 
 int64_t ceil_div(int64_t a, int64_t b) { return (a + b - 1) / b; }
 int64_t least(int64_t a, int64_t b) { return a < b ? a : b; }
@@ -29,10 +30,11 @@ void log_softmax(int64_t K, T* l) {
 // Runs fn(student, first row, rows) over blocks of rows of (S, B, ...).
 template <class Fn>
 void for_rows(const LinearShape& s, const Fn& fn) {
-  const int64_t blocks = ceil_div(s.B, kRows);
+  const int64_t size = s.B < 128 ? 4 : 32;
+  const int64_t blocks = ceil_div(s.B, size);
   parallel_for(s.S * blocks, [&](int64_t unit, int) {
-    const int64_t r = unit % blocks * kRows;
-    fn(unit / blocks, r, least(kRows, s.B - r));
+    const int64_t r = unit % blocks * size;
+    fn(unit / blocks, r, least(size, s.B - r));
   });
 }
 

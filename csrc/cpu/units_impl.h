@@ -1,6 +1,8 @@
 // The units of one instruction set (see simd.h): includes the kernels and fills the tables.
 
 #define MCT_INLINE inline __attribute__((always_inline))
+// Before a loop over the registers of a tile: without it GCC unrolls too late to keep the tile out of memory.
+#define MCT_UNROLL _Pragma("GCC unroll 8")
 
 #include "units_vector.h"
 
