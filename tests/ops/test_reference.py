@@ -32,7 +32,7 @@ def conv(x: Tensor, w: Tensor, bias: Tensor | None = None) -> Tensor:
 
 def block(z: Tensor, gamma: Tensor | None, beta: Tensor | None, pool: bool) -> Tensor:
     def one(z: Tensor, gamma: Tensor | None, beta: Tensor | None) -> Tensor:
-        u = z.permute(0, 3, 1, 2)
+        u = z.permute(0, 3, 1, 2).contiguous()  # forward AD of group_norm needs it in PyTorch 2.9
         if gamma is not None:
             u = F.group_norm(u, u.shape[1], gamma, beta, eps=1e-5)
         a = F.relu(u)
