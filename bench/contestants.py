@@ -12,7 +12,8 @@ from bench import reference
 from bench.problem import Problem
 from bench.reference import Learned
 from bench.torch_func import TorchFuncStudent
-from mct_fast.adjoint import ADJOINTS, Adjoint, Exact, MatchingProblem, MatchResult, Truncated
+from mct_fast.adjoint import Adjoint, Exact, MatchingProblem, MatchResult, Truncated, Unrolled
+from mct_fast.distill import DistillConfig, adjoint_of
 from mct_fast.matching import Matcher
 from mct_fast.models import FunctionalModel
 from mct_fast.student import GenericStudent, Student
@@ -56,8 +57,9 @@ class Contestant:
 def contestants(mtt: str | None = None, mct: str | None = None) -> dict[str, Contestant]:
     """All contestants, ours first; ``mtt`` and ``mct`` are the paths of the reference clones, if there are any."""
     found = [
-        Contestant(OURS, "mct_fast, exact", _ours("exact")),
-        Contestant("unrolled", "plain PyTorch, double backward", _ours("unrolled"), grows=True),
+        Contestant(OURS, "mct_fast, exact", _ours(adjoint_of(DistillConfig()))),
+        Contestant("mct_fast_lean", "mct_fast, exact, nothing kept", _ours(Exact(keep_bytes=0))),
+        Contestant("unrolled", "plain PyTorch, double backward", _ours(Unrolled()), grows=True),
         Contestant("torch_func", "torch.func, jvp of grad", _torch_func(compiled=False)),
         Contestant("torch_compile", "the same, torch.compile", _torch_func(compiled=True)),
     ]
@@ -65,7 +67,7 @@ def contestants(mtt: str | None = None, mct: str | None = None) -> dict[str, Con
         found.append(Contestant("mtt", "mtt-distillation", _reference(mtt, reference.mtt_iteration), grows=True))
     if mct is not None:
         found += [
-            Contestant("mct_fast_truncated", "mct_fast, truncated", _ours("truncated"), gradient="truncated"),
+            Contestant("mct_fast_truncated", "mct_fast, truncated", _ours(Truncated()), gradient="truncated"),
             Contestant("mct", "MCT, official (truncated)", _reference(mct, reference.mct_iteration), "truncated", 0.5),
         ]
     return {contestant.name: contestant for contestant in found}
@@ -95,9 +97,8 @@ def _updated(learned: Learned, result: MatchResult) -> Outcome:
     return Outcome(result.loss[0], result.grad_images, result.grad_lr)
 
 
-def _ours(adjoint: str) -> Callable[[Problem], Iterate]:
+def _ours(adjoint: Adjoint) -> Callable[[Problem], Iterate]:
     def build(problem: Problem) -> Iterate:
-        assert adjoint in ADJOINTS
         matcher = Matcher(problem.model, adjoint=adjoint)
         learned = Learned.of(problem, LR_IMG, LR_LR)
 

@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from mct_fast.adjoint import ADJOINTS, MatchResult
+from mct_fast.adjoint import ADJOINTS, Adjoint, Exact, MatchResult
 from mct_fast.data import DSA, AugmentPlan, Dataset, load_dataset, random_real
 from mct_fast.distilled import DistilledDataset
 from mct_fast.errors import InputError
@@ -75,6 +75,8 @@ class DistillConfig:
     """S: students (experts and starts) averaged in one iteration."""
     adjoint: str = "exact"
     """Gradient: 'exact', 'unrolled' (exact, memory grows with syn_steps) or 'truncated' (approximate)."""
+    keep_mb: int = 512
+    """Activations that 'exact' keeps between its two sweeps, in MiB at most; the rest is computed again. Memory for speed."""
     dsa: bool = True
     """Augment the student's batches with DSA."""
     dsa_strategy: str = "color_crop_cutout_flip_scale_rotate"
@@ -224,7 +226,7 @@ def check_config(config: DistillConfig, dataset: Dataset, paths: Sequence[Trajec
     for name in counts:
         if getattr(config, name) < 1:
             raise InputError(f"{name}: got {getattr(config, name)}; give at least 1")
-    for name in ("eval_it", "growth_iterations", "lr_decay_every", "lr_img", "lr_lr"):
+    for name in ("eval_it", "keep_mb", "growth_iterations", "lr_decay_every", "lr_img", "lr_lr"):
         if not 0 <= getattr(config, name) < math.inf:
             raise InputError(f"{name}: got {getattr(config, name)}; give a finite number of at least 0")
     if config.batch_syn is not None and config.batch_syn < 1:
@@ -256,6 +258,11 @@ def check_config(config: DistillConfig, dataset: Dataset, paths: Sequence[Trajec
     split_of(dataset, config.select_on)
     first = paths[0]
     _sampler(config).check(first.epochs, continuous_path=first.continuous)
+
+
+def adjoint_of(config: DistillConfig) -> Adjoint:
+    """The strategy that ``config`` asks for."""
+    return Exact(keep_bytes=config.keep_mb << 20) if config.adjoint == "exact" else ADJOINTS[config.adjoint]
 
 
 def _sampler(config: DistillConfig) -> SegmentSampler:
@@ -300,7 +307,7 @@ class _Loop:
         self.config, self.paths, self.dataset, self.spec = config, paths, dataset, spec
         self.run: Run | None = None
         self.network: nn.Module | dict[str, Any] = spec if model is None else model
-        self.matcher = Matcher(build_model(spec) if model is None else model, adjoint=config.adjoint)
+        self.matcher = Matcher(build_model(spec) if model is None else model, adjoint=adjoint_of(config))
         self.sampler = _sampler(config)
         self.dsa = DSA(config.dsa_strategy) if config.dsa else None
         self.images = self._initial_images().requires_grad_()
