@@ -182,6 +182,8 @@ def duration(seconds: float) -> str:
 
 
 def _rate(per_second: float) -> str:
+    if per_second >= 100:
+        return f"{per_second:.0f}/s"
     if per_second >= 1:
         return f"{per_second:.3g}/s"
     return f"{1 / per_second:.3g} s each"

@@ -74,7 +74,7 @@ def write_images(distilled: DistilledDataset, path: str | Path) -> Path:
     single = len(pixels) == distilled.num_classes
     columns = min(10, len(pixels)) if single else min(10, int(torch.bincount(classes).max()))
     rows = -(-len(pixels) // columns)
-    figure = Figure(figsize=(1.1 * columns + (0 if single else 1.2), 1.3 * rows), facecolor="white")
+    figure = Figure(figsize=(1.1 * columns, 1.4 * rows), facecolor="white")
     FigureCanvasAgg(figure)
     axes = figure.subplots(rows, columns, squeeze=False).flatten()
     order = torch.argsort(classes, stable=True).tolist()
@@ -86,6 +86,7 @@ def write_images(distilled: DistilledDataset, path: str | Path) -> Path:
         axis.imshow(image[..., 0] if gray else image, cmap="gray" if gray else None, vmin=0, vmax=1)
         if single or position % columns == 0:
             axis.set_title(distilled.class_names[int(classes[index])], fontsize=9, color=_ON_WHITE.text)
+    figure.subplots_adjust(left=0, right=1, bottom=0, top=1, wspace=0.08, hspace=0.32)
     return _save(figure, path, trim=True)
 
 

@@ -40,6 +40,13 @@ def test_lines_come_when_it_is_time_and_at_the_end_of_the_outermost_task(monkeyp
     ]
 
 
+@pytest.mark.parametrize(
+    ("per_second", "text"), [(0.5, "2 s each"), (0.004, "250 s each"), (1.5, "1.5/s"), (1334.2, "1334/s")]
+)
+def test_the_rate_is_given_in_plain_digits(per_second: float, text: str) -> None:
+    assert progress._rate(per_second) == text
+
+
 def test_no_closing_line_for_a_task_that_failed() -> None:
     stream = io.StringIO()
     with pytest.raises(KeyError), progress.LineProgress(stream).task("work", 3):
