@@ -25,6 +25,10 @@ struct Stretch {
 // A stretch of one panel among others: the panel after it is fetched ahead.
 MCT_INLINE Stretch panel_stretch(const float* a, const float* b, int64_t k) { return {a, b, b + k * CB}; }
 
+// Products added up in one register before it goes into the total: one float32 sum over all of 128 channels would carry
+// more rounding error than Winograd's transforms do.
+constexpr int64_t kRun = 32;
+
 // c[r][0..CB) = bias + sum over stretches and k of a[r][k] * b[k][:], for R rows. Only the first `columns` are stored.
 // With `streaming`, full rows are stored past the caches.
 template <int R>
@@ -37,31 +41,51 @@ static __attribute__((noinline)) void product_rows(const Stretch* stretch, int s
 #pragma GCC unroll 16
     for (int r = 0; r < R; ++r) acc[r][0] = b0, acc[r][1] = b1;
   }
+  vf total[R][2];
+  int64_t summed = 0;
+  bool flushed = false;
   const int64_t lda2 = 2 * lda, lda3 = 3 * lda;
   for (int s = 0; s < stretches; ++s) {
     const float* q0 = stretch[s].a;
     const float* q1 = q0 + (R > 4 ? 4 * lda : 0);
     const float* q2 = q0 + (R > 8 ? 8 * lda : 0);
     const float* b = stretch[s].b;
-    const float* const end = b + k * CB;
+    const float* const last = b + k * CB;
     const float* ahead = stretch[s].ahead;
-    while (b != end) {
-      const vf b0 = load(b), b1 = load(b + VL);
-      __builtin_prefetch(ahead);
-      ahead += 16;
+    while (b != last) {
+      if (summed >= kRun) {
 #pragma GCC unroll 16
-      for (int r = 0; r < R; ++r) {
-        const float* q = r < 4 ? q0 : r < 8 ? q1 : q2;
-        const int64_t at = (r & 3) == 0 ? 0 : (r & 3) == 1 ? lda : (r & 3) == 2 ? lda2 : lda3;
-        const vf a = splat(q[at]);
-        acc[r][0] += a * b0;
-        acc[r][1] += a * b1;
+        for (int r = 0; r < R; ++r) {
+          for (int v = 0; v < 2; ++v) total[r][v] = flushed ? total[r][v] + acc[r][v] : acc[r][v], acc[r][v] = vf{};
+        }
+        flushed = true;
+        summed = 0;
       }
-      ++q0;
-      if (R > 4) ++q1;
-      if (R > 8) ++q2;
-      b += CB;
+      const int64_t run = least((last - b) / CB, kRun - summed);
+      const float* const end = b + run * CB;
+      summed += run;
+      while (b != end) {
+        const vf b0 = load(b), b1 = load(b + VL);
+        __builtin_prefetch(ahead);
+        ahead += 16;
+#pragma GCC unroll 16
+        for (int r = 0; r < R; ++r) {
+          const float* q = r < 4 ? q0 : r < 8 ? q1 : q2;
+          const int64_t at = (r & 3) == 0 ? 0 : (r & 3) == 1 ? lda : (r & 3) == 2 ? lda2 : lda3;
+          const vf a = splat(q[at]);
+          acc[r][0] += a * b0;
+          acc[r][1] += a * b1;
+        }
+        ++q0;
+        if (R > 4) ++q1;
+        if (R > 8) ++q2;
+        b += CB;
+      }
     }
+  }
+  if (flushed) {
+#pragma GCC unroll 16
+    for (int r = 0; r < R; ++r) acc[r][0] += total[r][0], acc[r][1] += total[r][1];
   }
   if (streaming && columns >= CB) {
 #pragma GCC unroll 16

@@ -80,6 +80,12 @@ def test_float32_error_is_no_worse_than_three_times_pytorchs(case: tuple[ConvNet
         _results(FusedStudent(model), _single(problem)),
     )
     for name, value in truth.items():
+        if name == "loss_dot":
+            # One number per student, <g, tangent>, which may cancel to anything: its scale is that of its terms.
+            assert ((fused[name] - value).abs() <= 1e-6 * truth["grad"].norm(dim=1) * problem[1].norm(dim=1)).all(), (
+                name
+            )
+            continue
         # a rounding flips a ReLU now and then, in either; 1e-6 is the accuracy of the convolutions alone
         assert _relative(fused[name], value) <= max(3 * _relative(plain[name], value), 1e-6), name
 
