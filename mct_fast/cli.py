@@ -157,7 +157,8 @@ def _distill(words: list[str]) -> None:
     class Arguments:
         """Distil a dataset into --ipc images a class, into the run folder --out.
 
-        A new run needs --trajectories and --out; --resume goes on with a killed run, with the run's own settings.
+        A new run needs --trajectories and --out; --resume goes on with a killed run, with the run's own settings
+        (--trajectories and --data-path say where its folders have moved to).
         """
 
         trajectories: Path | None = None
@@ -170,9 +171,14 @@ def _distill(words: list[str]) -> None:
 
     given = _parse("distill", Arguments, words)
     if given.resume is not None:
-        if given != Arguments(resume=given.resume):
-            raise InputError("resume: a run goes on with its own settings; leave out every other option")
-        config, trajectories = _stored_config(given.resume, DistillConfig)
+        moved = {"data_path": given.config.data_path} if given.config.data_path is not None else {}
+        if given != Arguments(given.trajectories, resume=given.resume, config=DistillConfig(**moved)):
+            raise InputError(
+                "resume: a run goes on with its own settings; leave out every other option "
+                "but --trajectories and --data-path, for folders that have moved"
+            )
+        config, stored = _stored_config(given.resume, DistillConfig)
+        config, trajectories = dataclasses.replace(config, **moved), given.trajectories or stored
         out = given.resume
     elif given.trajectories is None:
         raise InputError("trajectories: missing; give --trajectories STORE and --out RUN, or --resume RUN")

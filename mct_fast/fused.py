@@ -114,7 +114,7 @@ def _kernels_only() -> Iterator[None]:
 
 def plan_of(model: nn.Module | FunctionalModel) -> ConvPlan | MLPPlan | str:
     """The plan of a supported model; else the reason, in words, why `FusedStudent` cannot take it."""
-    module = model._module if isinstance(model, FunctionalModel) else model
+    module = model.module if isinstance(model, FunctionalModel) else model
     if type(module) is MLP:
         if module.activation != "relu":
             return f"MLP with activation={module.activation!r}: the operators have ReLU only"

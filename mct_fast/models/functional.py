@@ -70,6 +70,11 @@ class FunctionalModel:
             for start, shape in zip(self.layer_offsets, self.shapes, strict=False)
         ]
 
+    @property
+    def module(self) -> nn.Module:
+        """The private copy of the network; its own parameters play no part."""
+        return self._module
+
     def __call__(self, params: Tensor, images: Tensor) -> Tensor:
         """Logits (n, classes) of ``images`` (n, C, H, W) at ``params`` (P,); same float dtype and device."""
         tensors: dict[str, Tensor] = dict(zip(self.names, self.unflatten(params), strict=True))
