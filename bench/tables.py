@@ -19,11 +19,24 @@ SCHEMA = "mct_fast.bench/1"
 """``kind`` names the benchmark; ``machine``, ``versions``, ``commit``, ``dirty``, ``date`` stand beside ``results``."""
 
 
+_PATHS = ("reference", "mct", "data_path", "json", "out")
+
+
+def _without_folders(name: str, value: Any) -> Any:
+    """Arguments that name places keep the last part: where a machine keeps things is nobody's business."""
+    return Path(value).name if name in _PATHS and value is not None else value
+
+
 def document(
     kind: str, arguments: Mapping[str, Any], circumstances: Mapping[str, Any], results: Sequence[Any]
 ) -> dict[str, Any]:
     """A benchmark's JSON document; numbers that are not finite become null."""
-    head = {"schema": SCHEMA, "kind": kind, **circumstances, "arguments": dict(arguments)}
+    head = {
+        "schema": SCHEMA,
+        "kind": kind,
+        **circumstances,
+        "arguments": {k: _without_folders(k, v) for k, v in arguments.items()},
+    }
     return _jsonable({**head, "results": list(results)})
 
 

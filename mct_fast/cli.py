@@ -171,14 +171,15 @@ def _distill(words: list[str]) -> None:
 
     given = _parse("distill", Arguments, words)
     if given.resume is not None:
-        moved = {"data_path": given.config.data_path} if given.config.data_path is not None else {}
-        if given != Arguments(given.trajectories, resume=given.resume, config=DistillConfig(**moved)):
+        data_path = given.config.data_path
+        if given != Arguments(given.trajectories, resume=given.resume, config=DistillConfig(data_path=data_path)):
             raise InputError(
                 "resume: a run goes on with its own settings; leave out every other option "
                 "but --trajectories and --data-path, for folders that have moved"
             )
         config, stored = _stored_config(given.resume, DistillConfig)
-        config, trajectories = dataclasses.replace(config, **moved), given.trajectories or stored
+        config = dataclasses.replace(config, data_path=data_path or config.data_path)
+        trajectories = given.trajectories or stored
         out = given.resume
     elif given.trajectories is None:
         raise InputError("trajectories: missing; give --trajectories STORE and --out RUN, or --resume RUN")

@@ -15,10 +15,10 @@ import torch
 
 from mct_fast.data import DSA, Dataset, load_dataset
 from mct_fast.errors import InputError
+from mct_fast.fused import student_for
 from mct_fast.models import FunctionalModel, build_model, model_spec
 from mct_fast.progress import Progress, quiet
 from mct_fast.seeds import derive_seed
-from mct_fast.student import student_for
 from mct_fast.tasks import Classification
 from mct_fast.training import SGD, FlatStack, Schedule, scores, train_epochs
 from mct_fast.trajectory import PathRecorder, TrajectoryStore

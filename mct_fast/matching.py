@@ -8,8 +8,9 @@ from torch import Tensor, nn
 from mct_fast.adjoint import ADJOINTS, Adjoint, MatchingProblem, MatchResult
 from mct_fast.data.augment import AugmentPlan
 from mct_fast.errors import InputError
+from mct_fast.fused import student_for
 from mct_fast.models import FunctionalModel
-from mct_fast.student import Student, student_for
+from mct_fast.student import Student
 from mct_fast.tasks import Classification, Task
 
 __all__ = ["MatchResult", "Matcher", "match"]

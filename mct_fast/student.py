@@ -11,10 +11,10 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from mct_fast.models import FunctionalModel
-from mct_fast.tasks import Classification, Task
+from mct_fast.tasks import Task
 
 
 @dataclass(frozen=True)
@@ -115,14 +115,3 @@ class GenericStudent:
     def logits(self, params: Tensor, x: Tensor) -> Tensor:
         with torch.no_grad():
             return torch.stack([self._model(theta, x) for theta in params])
-
-
-def student_for(model: nn.Module | FunctionalModel, task: Task | None = None) -> Student:
-    """The fastest student that computes the step of ``model`` exactly."""
-    from mct_fast import fused, ops
-
-    functional = model if isinstance(model, FunctionalModel) else FunctionalModel(model)
-    task = task or Classification()
-    if ops.extension_loaded() and isinstance(task, Classification) and fused.supports(functional) is None:
-        return fused.FusedStudent(functional)
-    return GenericStudent(functional, task)

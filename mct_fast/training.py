@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from mct_fast import ops
 from mct_fast.data.augment import DSA, AugmentPlan
+from mct_fast.fused import student_for
 from mct_fast.models import FunctionalModel
 from mct_fast.seeds import generator
-from mct_fast.student import Student, student_for
+from mct_fast.student import Student
 from mct_fast.tasks import Task
 
 
