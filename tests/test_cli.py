@@ -193,3 +193,18 @@ def test_python_m(tmp_path: Path) -> None:
     assert done.returncode == 2
     assert done.stderr.startswith("mct-fast: error: ")
     assert "Traceback" not in done.stderr
+
+
+def test_resume_takes_a_store_that_has_moved(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_run: Path, tiny_store: Path
+) -> None:
+    run, moved = (
+        Path(shutil.copytree(tiny_run, tmp_path / "run")),
+        Path(shutil.copytree(tiny_store, tmp_path / "moved")),
+    )
+    config = json.loads((run / "config.json").read_text())
+    (run / "config.json").write_text(json.dumps({**config, "trajectories": str(tmp_path / "gone")}))
+    code, _, err = run_cli(capsys, "distill", "--resume", run)
+    assert code == 2
+    assert "gone" in err
+    assert run_cli(capsys, "distill", "--resume", run, "--trajectories", moved)[0] == 0
