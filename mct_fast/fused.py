@@ -13,7 +13,7 @@ import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -238,24 +238,21 @@ class FusedStudent:
         return targets.scatter_(2, y.unsqueeze(2), 1)
 
 
-class _Net:
+class _Net(Protocol):
     """A network on the operators; parameters come as a list of (S, ...) views in the order of the flat vector."""
 
     def gradient(
         self, params: list[Tensor], x: Tensor, y: Tensor, keep: bool
-    ) -> tuple[Tensor, list[Tensor], Tape | None]:
-        raise NotImplementedError
+    ) -> tuple[Tensor, list[Tensor], Tape | None]: ...
 
     def tangent(
         self, params: list[Tensor], dots: list[Tensor], x: Tensor, y: Tensor, tape: Tape | None
-    ) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
-        raise NotImplementedError
+    ) -> tuple[Tensor, list[Tensor], Tensor, Tensor]: ...
 
-    def logits(self, params: list[Tensor], x: Tensor) -> Tensor:
-        raise NotImplementedError
+    def logits(self, params: list[Tensor], x: Tensor) -> Tensor: ...
 
 
-class _ConvNet(_Net):
+class _ConvNet:
     def __init__(self, plan: ConvPlan) -> None:
         self._plan = plan
 
@@ -374,7 +371,7 @@ class _ConvNet(_Net):
         return g.view(s, b, c, h, w).permute(0, 1, 3, 4, 2).contiguous()
 
 
-class _MLP(_Net):
+class _MLP:
     def __init__(self, plan: MLPPlan) -> None:
         self._plan = plan
 
