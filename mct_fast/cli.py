@@ -93,9 +93,13 @@ def _experts(words: list[str]) -> None:
 
         out: Path
         """Folder of the trajectory store to write."""
+        preset: str | None = None
+        """Settings by name ('mct-fast presets' lists them), for every option that is not given."""
         config: OmitArgPrefixes[ExpertConfig] = ExpertConfig()
 
-    given = _parse("experts", Arguments, words)
+    chosen = _preset_in(words)
+    default = None if chosen is None else Arguments(tyro.MISSING, chosen.name, chosen.experts)
+    given = _parse("experts", Arguments, words, default)
     with _resumable("the same command again goes on with the experts that are missing"):
         store = train_experts(given.config, given.out, progress=_progress())
     _print_rows(_store_rows(store))
@@ -167,9 +171,13 @@ def _distill(words: list[str]) -> None:
         """Run folder to write: configuration, metrics, checkpoints, images, report."""
         resume: Path | None = None
         """Run folder to go on with."""
+        preset: str | None = None
+        """Settings by name ('mct-fast presets' lists them), for every option that is not given."""
         config: OmitArgPrefixes[DistillConfig] = DistillConfig()
 
-    given = _parse("distill", Arguments, words)
+    chosen = _preset_in(words)
+    default = None if chosen is None else Arguments(preset=chosen.name, config=chosen.distill)
+    given = _parse("distill", Arguments, words, default)
     if given.resume is not None:
         data_path = given.config.data_path
         if given != Arguments(given.trajectories, resume=given.resume, config=DistillConfig(data_path=data_path)):
@@ -297,6 +305,30 @@ def _inspect(words: list[str]) -> None:
         _print_rows(_distilled_rows(distilled))
 
 
+def _presets(words: list[str]) -> None:
+    """List the settings that --preset takes."""
+    from mct_fast.presets import presets
+
+    @dataclasses.dataclass(frozen=True)
+    class Arguments:
+        """List the settings that 'mct-fast experts' and 'mct-fast distill' take by --preset NAME.
+
+        'mct-fast distill --preset NAME --help' shows a preset in full.
+        """
+
+    _parse("presets", Arguments, words)
+    rows: list[tuple[str, ...]] = [
+        ("preset", "N", "M", "starts", "lr_img", "lr_lr", "lr_teacher", "batch_syn", "zca", "source"),
+    ]
+    for known in presets():
+        c = known.distill
+        numbers = (c.syn_steps, f"{c.expert_epochs:g}", f"{c.min_start_epoch:g}-{c.max_start_epoch:g}", f"{c.lr_img:g}")
+        rest = (f"{c.lr_lr:g}", f"{c.lr_teacher:g}", c.batch_syn or "all", "yes" if known.experts.zca else "no")
+        rows.append((known.name, *map(str, (*numbers, *rest)), known.source))
+    _print_rows(rows)
+    print("\nN: syn_steps, M: expert_epochs, starts: min_start_epoch-max_start_epoch")
+
+
 def _demo(words: list[str]) -> None:
     """Distil real handwritten digits in a few minutes, no download needed."""
     from mct_fast.demo import run_demo
@@ -333,6 +365,7 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "evaluate": _evaluate,
     "report": _report,
     "inspect": _inspect,
+    "presets": _presets,
     "demo": _demo,
 }
 
@@ -340,17 +373,36 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
 # Parsing
 
 
-def _parse(command: str, arguments: type[T], words: list[str]) -> T:
-    """``words`` as an instance of the dataclass ``arguments``; wrong words become an :class:`InputError` of one line."""
+def _parse(command: str, arguments: type[T], words: list[str], default: T | None = None) -> T:
+    """``words`` as an instance of the dataclass ``arguments``; wrong words become an :class:`InputError` of one line.
+
+    What ``words`` leave out is taken from ``default``, or from the defaults of the class.
+    """
     _refuse_unknown_options(arguments, words)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            return tyro.cli(arguments, prog=f"mct-fast {command}", args=words, use_underscores=True)
+            prog = f"mct-fast {command}"
+            if default is None:
+                return tyro.cli(arguments, prog=prog, args=words, use_underscores=True)
+            return tyro.cli(arguments, prog=prog, args=words, use_underscores=True, default=default)
     except SystemExit as stop:
         if not stop.code:
             raise
         raise InputError(_first_sentence(complaint.getvalue(), command)) from None
+
+
+def _preset_in(words: Sequence[str]) -> Any:
+    """The preset that ``words`` name, or None. Looked up before parsing: it is what the other options default to."""
+    from mct_fast.presets import preset
+
+    chosen = None
+    for word, following in zip(words, [*words[1:], None], strict=False):
+        if word == "--preset" and following is not None:
+            chosen = following
+        elif word.startswith("--preset="):
+            chosen = word.partition("=")[2]
+    return None if chosen is None else preset(chosen)
 
 
 def _refuse_unknown_options(arguments: type, words: Iterable[str]) -> None:

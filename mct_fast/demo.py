@@ -9,30 +9,12 @@ from typing import Any
 
 from mct_fast.distill import DistillConfig, distill
 from mct_fast.experts import ExpertConfig, train_experts
+from mct_fast.presets import preset
 from mct_fast.progress import Progress, quiet
 from mct_fast.report import write_report
 from mct_fast.run import Run
 
-# Digits are 8 x 8 pixels and easy: two narrow blocks and few epochs do. A mirrored digit is no digit, and gray has no
-# colour, so those two augmentations of the field are left out.
-_AUGMENT = "crop_cutout_scale_rotate"
-EXPERTS = ExpertConfig(
-    dataset="digits", num_experts=10, train_epochs=20, depth=2, width=64, batch_train=64, dsa_strategy=_AUGMENT
-)
-DISTILL = DistillConfig(
-    ipc=1,
-    syn_steps=20,
-    expert_epochs=2.0,
-    max_start_epoch=5.0,
-    lr_img=100.0,
-    lr_lr=1e-5,
-    lr_teacher=0.02,
-    iterations=150,
-    eval_it=50,
-    epoch_eval_train=300,
-    checkpoint_every=50,
-    dsa_strategy=_AUGMENT,
-)
+EXPERTS, DISTILL = preset("digits").experts, preset("digits").distill
 
 
 @dataclass(frozen=True)

@@ -17,7 +17,7 @@ from mct_fast.adjoint import ADJOINTS, Adjoint, Exact, MatchResult
 from mct_fast.data import DSA, AugmentPlan, Dataset, load_dataset, random_real
 from mct_fast.distilled import DistilledDataset
 from mct_fast.errors import InputError
-from mct_fast.evaluate import EvalConfig, EvalResult, evaluate, evaluate_random_real, split_of
+from mct_fast.evaluate import EvalConfig, EvalResult, evaluate_random_real, evaluate_splits, split_of
 from mct_fast.matching import Matcher
 from mct_fast.models import build_model, model_spec
 from mct_fast.progress import Progress, quiet
@@ -93,6 +93,8 @@ class DistillConfig:
     """Images a step when an evaluation network is trained."""
     select_on: str = "val"
     """The split that picks the best images: 'val', or 'test' for tables that maximise on test data (labelled so)."""
+    eval_test: bool = False
+    """Also score the networks of every evaluation on the test split, for curves; it picks nothing."""
     data_path: str | None = None
     """Folder of the dataset; None takes the one that the store names."""
     checkpoint_every: int = 100
@@ -111,14 +113,16 @@ def distill(
     model: nn.Module | None = None,
     out: str | Path | None = None,
     resume: bool = False,
+    until: int | None = None,
     progress: Progress = quiet(),  # noqa: B008 (stateless)
 ) -> DistilledDataset:
     """Distils ``dataset`` into ``config.ipc`` images a class and returns the best set found.
 
     ``trajectories``: a store (its manifest names model and dataset), or paths together with ``model`` and ``dataset``.
     ``out``: a run folder to write (config, metrics, checkpoints, images); with ``resume`` a killed run goes on there and
-    reaches the same bits as an uninterrupted one.  Raises :class:`InputError` before anything is computed if the
-    configuration does not fit the data or the paths.
+    reaches the same bits as an uninterrupted one.  ``until`` stops after so many iterations, evaluated if an evaluation is
+    due there, and returns the best set so far; the same call with a later ``until``, or none, goes on.  Raises
+    :class:`InputError` before anything is computed if the configuration does not fit the data or the paths.
     """
     paths, spec, dataset, origin = _resolve(config, trajectories, dataset, model, progress)
     check_config(config, dataset, paths)
@@ -136,7 +140,7 @@ def distill(
         if any(record["kind"] == "final" for record in run.metrics()):
             return DistilledDataset.load(run.path / "distilled")
         loop.attach(run)
-    return loop.run_to_end(progress)
+    return loop.run_to_end(progress, config.iterations if until is None else until)
 
 
 def _reopen(out: str | Path, described: dict[str, Any]) -> Run:
@@ -315,6 +319,7 @@ class _Loop:
         self.optimizer = self._optimizer()
         self.step_size = StepSize(config.lr_teacher, config.lr_lr, config.mom_img)
         self.iteration, self.skipped, self.seconds = 0, 0, 0.0
+        self.evaluated = -1  # the last iteration whose images were evaluated
         self.best: dict[str, Any] = {"score": -1.0, "iteration": 0, "syn_lr": config.lr_teacher}
         self.best_images = self.images.detach().clone()
 
@@ -335,19 +340,30 @@ class _Loop:
             return torch.optim.Adam([self.images], lr=self.config.lr_img)
         return torch.optim.SGD([self.images], lr=self.config.lr_img, momentum=self.config.mom_img)
 
-    def run_to_end(self, progress: Progress) -> DistilledDataset:
+    def run_to_end(self, progress: Progress, until: int) -> DistilledDataset:
         config = self.config
-        with progress.task("distil", config.iterations, done=self.iteration) as bar:
-            while self.iteration < config.iterations:
-                if config.eval_it and self.iteration % config.eval_it == 0:
-                    self._evaluate(progress)
+        end = min(until, config.iterations)
+        with progress.task("distil", end, done=self.iteration) as bar:
+            while self.iteration < end:
+                self._evaluate_if_due(progress)
                 metrics = self._iterate()
                 bar.advance(1, loss=metrics["loss"], lr=self.step_size.value)
                 # The last one precedes the last evaluation, which a run that is killed after it does again.
-                if self.iteration % config.checkpoint_every == 0 or self.iteration == config.iterations:
+                if self.iteration % config.checkpoint_every == 0 or self.iteration == end:
                     self._save()
+        if end < config.iterations:
+            if self._evaluate_if_due(progress):
+                self._save()
+            return self._best()
         self._evaluate(progress)
         return self._finish(progress)
+
+    def _evaluate_if_due(self, progress: Progress) -> bool:
+        every = self.config.eval_it
+        due = every > 0 and self.iteration % every == 0 and self.iteration != self.evaluated
+        if due:
+            self._evaluate(progress)
+        return due
 
     def _iterate(self) -> dict[str, Any]:
         began = time.perf_counter()
@@ -449,19 +465,19 @@ class _Loop:
     def _evaluate(self, progress: Progress) -> None:
         began = time.perf_counter()
         candidate = self._distilled(self.images, self.step_size.value, self.iteration)
-        result = evaluate(
-            candidate,
-            self.dataset,
-            self._eval_config(),
-            model=self.network,
-            split=self.config.select_on,
-            progress=progress,
+        chosen = self.config.select_on
+        splits = tuple(dict.fromkeys((chosen, "test"))) if self.config.eval_test else (chosen,)
+        results = evaluate_splits(
+            candidate, self.dataset, self._eval_config(), model=self.network, splits=splits, progress=progress
         )
+        result, self.evaluated = results[chosen], self.iteration
         if result.mean > self.best["score"]:
             self.best = {"score": result.mean, "iteration": self.iteration, "syn_lr": self.step_size.value}
             self.best_images = self.images.detach().clone()
         if self.run is not None:
             record = {"kind": "eval", "iteration": self.iteration, **_numbers(result)}
+            if self.config.eval_test:
+                record["test"] = _numbers(results["test"])
             self.run.log(**record, seconds=time.perf_counter() - began)
             best = self._best()
             best.save(self.run.path / "distilled")
@@ -470,7 +486,10 @@ class _Loop:
     def _finish(self, progress: Progress) -> DistilledDataset:
         best, config = self._best(), self._eval_config()
         if self.run is not None:
-            result = evaluate(best, self.dataset, config, model=self.network, split="test", progress=progress)
+            tested = evaluate_splits(
+                best, self.dataset, config, model=self.network, splits=("test",), progress=progress
+            )
+            result = tested["test"]
             lrs = tuple(dict.fromkeys((best.syn_lr, self.config.lr_teacher)))
             random = evaluate_random_real(
                 self.config.ipc, self.dataset, config, model=self.network, split="test", lrs=lrs, progress=progress
@@ -527,6 +546,7 @@ class _Loop:
             "syn_lr_velocity": self.step_size.velocity,
             "skipped": self.skipped,
             "seconds": self.seconds,
+            "evaluated": self.evaluated,
             "best": self.best,
         }
         self.run.save_checkpoint({name: value.detach().cpu() for name, value in tensors.items()}, state)
@@ -547,7 +567,7 @@ class _Loop:
             self.optimizer.state[self.images] = cast(dict, placed)
         self.iteration, self.skipped, self.seconds = state["iteration"], state["skipped"], state["seconds"]
         self.step_size.value, self.step_size.velocity = state["syn_lr"], state["syn_lr_velocity"]
-        self.best = state["best"]
+        self.best, self.evaluated = state["best"], state["evaluated"]
 
 
 def _numbers(result: EvalResult) -> dict[str, Any]:

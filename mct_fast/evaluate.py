@@ -98,6 +98,22 @@ def evaluate(
 ) -> EvalResult:
     """Trains ``config.num_eval`` networks ``model`` on ``distilled`` and scores them on a split of ``dataset``.
 
+    For ``model`` and what is raised see :func:`evaluate_splits`.
+    """
+    return evaluate_splits(distilled, dataset, config, model=model, splits=(split,), progress=progress)[split]
+
+
+def evaluate_splits(
+    distilled: DistilledDataset,
+    dataset: Dataset,
+    config: EvalConfig = EvalConfig(),
+    *,
+    model: str | dict | nn.Module = "ConvNet",
+    splits: tuple[str, ...] = ("val", "test"),
+    progress: Progress = quiet(),  # noqa: B008 (stateless)
+) -> dict[str, EvalResult]:
+    """Trains ``config.num_eval`` networks ``model`` on ``distilled`` once and scores them on each of ``splits``.
+
     ``model`` is a name (``"ConvNet"``, ``"AlexNet"``, ``"VGG11"``, ``"ResNet18"``, ...), a spec of
     :func:`mct_fast.models.build_model` or a module, which is copied and initialised anew.  Raises :class:`InputError` if
     shapes, classes or transforms do not fit.
@@ -121,7 +137,7 @@ def evaluate(
         )
     Classification().check(distilled.labels, distilled.num_classes)
     images, labels = distilled.images.to(config.device), distilled.labels.to(config.device)
-    return _train_and_score(images, labels, distilled.syn_lr, dataset, config, model, split, progress)
+    return _train_and_score(images, labels, distilled.syn_lr, dataset, config, model, splits, progress)
 
 
 def evaluate_random_real(
@@ -147,12 +163,13 @@ def evaluate_random_real(
     if len(lrs) > 1:
         tried = {
             lr: _train_and_score(
-                images, labels, lr, dataset, replace(config, lr_net=lr), model, config.select_on, progress
-            ).mean
+                images, labels, lr, dataset, replace(config, lr_net=lr), model, (config.select_on,), progress
+            )[config.select_on].mean
             for lr in lrs
         }
         best = max(tried, key=lambda lr: tried[lr])
-    return _train_and_score(images, labels, best, dataset, replace(config, lr_net=best), model, split, progress)
+    fixed = replace(config, lr_net=best)
+    return _train_and_score(images, labels, best, dataset, fixed, model, (split,), progress)[split]
 
 
 def _train_and_score(
@@ -162,11 +179,11 @@ def _train_and_score(
     dataset: Dataset,
     config: EvalConfig,
     model: str | dict | nn.Module,
-    split: str,
+    splits: tuple[str, ...],
     progress: Progress,
-) -> EvalResult:
+) -> dict[str, EvalResult]:
     _check(config)
-    held_out = split_of(dataset, split)
+    held_out = {split: split_of(dataset, split) for split in splits}
     make, name = _network(model, dataset)
     lr = learned_lr if config.lr_net is None else config.lr_net
     task = Classification()
@@ -178,8 +195,11 @@ def _train_and_score(
     with progress.task(f"evaluate {name}", schedule.epochs) as bar:
         for _, loss in train_epochs(stack, images, labels, schedule, streams, seed=config.seed, augment=augment):
             bar.advance(1, loss=float(loss.mean()))
-    accuracies = scores(stack, held_out.images.to(config.device), held_out.labels.to(config.device), task)
-    return EvalResult(tuple(accuracies), name, split, lr)
+    results = {}
+    for split, data in held_out.items():
+        accuracies = scores(stack, data.images.to(config.device), data.labels.to(config.device), task)
+        results[split] = EvalResult(tuple(accuracies), name, split, lr)
+    return results
 
 
 def _check(config: EvalConfig) -> None:

@@ -64,7 +64,7 @@ class Run:
             return run
         try:
             path.mkdir(parents=True, exist_ok=True)
-            strangers = sorted(entry.name for entry in path.iterdir())
+            strangers = sorted(entry.name for entry in path.iterdir() if not _half_begun(entry.name))
         except OSError as error:
             raise InputError(
                 f"out: cannot write to {path} ({error.strerror}); choose a folder that you may write to"
@@ -187,6 +187,11 @@ class Run:
         file = self.path / METRICS
         if file.exists() and file.stat().st_size > length:
             os.truncate(file, length)
+
+
+def _half_begun(name: str) -> bool:
+    """Whether a file may be what :meth:`Run.create` had written when it was killed."""
+    return name == ENVIRONMENT or (name.startswith((".environment-", ".config-")) and name.endswith(".json"))
 
 
 def environment() -> dict[str, Any]:

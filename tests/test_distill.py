@@ -428,15 +428,14 @@ def test_the_best_images_on_the_chosen_split_are_kept(
     digits: Dataset, store: TrajectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     means = iter([0.2, 0.7, 0.7, 0.4, 0.5, 0.3])  # iterations 0, 2, 4, 5; then the test split
-    real = mct_fast.distill.evaluate
+    real = mct_fast.distill.evaluate_splits
     splits = []
 
     def scripted(*args: Any, **kw: Any) -> Any:
-        splits.append(kw["split"])
-        result = real(*args, **kw)
-        return replace(result, accuracies=(next(means),))
+        splits.extend(kw["splits"])
+        return {split: replace(r, accuracies=(next(means),)) for split, r in real(*args, **kw).items()}
 
-    monkeypatch.setattr(mct_fast.distill, "evaluate", scripted)
+    monkeypatch.setattr(mct_fast.distill, "evaluate_splits", scripted)
     made = distill(replace(TINY, select_on="test"), store, digits, out=tmp_path / "run")
     assert splits == ["test"] * 5
     final = records(tmp_path / "run", "final")[0]
@@ -458,6 +457,40 @@ def test_validation_selects_by_default_and_the_test_split_is_looked_at_once(
     best = DistilledDataset.load(tmp_path / "run" / "distilled")
     assert final["random_real_lr"] in (best.syn_lr, TINY.lr_teacher)
     assert (tmp_path / "run" / "images.png").stat().st_size > 0
+
+
+def test_curves_on_the_test_split_pick_nothing(digits: Dataset, store: TrajectoryStore, tmp_path: Path) -> None:
+    distill(TINY, store, digits, out=tmp_path / "plain")
+    distill(replace(TINY, eval_test=True), store, digits, out=tmp_path / "curves")
+    plain, curves = records(tmp_path / "plain", "eval"), records(tmp_path / "curves", "eval")
+    tests = [record.pop("test") for record in curves]
+    assert plain == curves and [test["split"] for test in tests] == ["test"] * 4
+    final = records(tmp_path / "curves", "final")[0]
+    assert final == records(tmp_path / "plain", "final")[0]
+    # The networks that were scored on both splits are those that the final evaluation trains.
+    chosen = [test for record, test in zip(curves, tests, strict=True) if record["iteration"] == final["iteration"]]
+    assert chosen[-1]["accuracies"] == final["test_accuracies"]
+
+
+# Pauses
+
+
+@pytest.mark.parametrize("stops", [(2, 4), (1, 3), (5, 5), (0, 2, 2, 9)])
+def test_a_run_in_pieces_is_the_run_in_one(
+    stops: tuple[int, ...], digits: Dataset, store: TrajectoryStore, tmp_path: Path
+) -> None:
+    whole = distill(TINY, store, digits, out=tmp_path / "whole")
+    for stop in stops:
+        distill(TINY, store, digits, out=tmp_path / "pieces", until=stop)
+        done = [record["iteration"] for record in records(tmp_path / "pieces", "iter")]
+        assert len(done) == min(stop, TINY.iterations)
+        # What is due at the stop has been evaluated, and only once.
+        seen = [record["iteration"] for record in records(tmp_path / "pieces", "eval")]
+        assert seen == [i for i in (0, 2, 4, 5) if i <= stop]
+    made = distill(TINY, store, digits, out=tmp_path / "pieces")
+    assert torch.equal(made.images, whole.images) and made.syn_lr == whole.syn_lr
+    assert records(tmp_path / "pieces") == records(tmp_path / "whole")
+    assert torch.equal(final_images(tmp_path / "pieces"), final_images(tmp_path / "whole"))
 
 
 # Refusals

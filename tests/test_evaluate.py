@@ -12,7 +12,7 @@ import mct_fast.evaluate
 from mct_fast.data import DSA, Dataset, Identity, load_dataset, random_real
 from mct_fast.distilled import DistilledDataset
 from mct_fast.errors import InputError
-from mct_fast.evaluate import EvalConfig, EvalResult, evaluate, evaluate_random_real, split_of
+from mct_fast.evaluate import EvalConfig, EvalResult, evaluate, evaluate_random_real, evaluate_splits, split_of
 from mct_fast.models import FunctionalModel, build_model
 from mct_fast.seeds import derive_seed, generator
 
@@ -117,16 +117,21 @@ def test_the_baseline_takes_its_best_step_size(
     real = mct_fast.evaluate._train_and_score
     asked: list[tuple[float, str]] = []
 
-    def spy(*args: object) -> EvalResult:
-        result = real(*args)  # pyright: ignore[reportArgumentType]
-        asked.append((result.lr, result.split))
-        return result
+    def spy(*args: object) -> dict[str, EvalResult]:
+        results = real(*args)  # pyright: ignore[reportArgumentType]
+        asked.extend((result.lr, split) for split, result in results.items())
+        return results
 
     monkeypatch.setattr(mct_fast.evaluate, "_train_and_score", spy)
     config = replace(QUICK, epoch_eval_train=20, select_on=select_on, lr_net=3.0)
     result = evaluate_random_real(2, digits, config, model=SMALL, lrs=(1e-5, 0.1))
     assert asked == [(1e-5, select_on), (0.1, select_on), (0.1, "test")]
     assert result.lr == 0.1 and result.split == "test"
+
+
+def test_several_splits_score_the_same_networks(digits: Dataset, some: DistilledDataset) -> None:
+    both = evaluate_splits(some, digits, QUICK, model=SMALL, splits=("val", "test"))
+    assert both == {split: evaluate(some, digits, QUICK, model=SMALL, split=split) for split in ("val", "test")}
 
 
 def test_what_does_not_fit_is_refused(digits: Dataset, some: DistilledDataset) -> None:

@@ -46,6 +46,12 @@ def test_create_in_a_folder_of_other_files_is_refused(tmp_path: Path) -> None:
     assert sorted(p.name for p in tmp_path.iterdir()) == ["thesis.txt"]
 
 
+@pytest.mark.parametrize("left", ["environment.json", ".environment-0a1b.json", ".config-0a1b.json"])
+def test_create_goes_on_where_it_was_killed(left: str, tmp_path: Path) -> None:
+    (tmp_path / left).write_text("{")
+    assert Run.create(tmp_path, CONFIGURATION).environment()["torch"] == torch.__version__
+
+
 def test_create_where_a_file_stands_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run").write_text("")
     with pytest.raises(InputError, match="choose a folder"):

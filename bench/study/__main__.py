@@ -1,0 +1,59 @@
+"""``python -m bench.study NAME --out DIR [--data-path PATH]``: MTT and MCT on the same experts.
+
+A study that was killed goes on where it stopped when the same command is given again; a finished one is left as it is.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import tyro
+from tyro.conf import Positional
+
+from bench.machine import set_threads
+from bench.study.plans import study_named
+from bench.study.runner import Runner
+from bench.tables import console, note, table
+from mct_fast.errors import InputError
+from mct_fast.progress import for_stream
+
+
+@dataclass(frozen=True)
+class Arguments:
+    """Run a study, or go on with it."""
+
+    name: Positional[str]
+    """digits, cifar10-ipc1, fashion-ipc1 or fashion-ipc10."""
+    out: Path
+    """Folder for experts, runs and results."""
+    data_path: str | None = None
+    """Folder of the dataset: for cifar10-ipc1 one that holds train/<class>/… and test/<class>/…."""
+    threads: int | None = None
+    """PyTorch's threads; None leaves its choice."""
+
+
+def main(words: Sequence[str] | None = None) -> int:
+    """Returns the exit status."""
+    words = list(sys.argv[1:] if words is None else words)
+    arguments = tyro.cli(Arguments, args=words, prog="python -m bench.study", description=__doc__)
+    set_threads(arguments.threads)
+    try:
+        study = study_named(arguments.name)
+        results = Runner(study, arguments.out, arguments.data_path, for_stream(), note).run()
+    except InputError as error:
+        note(f"bench.study: error: {error}")
+        return 2
+    rows = []
+    for run in results["runs"]:
+        last = run["curve"][-1]["test"] if run["curve"] else []
+        shown = f"{100 * sum(last) / len(last):.1f} %" if last else "-"
+        rows.append((f"{run['arm']}, seed {run['seed']}", str(run["iterations"]), shown))
+    console().print(table(study.name, ("run", "iterations", "last test accuracy"), rows))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,64 @@
+"""What the experts' paths are like: how accurate a network on them is, and the bytes they take."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from statistics import fmean, pstdev
+from typing import Any
+
+import torch
+
+from mct_fast.data import Dataset
+from mct_fast.fused import student_for
+from mct_fast.models import FunctionalModel, build_model
+from mct_fast.tasks import Classification
+from mct_fast.training import SGD, FlatStack, scores
+from mct_fast.trajectory import ConvexTrajectory, Trajectory, TrajectoryStore
+
+MTT_CHECKPOINTS = 51
+"""What the reference keeps of an expert: 50 epochs and the beginning."""
+
+
+def path_scores(store: TrajectoryStore, dataset: Dataset, points: int = 21) -> Mapping[str, Any]:
+    """Test accuracy along the SGD path (at whole epochs) and along the convex path (at ``points`` times), per expert."""
+    student = student_for(FunctionalModel(build_model(store.manifest["model"])), Classification())
+
+    def along(path: Trajectory, times: list[float]) -> list[float]:
+        stack = FlatStack(student, torch.stack([path.at(t) for t in times]), SGD())
+        return scores(stack, dataset.test.images, dataset.test.labels, Classification())
+
+    epochs = store[0].epochs
+    whole = [float(t) for t in range(epochs + 1)]
+    fine = [epochs * i / (points - 1) for i in range(points)]
+    sgd = [along(store.trajectory(i, "discrete"), whole) for i in range(len(store))]
+    convex = [along(store[i], fine) for i in range(len(store))]
+    return {
+        "split": "test",
+        "networks": len(store),
+        "sgd": {"epochs": whole, **_spread(sgd)},
+        "convex": {"epochs": fine, **_spread(convex)},
+    }
+
+
+def _spread(rows: list[list[float]]) -> dict[str, list[float]]:
+    """Mean and population standard deviation of each column."""
+    columns = list(zip(*rows, strict=True))
+    return {"mean": [fmean(column) for column in columns], "std": [pstdev(column) for column in columns]}
+
+
+def storage(store: TrajectoryStore) -> Mapping[str, Any]:
+    """Bytes of tensors that an expert's path takes as checkpoints and as a convex path."""
+    path, kept = store[0], store.trajectory(0, "discrete")
+    assert isinstance(path, ConvexTrajectory)
+    parameters = sum(shape.numel() for shape in store.shapes)
+    convex = path.waypoints.numel() * path.waypoints.element_size() + path.progress.numel() * 8
+    return {
+        "experts": len(store),
+        "epochs": path.epochs,
+        "parameters": parameters,
+        "bytes_an_expert": {
+            "checkpoints": 4 * parameters * (kept.epochs + 1),
+            "convex": convex,
+            "mtt_51_checkpoints": 4 * parameters * MTT_CHECKPOINTS,
+        },
+    }

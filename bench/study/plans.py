@@ -1,0 +1,202 @@
+"""Which studies there are: experts, arms, seeds and how a run is cut into pieces."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from mct_fast.distill import DistillConfig
+from mct_fast.errors import InputError
+from mct_fast.experts import ExpertConfig
+from mct_fast.trajectory import ConvexTrajectory, Trajectory, TrajectoryStore
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """MTT's path: every epoch's checkpoint, as it was."""
+
+    def paths(self, store: TrajectoryStore) -> list[Trajectory]:
+        return [store.trajectory(i, "discrete") for i in range(len(store))]
+
+
+@dataclass(frozen=True)
+class Convex:
+    """A convexified path, fitted to the same experts' checkpoints."""
+
+    waypoints: int = 2
+    schedule: str = "arc_length"
+    smooth: bool = False
+
+    def paths(self, store: TrajectoryStore) -> list[Trajectory]:
+        fitted: list[Trajectory] = []
+        for i in range(len(store)):
+            path = store.trajectory(i, "discrete")
+            points = [[path.at(t)] for t in range(path.epochs + 1)]
+            split = [
+                [piece.view(shape) for piece, shape in zip(flat[0].split(_sizes(path)), path.shapes, strict=True)]
+                for flat in points
+            ]
+            fitted.append(ConvexTrajectory.fit(split, self.waypoints, self.schedule, self.smooth))
+        return fitted
+
+
+def _sizes(path: Trajectory) -> list[int]:
+    return [shape.numel() for shape in path.shapes]
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to distil: the experts' path, and what differs from the study's common settings."""
+
+    name: str
+    says: str
+    """What it is, for the tables."""
+    path: Checkpoints | Convex
+    changes: Mapping[str, Any] = field(default_factory=dict)
+
+    def config(self, common: DistillConfig, seed: int, data_path: str | None) -> DistillConfig:
+        kind = {"trajectory": "convex" if isinstance(self.path, Convex) else "discrete"}
+        return replace(common, seed=seed, data_path=data_path, **{**kind, **self.changes})
+
+
+@dataclass(frozen=True)
+class Study:
+    """A comparison: every arm distils with the same experts, iterations, seeds and evaluations."""
+
+    name: str
+    experts: ExpertConfig
+    distill: DistillConfig
+    """What all arms share."""
+    arms: tuple[Arm, ...]
+    seeds: tuple[int, ...]
+    piece: int
+    """Iterations of an arm before the next arm's turn."""
+    published: Mapping[str, float] = field(default_factory=dict)
+    """Test accuracies in percent that others report, by name, with their source in the name."""
+
+    def arm(self, name: str) -> Arm:
+        return next(arm for arm in self.arms if arm.name == name)
+
+
+def mtt(expert_epochs: int, max_start_epoch: int, **changes: Any) -> Arm:
+    """Matching Training Trajectories: checkpoints, whole epochs."""
+    window = {"sampling": "integer", "expert_epochs": expert_epochs, "max_start_epoch": max_start_epoch}
+    return Arm("mtt", "MTT: checkpoints, whole epochs", Checkpoints(), {**window, **changes})
+
+
+def mct(expert_epochs: float, max_start_epoch: float, **changes: Any) -> Arm:
+    """Matching Convexified Trajectories: the paper's two waypoints, continuous sampling."""
+    window = {"sampling": "continuous", "expert_epochs": expert_epochs, "max_start_epoch": max_start_epoch}
+    return Arm("mct", "MCT: convex path of 2 waypoints, continuous sampling", Convex(), {**window, **changes})
+
+
+def ablations(base: Arm) -> tuple[Arm, ...]:
+    """The MCT arm ``base`` with one thing changed at a time: the paper's ablations, and the gradient."""
+    window = {"expert_epochs": round(base.changes["expert_epochs"]), "max_start_epoch": base.changes["max_start_epoch"]}
+    # MTT draws starts below the bound, so one more whole epoch covers the same window.
+    whole = {**window, "sampling": "integer", "max_start_epoch": int(window["max_start_epoch"]) + 1}
+    return (
+        replace(base, name="mct-integer", says="MCT, whole epochs", changes={**base.changes, **whole}),
+        replace(base, name="mct-uniform", says="MCT, uniform schedule", path=Convex(schedule="uniform")),
+        replace(base, name="mct-decreasing", says="MCT, decreasing schedule", path=Convex(schedule="decreasing")),
+        replace(base, name="mct-projected", says="MCT, projected schedule", path=Convex(schedule="projected")),
+        replace(base, name="mct-4", says="MCT, 4 waypoints", path=Convex(waypoints=4)),
+        replace(base, name="mct-4-smooth", says="MCT, 4 smoothed waypoints", path=Convex(waypoints=4, smooth=True)),
+        replace(
+            base, name="mct-truncated", says="MCT, truncated gradient", changes={**base.changes, "adjoint": "truncated"}
+        ),
+    )
+
+
+def _cifar10_ipc1() -> Study:
+    """CIFAR-10 as a folder of classes; the published recipe with fewer and shorter experts and under a third of its iterations.
+
+    lr_img is five times MTT's, for the iterations that are missing; MCT's and TESLA's codes run with that (1000, halved by
+    their gradient).
+    """
+    experts = ExpertConfig(
+        dataset="folder:cifar10", zca=True, num_experts=6, train_epochs=10, parallel=1, keep_checkpoints=True
+    )
+    common = DistillConfig(
+        ipc=1,
+        syn_steps=50,
+        lr_img=500.0,
+        lr_lr=1e-7,
+        lr_teacher=0.01,
+        iterations=1500,
+        eval_it=125,
+        eval_test=True,
+        checkpoint_every=25,
+    )
+    published = {"MTT (Cazenavette et al. 2022), 100 experts, 5000 iterations": 46.3, "MCT's code, docstring": 48.48}
+    return Study("cifar10-ipc1", experts, common, (mct(5, 3), mtt(2, 2)), (0, 1), 250, published)
+
+
+def _digits() -> Study:
+    """Scikit-learn's digits: minutes, and all ablations."""
+    augment = "crop_cutout_scale_rotate"
+    experts = ExpertConfig(
+        dataset="digits",
+        num_experts=10,
+        train_epochs=20,
+        depth=2,
+        width=64,
+        batch_train=64,
+        dsa_strategy=augment,
+        keep_checkpoints=True,
+    )
+    common = DistillConfig(
+        ipc=1,
+        syn_steps=20,
+        lr_img=100.0,
+        lr_lr=1e-5,
+        lr_teacher=0.02,
+        iterations=400,
+        eval_it=50,
+        eval_test=True,
+        epoch_eval_train=300,
+        checkpoint_every=50,
+        dsa_strategy=augment,
+    )
+    first = mct(2, 5)
+    return Study("digits", experts, common, (first, mtt(2, 5), *ablations(first)), (0, 1, 2), 400)
+
+
+def _fashion(ipc: int) -> Study:
+    """Fashion-MNIST at a width that two cores can do."""
+    experts = ExpertConfig(
+        dataset="fashion-mnist", num_experts=6, train_epochs=10, width=32, parallel=2, keep_checkpoints=True
+    )
+    common = DistillConfig(
+        ipc=ipc,
+        syn_steps=20,
+        lr_img=1000.0,
+        lr_lr=1e-6,
+        lr_teacher=0.02,
+        iterations=1000,
+        eval_it=100,
+        eval_test=True,
+        checkpoint_every=50,
+        batch_syn=None if ipc == 1 else 50,
+    )
+    window = (3, 3) if ipc == 1 else (3, 5)
+    return Study(f"fashion-ipc{ipc}", experts, common, (mct(*window), mtt(2, window[1])), (0, 1), 200)
+
+
+def studies() -> dict[str, Study]:
+    """All studies by name."""
+    every = (_digits(), _cifar10_ipc1(), _fashion(1), _fashion(10))
+    return {study.name: study for study in every}
+
+
+def study_named(name: str) -> Study:
+    """The study ``name``.
+
+    Raises:
+        InputError: there is none.
+    """
+    known = studies()
+    if name not in known:
+        raise InputError(f"study: unknown {name!r}; choose one of {', '.join(known)}")
+    return known[name]

@@ -1,0 +1,148 @@
+"""Does a study piece by piece. Every piece is whole on disk or done again, so a study may be killed anywhere.
+
+::
+
+    OUT/study.json              the plan; another plan in the same folder is refused
+    OUT/experts/                trajectory store with every checkpoint
+    OUT/runs/ARM-SEED/          a run of mct_fast.distill
+    OUT/pieces/NAME.json        when, where and at which commit a piece was done, and what it found
+    OUT/results.json            everything that tables and plots are made of
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from bench.machine import circumstances
+from bench.study.collect import collect
+from bench.study.paths import path_scores, storage
+from bench.study.plans import Arm, Study
+from mct_fast.data import Dataset
+from mct_fast.distill import distill
+from mct_fast.errors import InputError
+from mct_fast.experts import load_for, train_experts
+from mct_fast.files import read_json, write_json
+from mct_fast.models import build_model
+from mct_fast.progress import Progress
+from mct_fast.run import Run
+from mct_fast.trajectory import Trajectory, TrajectoryStore
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A part of a study that leaves one file when it is done."""
+
+    name: str
+    work: Callable[[], Mapping[str, Any]]
+    """Does it and returns what it found, JSON-able."""
+
+
+class Runner:
+    """One study in one folder."""
+
+    def __init__(self, study: Study, out: Path, data_path: str | None, progress: Progress, say: Callable[[str], None]):
+        # Absolute: what the store notes must not depend on where the command was given.
+        path = None if data_path is None else str(Path(data_path).expanduser().absolute())
+        self.study = replace(study, experts=replace(study.experts, data_path=path))
+        self.out, self.data_path, self._progress, self._say = out, path, progress, say
+        self._paths: dict[str, list[Trajectory]] = {}
+
+    def run(self) -> dict[str, Any]:
+        """Does what is left to do and returns the results.
+
+        Raises:
+            InputError: the folder holds another study, or the data cannot be read.
+        """
+        self._claim()
+        for piece in self.pieces():
+            file = self.out / "pieces" / f"{piece.name}.json"
+            if file.exists():
+                continue
+            self._say(f"{self.study.name}: {piece.name}")
+            where, began = circumstances(), time.perf_counter()
+            found = dict(piece.work())
+            write_json(file, {**where, "seconds": time.perf_counter() - began, "found": found})
+            self._collect()
+        return self._collect()
+
+    def pieces(self) -> Iterator[Piece]:
+        """In the order in which partial results are worth most."""
+        yield Piece("experts", self._experts)
+        yield Piece("storage", lambda: storage(self.store))
+        for seed in self.study.seeds:
+            iterations = self.study.distill.iterations
+            for stop in [*range(self.study.piece, iterations, self.study.piece), iterations]:
+                for arm in self.study.arms:
+                    yield self._distilling(arm, seed, stop)
+            if seed == self.study.seeds[0]:
+                yield Piece("paths", lambda: path_scores(self.store, self.dataset))
+
+    @cached_property
+    def store(self) -> TrajectoryStore:
+        return TrajectoryStore.open(self.out / "experts")
+
+    @cached_property
+    def dataset(self) -> Dataset:
+        return load_for(self.study.experts, self._progress)
+
+    def _claim(self) -> None:
+        plan = _plan(self.study)
+        file = self.out / "study.json"
+        if not file.exists():
+            write_json(file, plan)
+            return
+        noted = read_json(file)
+        differing = sorted(key for key in {*plan, *noted} if plan.get(key) != noted.get(key))
+        if differing:
+            raise InputError(f"out: {self.out} holds a study with other {differing[0]}; choose another folder")
+
+    def _experts(self) -> Mapping[str, Any]:
+        store = train_experts(self.study.experts, self.out / "experts", self.dataset, progress=self._progress)
+        infos = [store.info(i) for i in range(len(store))]
+        return {"accuracies": [i["accuracy"] for i in infos], "seconds_an_expert": [i["seconds"] for i in infos]}
+
+    def _distilling(self, arm: Arm, seed: int, stop: int) -> Piece:
+        def work() -> Mapping[str, Any]:
+            config = arm.config(self.study.distill, seed, None)
+            out = self.out / "runs" / f"{arm.name}-{seed}"
+            model = build_model(self.store.manifest["model"])
+            paths = self._paths_of(arm)
+            distill(config, paths, self.dataset, model=model, out=out, until=stop, progress=self._progress)
+            iterations = [r for r in Run.open(out).metrics() if r["kind"] == "iter"]
+            return {"arm": arm.name, "seed": seed, "iterations": len(iterations)}
+
+        return Piece(f"{arm.name}-{seed}-{stop:05d}", work)
+
+    def _paths_of(self, arm: Arm) -> list[Trajectory]:
+        if arm.name not in self._paths:
+            self._paths[arm.name] = arm.path.paths(self.store)
+        return self._paths[arm.name]
+
+    def _collect(self) -> dict[str, Any]:
+        results = collect(self.study, self.out)
+        file = self.out / "results.json"
+        if not file.exists() or read_json(file) != results:
+            write_json(file, results)
+        return results
+
+
+def _plan(study: Study) -> dict[str, Any]:
+    """What makes a study this one, as JSON will give it back; where the data lie is no part of it."""
+    experts = {name: value for name, value in asdict(study.experts).items() if name not in ("data_path", "parallel")}
+    arms = {
+        arm.name: {"path": {"kind": type(arm.path).__name__, **asdict(arm.path)}, "changes": dict(arm.changes)}
+        for arm in study.arms
+    }
+    return {
+        "name": study.name,
+        "experts": experts,
+        "distill": asdict(study.distill),
+        "arms": arms,
+        "seeds": list(study.seeds),
+        "piece": study.piece,
+    }

@@ -1,0 +1,203 @@
+"""The study is the sum of its pieces: killed anywhere and begun again it ends the same, and a finished one is left alone."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from bench.study import __main__ as command
+from bench.study import runner as runner_module
+from bench.study.plans import Checkpoints, Convex, Study, ablations, mct, mtt, studies, study_named
+from bench.study.runner import Runner
+from mct_fast.distill import DistillConfig, check_config
+from mct_fast.errors import InputError
+from mct_fast.experts import ExpertConfig, load_for
+from mct_fast.files import read_json
+from mct_fast.progress import quiet
+from mct_fast.run import Run
+from mct_fast.trajectory import ConvexTrajectory, TrajectoryStore
+
+TOY = Study(
+    "toy",
+    ExpertConfig(num_experts=2, train_epochs=4, depth=1, width=4, batch_train=500, parallel=1, keep_checkpoints=True),
+    DistillConfig(
+        syn_steps=2, lr_img=20.0, lr_teacher=0.05, iterations=5, eval_it=2, eval_test=True, num_eval=2,
+        epoch_eval_train=2, checkpoint_every=1,
+    ),
+    (mct(1.5, 2), mtt(1, 2)),
+    (0, 1),
+    piece=2,
+    published={"someone": 12.5},
+)  # fmt: skip
+
+
+def run(out: Path, study: Study = TOY) -> dict[str, Any]:
+    return Runner(study, out, None, quiet(), lambda _: None).run()
+
+
+def timeless(value: Any) -> Any:
+    """Without what the clock decides."""
+    if isinstance(value, dict):
+        clock = ("seconds", "seconds_an_iteration", "seconds_an_expert", "distill_seconds", "made")
+        return {key: timeless(entry) for key, entry in value.items() if key not in clock}
+    return [timeless(entry) for entry in value] if isinstance(value, list) else value
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(file for file in folder.rglob("*") if file.is_file())
+    return {str(file.relative_to(folder)): hashlib.sha256(file.read_bytes()).hexdigest() for file in files}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    out = tmp_path_factory.mktemp("study") / "toy"
+    run(out)
+    return out
+
+
+def test_what_a_study_finds(finished: Path) -> None:
+    results = read_json(finished / "results.json")
+    assert results["complete"] and results["published"] == {"someone": 12.5}
+    assert [(r["arm"], r["seed"]) for r in results["runs"]] == [("mct", 0), ("mct", 1), ("mtt", 0), ("mtt", 1)]
+    for found in results["runs"]:
+        assert [point["iteration"] for point in found["curve"]] == [0, 2, 4, 5]
+        assert all(len(point["val"]) == len(point["test"]) == 2 for point in found["curve"])
+        assert found["iterations"] == 5 and found["final"]["num_eval"] == 2
+        times = [point["seconds"] for point in found["curve"]]
+        assert times[0] == 0 and times == sorted(times) and times[-1] == pytest.approx(
+            sum(r["seconds"] for r in Run.open(finished / "runs" / f"{found['arm']}-{found['seed']}").metrics()
+                if r["kind"] == "iter")
+        )  # fmt: skip
+    # The same seed begins from the same images, so both methods share the first point; another seed does not.
+    first = {(r["arm"], r["seed"]): r["curve"][0]["test"] for r in results["runs"]}
+    assert first["mct", 0] == first["mtt", 0] != first["mct", 1]
+    assert results["storage"]["bytes_an_expert"]["checkpoints"] == 5 * 4 * results["storage"]["parameters"]
+    assert results["made"][0]["seconds"] > 0
+
+
+def test_paths_are_scored_where_they_meet(finished: Path) -> None:
+    """Both paths begin and end in the same networks, whose accuracies the experts' own records know (on validation)."""
+    paths = read_json(finished / "results.json")["paths"]
+    sgd, convex = paths["sgd"], paths["convex"]
+    assert sgd["epochs"] == [0, 1, 2, 3, 4] and convex["epochs"][0] == 0 and convex["epochs"][-1] == 4
+    for end in (0, -1):
+        assert sgd["mean"][end] == convex["mean"][end] and sgd["std"][end] == convex["std"][end]
+    store = TrajectoryStore.open(finished / "experts")
+    from mct_fast.models import build_model
+
+    network = build_model(store.manifest["model"])
+    test = load_for(TOY.experts).test
+    for i, epoch in enumerate((1, 4)):
+        hits = []
+        for expert in range(2):
+            torch.nn.utils.vector_to_parameters(store.trajectory(expert, "discrete").at(epoch), network.parameters())
+            hits.append(float((network(test.images).argmax(1) == test.labels).double().mean()))
+        assert sgd["mean"][(1, 4)[i]] == pytest.approx(sum(hits) / 2)
+
+
+def test_a_finished_study_is_left_as_it_is(finished: Path) -> None:
+    before = digests(finished)
+    run(finished)
+    assert digests(finished) == before
+
+
+class _Killed(BaseException):
+    """As hard as a kill can be within one process: nothing catches it."""
+
+
+@pytest.mark.parametrize("lives", [1, 8])
+def test_a_killed_study_ends_as_an_unkilled_one(
+    lives: int, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed after every ``lives`` files that it writes, again and again."""
+    import mct_fast.files as files
+
+    real, left = files.os.replace, [lives]
+
+    def replace_or_die(*args: Any) -> None:
+        if left[0] == 0:
+            raise _Killed
+        left[0] -= 1
+        real(*args)
+
+    deaths = 0
+    monkeypatch.setattr(files.os, "replace", replace_or_die)
+    while True:
+        left[0] = lives + deaths  # else a piece of more files than lives would never end
+        try:
+            results = run(tmp_path / "toy")
+            break
+        except _Killed:
+            deaths += 1
+    assert deaths > 1
+    assert timeless(results) == timeless(read_json(finished / "results.json"))
+    for folder in sorted((finished / "runs").iterdir()):
+        other = Run.open(tmp_path / "toy" / "runs" / folder.name)
+        mine, theirs = Run.open(folder).load_checkpoint(), other.load_checkpoint()
+        assert mine is not None and theirs is not None
+        assert all(torch.equal(mine[0][name], theirs[0][name]) for name in {*mine[0], *theirs[0]})
+
+
+def test_arms_take_turns_and_the_second_seed_comes_last(finished: Path) -> None:
+    names = [piece.name for piece in Runner(TOY, finished, None, quiet(), lambda _: None).pieces()]
+    turns = [f"{arm}-{{}}-{stop:05d}" for stop in (2, 4, 5) for arm in ("mct", "mtt")]
+    assert names == [
+        "experts", "storage", *(t.format(0) for t in turns), "paths", *(t.format(1) for t in turns),
+    ]  # fmt: skip
+
+
+def test_another_plan_in_the_same_folder_is_refused(finished: Path) -> None:
+    before = digests(finished)
+    with pytest.raises(InputError, match="^out: .*other seeds"):
+        run(finished, replace(TOY, seeds=(0, 2)))
+    assert digests(finished) == before
+
+
+def test_convex_arms_are_fitted_to_the_kept_checkpoints(finished: Path) -> None:
+    store = TrajectoryStore.open(finished / "experts")
+    for fitted, stored in zip(Convex().paths(store), store, strict=True):
+        assert isinstance(fitted, ConvexTrajectory) and isinstance(stored, ConvexTrajectory)
+        assert torch.equal(fitted.waypoints, stored.waypoints) and torch.equal(fitted.progress, stored.progress)
+    four = Convex(waypoints=4).paths(store)[0]
+    assert isinstance(four, ConvexTrajectory) and len(four.waypoints) == 4
+    assert torch.equal(Checkpoints().paths(store)[1].at(2), store.trajectory(1, "discrete").at(2))
+
+
+def test_ablations_change_one_thing_each(finished: Path) -> None:
+    base = mct(2, 2)
+    common = TOY.distill
+    store, digits = TrajectoryStore.open(finished / "experts"), load_for(TOY.experts)
+    for arm in ablations(base):
+        config, plain = arm.config(common, 0, None), base.config(common, 0, None)
+        changed = {name for name in vars(plain) if getattr(config, name) != getattr(plain, name)}
+        path_changed = arm.path != base.path
+        expected = {"mct-integer": {"sampling", "max_start_epoch"}, "mct-truncated": {"adjoint"}}
+        assert changed == expected.get(arm.name, set()) and path_changed == (arm.name not in expected)
+        check_config(config, digits, arm.path.paths(store))
+
+
+def test_every_study_is_well_formed() -> None:
+    for name, study in studies().items():
+        assert study.name == name and study.experts.keep_checkpoints and study.distill.eval_test
+        assert study.piece % study.distill.eval_it == 0 and study.distill.iterations % study.piece == 0
+        assert {"mct", "mtt"} <= {arm.name for arm in study.arms}
+        for arm in study.arms:
+            start, ahead = arm.changes["max_start_epoch"], arm.changes["expert_epochs"]
+            assert start + ahead <= study.experts.train_epochs
+    with pytest.raises(InputError, match="^study: unknown 'nope'"):
+        study_named("nope")
+
+
+def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(command, "study_named", lambda _: replace(TOY, seeds=(0,), arms=(mtt(1, 2),)))
+    assert command.main(["toy", "--out", str(tmp_path / "toy")]) == 0
+    assert "mtt, seed 0" in capsys.readouterr().out
+    monkeypatch.setattr(command, "study_named", lambda _: replace(TOY, seeds=(3,)))
+    assert command.main(["toy", "--out", str(tmp_path / "toy")]) == 2
+    assert "other" in capsys.readouterr().err
+    assert runner_module.Runner is Runner
