@@ -487,30 +487,23 @@ def _distilled_at(path: Path) -> tuple[Any, Path | None]:
 
 def _dataset_of(distilled: Any, run_path: Path | None, name: str | None, data_path: str | None, device: str) -> Any:
     """The dataset that ``distilled`` came from, or the one called ``name`` in the same form."""
-    from mct_fast.data import load_dataset
+    from mct_fast.data import load_noted
     from mct_fast.run import Run
     from mct_fast.trajectory import TrajectoryStore
 
-    noted: dict[str, Any] = {"name": distilled.provenance.get("dataset")}
-    noted["zca"] = distilled.transform.state()[1].get("kind") == "zca"
-    noted["image_size"] = distilled.images.shape[-1]
+    kind = distilled.transform.state()[1].get("kind")
+    noted: dict[str, Any] = {"name": distilled.provenance.get("dataset"), "zca": kind == "zca"}
+    if kind not in ("table", "series"):
+        noted["image_size"] = distilled.images.shape[-1]
     noted |= distilled.provenance.get("data", {})
     store = Run.open(run_path).config.get("trajectories") if run_path is not None else None
     if isinstance(store, str):
         with contextlib.suppress(InputError):  # moved since; what the set itself says must do
             noted |= TrajectoryStore.open(store).manifest["dataset"]
-    chosen = name or noted["name"]
-    if chosen is None:
+    noted["name"] = name or noted["name"]
+    if noted["name"] is None:
         raise InputError("dataset: the distilled set does not say where it came from; give --dataset")
-    return load_dataset(
-        chosen,
-        data_path=data_path or noted.get("data_path"),
-        zca=noted["zca"],
-        val_fraction=noted.get("val_fraction", 0.1),
-        split_seed=noted.get("split_seed", 0),
-        image_size=noted["image_size"],
-        device=device,
-    )
+    return load_noted(noted, data_path=data_path, device=device)
 
 
 def _models(names: str, own: dict[str, Any] | None) -> list[Any]:

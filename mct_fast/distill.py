@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from mct_fast.adjoint import ADJOINTS, Adjoint, Exact, MatchResult
-from mct_fast.data import DSA, AugmentPlan, Dataset, load_dataset, random_real
+from mct_fast.data import DSA, AugmentPlan, Dataset, load_noted, random_real
 from mct_fast.distilled import DistilledDataset
 from mct_fast.errors import InputError
 from mct_fast.evaluate import EvalConfig, EvalResult, evaluate_random_real, evaluate_splits, split_of
@@ -78,7 +78,7 @@ class DistillConfig:
     keep_mb: int = 512
     """Activations that 'exact' keeps between its two sweeps, in MiB at most; the rest is computed again. Memory for speed."""
     dsa: bool = True
-    """Augment the student's batches with DSA."""
+    """Augment the student's batches with DSA; tables and series are not augmented."""
     dsa_strategy: str = "color_crop_cutout_flip_scale_rotate"
     """The augmentations to draw from, joined by underscores."""
     max_loss: float = 10.0
@@ -189,16 +189,7 @@ def _resolve(
         return _Paths(source, config.trajectory), _spec_of(model), dataset, None
     noted = source.manifest["dataset"]
     if dataset is None:
-        dataset = load_dataset(
-            noted["name"],
-            data_path=config.data_path or noted.get("data_path"),
-            zca=noted.get("zca", False),
-            val_fraction=noted.get("val_fraction", 0.1),
-            split_seed=noted.get("split_seed", 0),
-            image_size=noted.get("image_size"),
-            device=config.device,
-            progress=progress,
-        )
+        dataset = load_noted(noted, data_path=config.data_path, device=config.device, progress=progress)
     if noted.get("fingerprint") not in (None, dataset.fingerprint):
         raise InputError(
             f"dataset: {dataset.name} is not the data the experts were trained on (fingerprints differ); "
@@ -313,7 +304,7 @@ class _Loop:
         self.network: nn.Module | dict[str, Any] = spec if model is None else model
         self.matcher = Matcher(build_model(spec) if model is None else model, adjoint=adjoint_of(config))
         self.sampler = _sampler(config)
-        self.dsa = DSA(config.dsa_strategy) if config.dsa else None
+        self.dsa = DSA(config.dsa_strategy) if config.dsa and dataset.kind == "images" else None
         self.images = self._initial_images().requires_grad_()
         self.labels = torch.arange(dataset.num_classes).repeat_interleave(config.ipc).to(config.device)
         self.optimizer = self._optimizer()

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from mct_fast.data import DSA, Dataset, Split, random_real
 from mct_fast.distilled import DistilledDataset
 from mct_fast.errors import InputError
-from mct_fast.models import build_model
+from mct_fast.models import build_model, spec_for
 from mct_fast.progress import Progress, quiet
 from mct_fast.seeds import derive_seed, generator
 from mct_fast.tasks import Classification
@@ -42,7 +42,7 @@ class EvalConfig:
     l2: float = 5e-4
     """Weight decay of SGD."""
     dsa: bool = True
-    """Whether to augment with DSA."""
+    """Whether to augment with DSA; tables and series are not augmented."""
     dsa_strategy: str = "color_crop_cutout_flip_scale_rotate"
     """The augmentations to draw from, joined by underscores."""
     select_on: str = "val"
@@ -127,7 +127,7 @@ def evaluate_splits(
     if ours != theirs:
         raise InputError(
             f"dataset: {dataset.name} is in the space of {theirs!r}, the distilled set in that of {ours!r}; "
-            f"load it with zca={ours == 'zca'}"
+            + (f"load it with zca={ours == 'zca'}" if dataset.kind == "images" else "evaluate on the data it came from")
         )
     if not bool(torch.isfinite(distilled.images).all()):
         raise InputError("distilled: its images hold NaN or infinity; distil them again")
@@ -191,9 +191,12 @@ def _train_and_score(
     stack = build_stack(make, seeds, task, SGD(config.mom, config.l2), config.device)
     schedule = Schedule(config.epoch_eval_train, config.batch_train, lr, decay_after=config.epoch_eval_train // 2)
     streams = [("eval", i) for i in range(config.num_eval)]
-    augment = DSA(config.dsa_strategy) if config.dsa else None
+    augment = DSA(config.dsa_strategy) if config.dsa and dataset.kind == "images" else None
+    shared = images.ndim == len(dataset.image_shape) + 1
     with progress.task(f"evaluate {name}", schedule.epochs) as bar:
-        for _, loss in train_epochs(stack, images, labels, schedule, streams, seed=config.seed, augment=augment):
+        for _, loss in train_epochs(
+            stack, images, labels, schedule, streams, seed=config.seed, augment=augment, shared=shared
+        ):
             bar.advance(1, loss=float(loss.mean()))
     results = {}
     for split, data in held_out.items():
@@ -219,7 +222,5 @@ def _network(model: str | dict | nn.Module, dataset: Dataset) -> tuple[Callable[
 
 
 def named_spec(model: str | dict, dataset: Dataset) -> dict:
-    """A full model spec for images of ``dataset``."""
-    channels, image_size, _ = dataset.image_shape
-    known = {"channels": channels, "image_size": image_size, "num_classes": dataset.num_classes}
-    return {"name": model, **known} if isinstance(model, str) else {**known, **model}
+    """A full model spec for the data of ``dataset``."""
+    return spec_for(model, dataset.model_inputs, dataset.kind)

@@ -13,10 +13,10 @@ from typing import Any
 
 import torch
 
-from mct_fast.data import DSA, Dataset, load_dataset
+from mct_fast.data import DSA, Dataset, TableSpec, TimeGrid, load_dataset
 from mct_fast.errors import InputError
 from mct_fast.fused import student_for
-from mct_fast.models import FunctionalModel, build_model, model_spec
+from mct_fast.models import FunctionalModel, build_model, model_spec, spec_for
 from mct_fast.progress import Progress, quiet
 from mct_fast.seeds import derive_seed
 from mct_fast.tasks import Classification
@@ -29,9 +29,10 @@ class ExpertConfig:
     """How experts are trained."""
 
     dataset: str = "digits"
-    """Dataset name: digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet, imagenette, ..., or folder:NAME."""
+    """Dataset name: digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet, imagenette, ..., or folder:NAME;
+    table, series, breast_cancer, whas500, diabetes, curial, eicu-mortality, mimic3-phenotyping, ... (docs/clinical.md)."""
     data_path: str | None = None
-    """Folder that holds the dataset (not needed for digits)."""
+    """Folder that holds the dataset, or the file of a table (not needed for digits and packaged sets)."""
     download: bool = False
     """Download the dataset into data_path through torchvision if it is not there."""
     zca: bool = False
@@ -54,6 +55,10 @@ class ExpertConfig:
     """Pooling: avg, max, none."""
     image_size: int | None = None
     """Side of the images in pixels; None keeps the dataset's."""
+    table: TableSpec = TableSpec()
+    """Which columns of a table are what."""
+    grid: TimeGrid = TimeGrid()
+    """How a long table becomes regular series."""
     num_experts: int = 100
     """Experts to train."""
     train_epochs: int = 50
@@ -67,7 +72,7 @@ class ExpertConfig:
     batch_train: int = 256
     """Real images a step."""
     dsa: bool = True
-    """Augment with DSA."""
+    """Augment with DSA; tables and series are not augmented."""
     dsa_strategy: str = "color_crop_cutout_flip_scale_rotate"
     """The augmentations to draw from, joined by underscores."""
     decay: bool = False
@@ -90,15 +95,14 @@ class ExpertConfig:
 
 def expert_spec(config: ExpertConfig, dataset: Dataset) -> dict[str, Any]:
     """The full model spec of the experts."""
-    channels, image_size, _ = dataset.image_shape
-    known = {"channels": channels, "image_size": image_size, "num_classes": dataset.num_classes}
     shape = {"depth": config.depth, "width": config.width, "activation": config.activation}
     by_name: dict[str, dict[str, Any]] = {
         "ConvNet": {**shape, "norm": config.norm, "pooling": config.pooling},
         # A vector has no plane to normalise: the default norm of the ConvNet means none here.
         "MLP": {**shape, "norm": "none" if config.norm == "instance" else config.norm},
     }
-    return model_spec(build_model({"name": config.model, **known, **by_name.get(config.model, {})}))
+    given = {"name": config.model, **by_name.get(config.model, {})}
+    return model_spec(build_model(spec_for(given, dataset.model_inputs, dataset.kind)))
 
 
 def load_for(config: ExpertConfig, progress: Progress = quiet()) -> Dataset:  # noqa: B008 (stateless)
@@ -112,6 +116,8 @@ def load_for(config: ExpertConfig, progress: Progress = quiet()) -> Dataset:  # 
         split_seed=config.split_seed,
         image_size=config.image_size,
         device=config.device,
+        table=config.table,
+        grid=config.grid,
         progress=progress,
     )
 
@@ -140,15 +146,7 @@ def train_experts(
         {
             "model": spec,
             "shapes": [list(shape) for shape in model.shapes],
-            "dataset": {
-                "name": dataset.name,
-                "fingerprint": dataset.fingerprint,
-                "data_path": None if config.data_path is None else str(Path(config.data_path).expanduser().absolute()),
-                "zca": config.zca,
-                "val_fraction": config.val_fraction,
-                "split_seed": config.split_seed,
-                "image_size": config.image_size,
-            },
+            "dataset": {**dataset.source, "name": dataset.name, "fingerprint": dataset.fingerprint},
             "recipe": _recipe(config),
         },
     )
@@ -175,7 +173,7 @@ def _train_group(
     half = config.train_epochs // 2
     schedule = Schedule(config.train_epochs, config.batch_train, config.lr_teacher, half if config.decay else None)
     streams = [("expert", number) for number in numbers]
-    augment = DSA(config.dsa_strategy) if config.dsa else None
+    augment = DSA(config.dsa_strategy) if config.dsa and dataset.kind == "images" else None
     losses = []
     train = dataset.train
 
@@ -220,6 +218,8 @@ def _recipe(config: ExpertConfig) -> dict[str, Any]:
         "val_fraction",
         "split_seed",
         "image_size",
+        "table",
+        "grid",
         "device",
         "parallel",
     }

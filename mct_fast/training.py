@@ -147,15 +147,15 @@ def train_epochs(
     *,
     seed: int,
     augment: DSA | None,
+    shared: bool = True,
     tick: Callable[[int, Tensor], None] | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Trains ``stack`` and yields ``(epoch, mean loss (E,))`` after each epoch, from 1.
 
-    ``images (n, C, H, W)`` shared by all networks or ``(E, n, C, H, W)``, labels likewise.  ``streams`` names the random
-    stream of each network: its order of batches and its augmentation.  ``tick(images, losses (E,))`` is called after each
-    step with the number of images that all networks together have seen in it.
+    ``images (n, ...)`` are ``shared`` by all networks, or ``(E, n, ...)`` their own, labels likewise.  ``streams`` names
+    the random stream of each network: its order of batches and its augmentation.  ``tick(images, losses (E,))`` is called
+    after each step with the number of images that all networks together have seen in it.
     """
-    shared = images.ndim == 4
     count = images.shape[0] if shared else images.shape[1]
     own = torch.arange(len(stack), device=images.device)[:, None]
     generators = [generator(seed, *stream) for stream in streams]

@@ -29,7 +29,8 @@ def data(count: int) -> tuple[Tensor, Tensor]:
 
 
 def train(stack: NetworkStack, x: Tensor, y: Tensor, schedule: Schedule, names: list[int], dsa: DSA | None = None):
-    return list(train_epochs(stack, x, y, schedule, [("row", n) for n in names], seed=3, augment=dsa))
+    streams, shared = [("row", n) for n in names], x.ndim == 4
+    return list(train_epochs(stack, x, y, schedule, streams, seed=3, augment=dsa, shared=shared))
 
 
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])

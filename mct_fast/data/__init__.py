@@ -1,21 +1,30 @@
-"""Real data on one device: datasets, splits, pixel transforms and DSA augmentation."""
+"""Real data on one device: images, tables and series, splits, transforms and DSA augmentation."""
 
 from mct_fast.data.augment import DSA, AugmentPlan
-from mct_fast.data.datasets import Dataset, load_dataset, register_dataset
+from mct_fast.data.columns import Column, TableTransform
+from mct_fast.data.datasets import Dataset, load_dataset, load_noted, register_dataset, table_dataset
+from mct_fast.data.series import TimeGrid
 from mct_fast.data.splits import Split, random_real
+from mct_fast.data.tables import TableSpec
 from mct_fast.data.transforms import ZCA, Identity, Normalize, Transform, transform_from_state
 
 __all__ = [
     "DSA",
     "ZCA",
     "AugmentPlan",
+    "Column",
     "Dataset",
     "Identity",
     "Normalize",
     "Split",
+    "TableSpec",
+    "TableTransform",
+    "TimeGrid",
     "Transform",
     "load_dataset",
+    "load_noted",
     "random_real",
     "register_dataset",
+    "table_dataset",
     "transform_from_state",
 ]

@@ -6,19 +6,22 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeAlias
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from mct_fast.data.cache import load_cached, store_cached
 from mct_fast.data.checks import as_images, as_labels, check_every_class, check_image_size, check_label_range
+from mct_fast.data.clinical import TABLES, TableOptions
+from mct_fast.data.columns import TableTransform
 from mct_fast.data.imagenet_subsets import IMAGENET_SUBSETS
 from mct_fast.data.images import resize_and_crop
+from mct_fast.data.series import TimeGrid
 from mct_fast.data.sources import (
     TORCHVISION_SETS,
     RawDataset,
@@ -31,9 +34,13 @@ from mct_fast.data.sources import (
     read_torchvision,
 )
 from mct_fast.data.splits import Split, hash_split, stratified_split
+from mct_fast.data.tables import RawTable, TableSpec, changed, from_json, level_subset, raw_table, split_rows
 from mct_fast.data.transforms import ZCA, Normalize, Transform, check_zca_size, rows_in, to_unit
 from mct_fast.errors import InputError
 from mct_fast.progress import Progress, quiet
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 Reader: TypeAlias = Callable[[ReadOptions], RawDataset]
 
@@ -54,6 +61,7 @@ CONSTANTS: dict[str, tuple[tuple[float, ...], tuple[float, ...]]] = {
 }
 """Mean and standard deviation of each channel as the field uses them, whatever the split."""
 
+_NO_TABLE, _NO_GRID = TableSpec(), TimeGrid()
 _ALIASES = {"fmnist": "fashion-mnist", "tiny": "tiny-imagenet", "tinyimagenet200": "tiny-imagenet"}
 
 
@@ -63,10 +71,14 @@ class Dataset:
 
     name: the canonical name.
     train, val, test: splits in transform space.
-    class_names: one a class.
-    transform: from raw pixels in [0, 1] to `images`, and back.
+    class_names: one a class (of a binary task: negative, positive), or one a label of a multi-label task.
+    transform: from raw pixels in [0, 1], or a table's raw values, to `images`, and back.
     fingerprint: SHA-256 over the hashes of all splits and the kind and constants of the transform; equal
         fingerprints mean equal data.
+    task: "classification" (labels (n,) int64), "binary" (the same, 1 is positive) or "multilabel" (labels (n, k) float32
+        of 0 and 1).
+    kind: "images" (n, C, H, W), "table" (n, features) or "series" (n, time, features).
+    source: the arguments of `load_dataset` that give it again, as JSON; `load_noted` reads them.
     """
 
     name: str
@@ -76,16 +88,30 @@ class Dataset:
     class_names: tuple[str, ...]
     transform: Transform
     fingerprint: str
+    task: str = "classification"
+    kind: str = "images"
+    source: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
 
     @property
-    def image_shape(self) -> tuple[int, int, int]:
-        """(C, H, W)"""
-        channels, height, width = self.train.images.shape[1:]
-        return channels, height, width
+    def image_shape(self) -> tuple[int, ...]:
+        """Shape of an example: (C, H, W), of a table's row (features,), of a series (time, features)."""
+        return tuple(self.train.images.shape[1:])
+
+    @property
+    def model_inputs(self) -> dict[str, Any]:
+        """What a network's spec has to know of the data: `channels`, `image_size`, `num_classes`.
+
+        A table's features are channels of one pixel, those of a series channels of a column of pixels."""
+        shape = self.image_shape
+        if self.kind == "images":
+            channels, size = shape[0], shape[1]
+        else:
+            channels, size = shape[-1], 1 if self.kind == "table" else [shape[0], 1]
+        return {"channels": channels, "image_size": size, "num_classes": self.num_classes}
 
     def split(self, name: str) -> Split:
         """The split called "train", "val" or "test".
@@ -118,7 +144,7 @@ class Registry:
 
     def names(self) -> list[str]:
         """Every name that `find` knows, and the form of image trees."""
-        return [*self._builtin, "folder:NAME", *sorted(self._user)]
+        return [*self._builtin, "folder:NAME", *TABLES, *sorted(self._user)]
 
     def add(self, name: str, raw: RawDataset) -> None:
         """Add a user's dataset; a second one of the same name takes its place.
@@ -128,7 +154,7 @@ class Registry:
         """
         if not isinstance(name, str) or not name.strip():
             raise InputError(f"name={name!r} is not a name; give a non-empty string")
-        if canonical_name(name) in self._builtin or name.partition(":")[0].lower() == "folder":
+        if canonical_name(name) in (*self._builtin, *TABLES) or name.partition(":")[0].lower() == "folder":
             raise InputError(f"name={name!r} belongs to a built-in dataset; choose another name")
         self._user[name] = raw
 
@@ -209,6 +235,8 @@ def load_dataset(
     image_size: int | None = None,
     device: torch.device | str = "cpu",
     cache: bool = True,
+    table: TableSpec = _NO_TABLE,
+    grid: TimeGrid = _NO_GRID,
     progress: Progress = quiet(),  # noqa: B008 (stateless)
 ) -> Dataset:
     """Load a dataset, split it, and bring it into transform space on one device.
@@ -218,8 +246,10 @@ def load_dataset(
             imagefruit, imageyellow, imagemeow, imagesquawk, folder or folder:NAME (a class-per-folder image
             tree; NAME chooses the field's normalisation constants where it is one of the above), or a name
             given to `register_dataset`. The field's spellings (CIFAR10, FashionMNIST, Tiny, …) are
-            understood.
-        data_path: local root of the data. Not needed for digits and registered sets.
+            understood. Tables and series: table (a CSV or Parquet file), series (arrays or a long table),
+            breast_cancer, whas500, whas500-complications, diabetes, and the recipes curial, eicu-mortality,
+            eicu-vitals, mimic3-phenotyping, mimic3-in-hospital-mortality (see docs/clinical.md).
+        data_path: local root of the data, or a table's file. Not needed for packaged and registered sets.
         download: let torchvision download MNIST, Fashion-MNIST or CIFAR into data_path (default: the cache
             folder).
         zca: whiten (kornia's ZCA, eps 0.1, fitted on the training split) in place of per-channel
@@ -231,6 +261,8 @@ def load_dataset(
             but 128 for the ImageNet subsets.
         device: where every tensor lives.
         cache: keep decoded image trees and ZCA matrices under $MCT_FAST_CACHE or ~/.cache/mct_fast.
+        table: which columns of a table are what; what a recipe sets, its fields override.
+        grid: how a long table becomes regular series.
         progress: shows decoding and the fit of ZCA; nothing by default.
 
     Raises:
@@ -242,9 +274,22 @@ def load_dataset(
             f"val_fraction={val_fraction} is out of range; give a share of the training set in [0, 1), e.g. 0.1"
         )
     target = _usable_device(device)
+    path = None if data_path is None else Path(data_path).expanduser()
+    if canonical_name(name) in TABLES:
+        canonical = canonical_name(name)
+        if download or zca or image_size is not None:
+            argument = "download" if download else "zca" if zca else "image_size"
+            raise InputError(f"{argument}: is for images; leave it out with dataset={name!r}")
+        raw, spec = TABLES[canonical](TableOptions(path, table, grid, progress))
+        source: dict[str, Any] = {"data_path": _absolute(data_path), "table": changed(table), "grid": changed(grid)}
+        for options, argument in (("table", "test_path"), ("grid", "labels_path")):
+            if argument in source[options]:
+                source[options][argument] = _absolute(source[options][argument])
+        return _tabular(canonical, raw, spec, val_fraction, split_seed, target, source)
+    if table != _NO_TABLE or grid != _NO_GRID:
+        raise InputError(f"table: dataset={name!r} holds images; leave out the options of tables and series")
     canonical, reader = REGISTRY.find(name)
     size = 128 if image_size is None and canonical in IMAGENET_SUBSETS else image_size
-    path = None if data_path is None else Path(data_path).expanduser()
     raw = reader(ReadOptions(path, download, size, cache, progress))
     if size is not None:
         raw = _map_splits(raw, lambda split: replace(split, images=resize_and_crop(split.images, size)))
@@ -285,6 +330,105 @@ def load_dataset(
         class_names=raw.class_names,
         transform=transform,
         fingerprint=fingerprint,
+        source={
+            "name": canonical,
+            "data_path": _absolute(data_path),
+            "zca": zca,
+            "val_fraction": val_fraction,
+            "split_seed": split_seed,
+            "image_size": image_size,
+        },
+    )
+
+
+def load_noted(
+    noted: Mapping[str, Any],
+    *,
+    data_path: str | None = None,
+    device: torch.device | str = "cpu",
+    progress: Progress = quiet(),  # noqa: B008 (stateless)
+) -> Dataset:
+    """The dataset whose `source` was noted, e.g. in a store's manifest; `data_path`: where its files have moved to."""
+    return load_dataset(
+        noted["name"],
+        data_path=data_path or noted.get("data_path"),
+        zca=noted.get("zca", False),
+        val_fraction=noted.get("val_fraction", 0.1),
+        split_seed=noted.get("split_seed", 0),
+        image_size=noted.get("image_size"),
+        table=from_json(TableSpec, noted.get("table")),
+        grid=from_json(TimeGrid, noted.get("grid")),
+        device=device,
+        progress=progress,
+    )
+
+
+def table_dataset(
+    frame: pd.DataFrame,
+    table: TableSpec,
+    *,
+    name: str = "frame",
+    test: pd.DataFrame | None = None,
+    val_fraction: float = 0.1,
+    split_seed: int = 0,
+    device: torch.device | str = "cpu",
+) -> Dataset:
+    """A pandas frame as a dataset, as `load_dataset("table", ...)` makes one of a file; `test`: its test split's rows.
+
+    Raises:
+        InputError: anything wrong with the arguments or the data, in one line with the remedy.
+    """
+    return _tabular(name, raw_table(frame, table, test), table, val_fraction, split_seed, _usable_device(device), {})
+
+
+def _absolute(path: str | os.PathLike[str] | None) -> str | None:
+    """Runs are resumed from other working directories."""
+    return None if path is None else str(Path(path).expanduser().absolute())
+
+
+def _tabular(
+    name: str,
+    raw: RawTable,
+    spec: TableSpec,
+    val_fraction: float,
+    split_seed: int,
+    device: torch.device,
+    source: Mapping[str, Any],
+) -> Dataset:
+    rows = split_rows(raw, spec, val_fraction, split_seed)
+    raw = level_subset(raw, rows["train"])
+    transform = TableTransform.fit(
+        raw.values[rows["train"]],
+        raw.columns,
+        impute=spec.impute or "median",
+        impute_categories=spec.impute_categories or "level",
+        mask=bool(spec.missing_mask),
+        normal=raw.normal,
+        allow_constant=raw.fixed,
+    )
+    hashes = {part: hash_split(raw.values[own], raw.labels[own]) for part, own in rows.items()}
+    tensors, meta = transform.state()
+    # Rounded: the last bits of a mean depend on the machine.
+    constants = {key: [f"{value:.6g}" for value in tensor.tolist()] for key, tensor in tensors.items()}
+    description = {**meta, **constants, "task": raw.task, "class_names": raw.class_names}
+    fingerprint = hashlib.sha256(json.dumps([hashes, description], sort_keys=True).encode()).hexdigest()
+
+    def finish(part: str) -> Split:
+        own = rows[part]
+        images = _into_space(raw.values[own], transform, device)
+        return Split(images, raw.labels[own].to(device), hashes[part], len(raw.class_names))
+
+    return Dataset(
+        name=name,
+        train=finish("train"),
+        val=finish("val"),
+        test=finish("test"),
+        class_names=raw.class_names,
+        transform=transform,
+        fingerprint=fingerprint,
+        task=raw.task,
+        kind="series" if transform.series else "table",
+        source={"name": name, "val_fraction": val_fraction, "split_seed": split_seed, **source},
     )
 
 
@@ -292,7 +436,7 @@ def canonical_name(name: str) -> str:
     """The project's spelling of a dataset's name: CIFAR10, cifar-10 and Cifar_10 are all cifar10. A name that
     is not known comes back unchanged."""
     squeezed = re.sub(r"[-_ ]", "", name.strip().lower())
-    known = {re.sub(r"[-_ ]", "", key): key for key in ("digits", *CONSTANTS)}
+    known = {re.sub(r"[-_ ]", "", key): key for key in ("digits", *CONSTANTS, *TABLES)}
     return known.get(squeezed) or _ALIASES.get(squeezed) or name.strip()
 
 
@@ -331,7 +475,11 @@ def _fit_zca(images: Tensor, digest: str, device: torch.device, cache: bool, pro
 
 def _into_space(raw: Tensor, transform: Transform, device: torch.device) -> Tensor:
     """Transform in pieces, so that no second float copy of the whole set ever exists."""
-    images = torch.empty(raw.shape, dtype=torch.float32, device=device)
+    # What one row becomes: features of a table are not as many as its columns. Zeros stand for it in an empty split.
+    like = transform.forward(
+        to_unit(raw[:1].to(device) if len(raw) else raw.new_zeros(1, *raw.shape[1:], device=device))
+    )
+    images = torch.empty((len(raw), *like.shape[1:]), dtype=torch.float32, device=device)
     rows = rows_in(1 << 26, raw) if len(raw) else 1
     for source, target in zip(raw.split(rows), images.split(rows), strict=True):
         target.copy_(transform.forward(to_unit(source.to(device))))

@@ -16,9 +16,9 @@ from mct_fast.files import sha256_tensor
 class Split:
     """One split, whole, on one device.
 
-    images: (n, C, H, W) float32 in transform space.
-    labels: (n,) int64.
-    sha256: hash of the raw pixels and the labels (see `hash_split`); it does not depend on the transform.
+    images: (n, C, H, W) float32 in transform space; of a table (n, features), of series (n, time, features).
+    labels: (n,) int64, or (n, k) float32 of 0 and 1 for a multi-label task.
+    sha256: hash of the raw pixels (or values) and the labels (see `hash_split`); it does not depend on the transform.
     num_classes: None means labels.max() + 1.
     """
 
@@ -36,7 +36,7 @@ class Split:
 
 
 def hash_split(raw: Tensor, labels: Tensor) -> str:
-    """SHA-256, in hexadecimal, over raw pixels (n, C, H, W), uint8 or float32, and labels (n,) int64."""
+    """SHA-256, in hexadecimal, over raw pixels (n, C, H, W), uint8 or float32, or raw values, and labels."""
     return hashlib.sha256(f"{sha256_tensor(raw)} {sha256_tensor(labels)}".encode()).hexdigest()
 
 

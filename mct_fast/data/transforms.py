@@ -1,4 +1,4 @@
-"""Pixel transforms: from raw pixels in [0, 1] to the space that networks train in, and back.
+"""Transforms: from raw pixels in [0, 1], or a table's raw values, to the space that networks train in, and back.
 
 A transform is immutable and holds its own constants: a distilled set saved with it needs nothing else.
 """
@@ -13,6 +13,7 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
+from mct_fast.data.columns import TableTransform
 from mct_fast.errors import InputError
 
 ZCA_MAX_FEATURES = 3 * 72 * 72
@@ -21,14 +22,16 @@ ZCA_MAX_FEATURES = 3 * 72 * 72
 
 @runtime_checkable
 class Transform(Protocol):
-    """What every pixel transform offers."""
+    """What every transform offers; those of pixels stand here, that of tables and series in `columns.py`."""
 
     def forward(self, raw: Tensor) -> Tensor:
-        """Raw floating-point pixels (n, C, H, W) in [0, 1] to transform space; same shape, dtype, device."""
+        """Raw floating-point pixels (n, C, H, W) in [0, 1] to transform space; same shape, dtype, device.
+
+        Raw values of tables (n, C) or series (n, T, C) become features (n, F) or (n, T, F)."""
         ...
 
     def inverse(self, x: Tensor) -> Tensor:
-        """Undo `forward`; the result is not clipped to [0, 1]."""
+        """Undo `forward`; pixels are not clipped to [0, 1]."""
         ...
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -240,11 +243,13 @@ def transform_from_state(tensors: Mapping[str, Tensor], meta: Mapping[str, Any])
                 (channels, height, width),
                 float(meta["eps"]),
             )
+        if kind in ("table", "series"):
+            return TableTransform.from_state(tensors, meta)
     except InputError:
         raise
     except (KeyError, TypeError, ValueError) as error:
         raise InputError(f"transform of kind {kind!r} is incomplete ({error}); save the set again") from error
-    raise InputError(f"transform kind {kind!r} is unknown; use identity, normalize or zca")
+    raise InputError(f"transform kind {kind!r} is unknown; use identity, normalize, zca, table or series")
 
 
 def check_zca_size(image_shape: tuple[int, int, int]) -> None:

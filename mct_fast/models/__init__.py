@@ -14,7 +14,10 @@ from mct_fast.models.functional import FunctionalModel
 from mct_fast.models.mlp import MLP
 from mct_fast.models.zoo import ZOO, ZooModel, build_zoo
 
-__all__ = ["MLP", "ZOO", "ConvNet", "FunctionalModel", "ZooModel", "build_model", "build_zoo", "model_spec"]
+__all__ = ["MLP", "ZOO", "ConvNet", "FunctionalModel", "ZooModel", "build_model", "build_zoo", "model_spec", "spec_for"]
+
+_ANY_SHAPE = ("MLP",)
+"""Networks that take tables and series; the others look for neighbouring pixels."""
 
 _SHARED = ("channels", "image_size", "num_classes")
 _OPTIONS = ("depth", "width", "norm", "activation", "pooling")
@@ -68,6 +71,18 @@ def model_spec(module: nn.Module) -> dict[str, Any]:
         f"{type(module).__name__} is no model of mct_fast.models and has no spec: "
         "pass the module itself where a model is wanted"
     )
+
+
+def spec_for(model: str | Mapping[str, Any], inputs: Mapping[str, Any], kind: str) -> dict[str, Any]:
+    """A full spec of ``model`` for data of ``kind`` (images, table, series) with ``inputs`` (`Dataset.model_inputs`).
+
+    Raises:
+        InputError: the network takes images only.
+    """
+    spec = {**inputs, "name": model} if isinstance(model, str) else {**inputs, **model}
+    if kind != "images" and spec.get("name") not in _ANY_SHAPE:
+        raise InputError(f"model: {spec.get('name')} takes images, the data are {kind}; use {', '.join(_ANY_SHAPE)}")
+    return spec
 
 
 def _suffixes(name: str) -> dict[str, Any]:
