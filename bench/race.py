@@ -36,7 +36,7 @@ class GateError(Exception):
 
 @dataclass(frozen=True)
 class Terms:
-    """How to race: rounds, seconds a contestant, who is timed (empty: all), whether memory is measured."""
+    """How to race: rounds, seconds a contestant, who races (empty: all), whether memory is measured."""
 
     rounds: int = 7
     budget: float = 90.0
@@ -97,10 +97,11 @@ def race(setting: Setting, entrants: Mapping[str, Contestant], terms: Terms) -> 
     A contestant that does not fit into memory, or does not start (torch.compile without a compiler), gets a row that says
     so; anything wrong with our own raises.
     """
+    entrants = {name: entrants[name] for name in terms.names(entrants)}
     absent = {name: why for name, c in entrants.items() if (why := _does_not_fit(c, setting, terms)) is not None}
     present = {name: c for name, c in entrants.items() if name not in absent}
     agreements, limits, runs, expected = _gate(setting, present, absent)
-    timed = [name for name in terms.names(entrants) if name in runs]
+    timed = [name for name in entrants if name in runs]
     tables.note(f"IPC {setting.ipc}: timing {', '.join(timed)}")
     samples = alternate({name: runs[name] for name in timed}, expected, terms.rounds, terms.budget)
     runs.clear()
@@ -112,7 +113,7 @@ def race(setting: Setting, entrants: Mapping[str, Contestant], terms: Terms) -> 
         for name in timed
         if terms.memory and isinstance(found := memory.peak(name, setting, **terms.where()), Peak)
     }
-    rows = [_row(entrants[name], absent.get(name), samples, peaks) for name in terms.names(entrants)]
+    rows = [_row(entrants[name], absent.get(name), samples, peaks) for name in entrants]
     return Result(setting, tuple(agreements), limits, tuple(rows))
 
 

@@ -54,7 +54,7 @@ class Arguments:
     mct: str | None = None
     """A clone of the official MCT code."""
     only: tuple[str, ...] = ()
-    """Time these alone: mct_fast, mct_fast_lean, unrolled, torch_func, torch_compile, mtt, mct_fast_truncated, mct."""
+    """Race these alone: mct_fast, mct_fast_lean, unrolled, torch_func, torch_compile, mtt, mct_fast_truncated, mct."""
     rounds: int = 7
     """Rounds; a contestant that is too slow for its budget runs in some of them, at least two."""
     budget: float = 90.0

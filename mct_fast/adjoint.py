@@ -187,7 +187,7 @@ def _sweep(problem: MatchingProblem, *, carry_curvature: bool, keep_bytes: int) 
             for rows, grad in zip(problem.indices(step), tangent.grad_y_dot, strict=True):
                 grad_labels.index_add_(0, rows, grad * -alpha)
         if carry_curvature:
-            costate = costate - alpha * tangent.hvp
+            costate = torch.sub(costate, tangent.hvp, alpha=float(alpha))
     return MatchResult(loss, grad_images, grad_lr.to(alpha.dtype), grad_labels, path[-1])
 
 

@@ -43,7 +43,7 @@ static void convolve_direct(const ConvProblem& p) {
   const Scratch packed_scratch(static_cast<size_t>(p.S * (panels * panel + Np)) * sizeof(float));
   float* const packed = packed_scratch.floats();          // (S, panels, 3 * 3, Kt, CB)
   float* const bias = packed + p.S * panels * panel;      // (S, Np)
-  parallel_for(p.S * panels, [&](int64_t job, int) {
+  parallel_for(p.S * panels, pass_cost(panel), [&](int64_t job, int) {
     const int64_t s = job / panels, n0 = job % panels * CB, columns = least(CB, p.N - n0);
     float* to = packed + job * panel;
     for (int h = 0; h < p.pairs; ++h) {
@@ -64,7 +64,7 @@ static void convolve_direct(const ConvProblem& p) {
   const int64_t rows = rows_a_piece(p.S * p.B, p.H, p.W), pieces = ceil_div(p.H, rows);
   const int64_t line = (p.W + 2) * Kt, padded = (rows + 2) * line + kRoom;
   const Scratch padded_scratch(static_cast<size_t>(max_threads() * padded) * sizeof(float));
-  parallel_for(p.S * p.B * pieces, [&](int64_t job, int thread) {
+  parallel_for(p.S * p.B * pieces, product_cost(rows * p.W * 9 * Kt * Np), [&](int64_t job, int thread) {
     const int64_t image = job / pieces, s = image / p.B, y0 = job % pieces * rows, y1 = least(p.H, y0 + rows);
     float* const in = padded_scratch.floats() + thread * padded;
     pad_rows(p, s, image % p.B, y0, y1, in);
@@ -93,7 +93,7 @@ static void convolve_few_outputs(const ConvProblem& p) {
   const int64_t columns = 9 * p.N, panels = ceil_div(columns, CB), Np = panels * CB, panel = p.K * CB;
   const Scratch packed_scratch(static_cast<size_t>(p.S * p.pairs * panels * panel) * sizeof(float));
   float* const packed = packed_scratch.floats();  // (S, pairs, panels, K, CB), column = tap * N + n
-  parallel_for(p.S * p.pairs, [&](int64_t job, int) {
+  parallel_for(p.S * p.pairs, pass_cost(panels * panel), [&](int64_t job, int) {
     const int64_t s = job / p.pairs;
     const int h = static_cast<int>(job % p.pairs);
     const float* w = p.w[h] + s * p.w_stride_s[h];
@@ -114,7 +114,7 @@ static void convolve_few_outputs(const ConvProblem& p) {
   const int64_t ring = (p.W + 2) * Np + VL;             // the products of one input line, with a border of zeros
   const int64_t space = round_up(3 * ring + (p.W + 2) * across, 16) + kRoom;
   const Scratch line_scratch(static_cast<size_t>(max_threads() * space) * sizeof(float));
-  parallel_for(p.S * p.B * pieces, [&](int64_t job, int thread) {
+  parallel_for(p.S * p.B * pieces, product_cost(rows * p.W * p.pairs * p.K * Np), [&](int64_t job, int thread) {
     const int64_t image = job / pieces, s = image / p.B, y0 = job % pieces * rows, y1 = least(p.H, y0 + rows);
     float* const lines = line_scratch.floats() + thread * space;
     float* const sums = lines + 3 * ring;  // (W + 2, across)
@@ -190,7 +190,7 @@ static void weight_gradient_direct(const WeightProblem& p) {
   const int64_t pixels = lines * p.W, packed = whole ? 0 : panels * pixels * CB;
   const int64_t space = padded + packed + kRoom;
   const Scratch thread_scratch(static_cast<size_t>(max_threads() * space) * sizeof(float));
-  parallel_for(p.S * groups, [&](int64_t job, int thread) {
+  parallel_for(p.S * groups, product_cost(ceil_div(runs, groups) * pixels * p.pairs * sums), [&](int64_t job, int thread) {
     const int64_t s = job / groups, first = part_begin(runs, groups, job % groups),
                   last = part_begin(runs, groups, job % groups + 1);
     float* const in = thread_scratch.floats() + thread * space;
@@ -243,7 +243,7 @@ static void weight_gradient_direct(const WeightProblem& p) {
   });
 
   const int64_t chunk = most(1, least(p.Ci, 512 / CB)), chunks = ceil_div(p.Ci, chunk);
-  parallel_for(p.S * panels * chunks, [&](int64_t job, int) {
+  parallel_for(p.S * panels * chunks, pass_cost(9 * chunk * groups * CB), [&](int64_t job, int) {
     const int64_t s = job / (panels * chunks), q = job / chunks % panels, c0 = job % chunks * chunk,
                   c1 = least(p.Ci, c0 + chunk), columns = least(CB, p.Co - q * CB);
     const float* const from = partial + s * groups * sums + q * rows * CB;

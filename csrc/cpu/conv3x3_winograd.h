@@ -346,8 +346,9 @@ static void convolve_winograd_few_tiles(const ConvProblem& p) {
                        p.out + s * p.B * p.H * p.W * p.N + q * CB, p.N, least(CB, p.N - q * CB), false);
     }
   };
+  const double panel_cost = product_cost(36 * count * p.pairs * p.K * CB);
   if (whole) {
-    parallel_for(p.S, [&](int64_t s, int thread) {
+    parallel_for(p.S, panels * panel_cost, [&](int64_t s, int thread) {
       float* const to = in + thread * inputs;
       for (int64_t i = 0; i < count; ++i) transform(s, i, to);
       for (int64_t q = 0; q < panels; ++q) panel(s, q, to, thread);
@@ -356,11 +357,11 @@ static void convolve_winograd_few_tiles(const ConvProblem& p) {
   }
   constexpr int64_t kPart = 4;
   const int64_t parts = ceil_div(count, kPart);
-  parallel_for(p.S * parts, [&](int64_t job, int) {
+  parallel_for(p.S * parts, pass_cost(36 * kPart * p.pairs * p.K), [&](int64_t job, int) {
     const int64_t s = job / parts, first = job % parts * kPart;
     for (int64_t i = first; i < least(count, first + kPart); ++i) transform(s, i, in + s * inputs);
   });
-  parallel_for(p.S * panels, [&](int64_t job, int thread) {
+  parallel_for(p.S * panels, panel_cost, [&](int64_t job, int thread) {
     panel(job / panels, job % panels, in + job / panels * inputs, thread);
   });
 }
@@ -421,8 +422,9 @@ static void convolve_winograd(const ConvProblem& p) {
     if (streaming) stream_end();
   };
 
+  const double student_cost = product_cost(36 * count * p.pairs * p.K * Np);
   if (whole) {
-    parallel_for(p.S, [&](int64_t s, int thread) {
+    parallel_for(p.S, student_cost, [&](int64_t s, int thread) {
       float* const mine = packed + thread * student;
       for (int h = 0; h < p.pairs; ++h) {
         for (int64_t q = 0; q < panels; ++q) pack(s, h, q, 0, p.K, mine);
@@ -433,12 +435,12 @@ static void convolve_winograd(const ConvProblem& p) {
   }
   constexpr int64_t kChunk = 32;
   const int64_t chunks = ceil_div(p.K, kChunk);
-  parallel_for(p.S * p.pairs * panels * chunks, [&](int64_t job, int) {
+  parallel_for(p.S * p.pairs * panels * chunks, pass_cost(36 * kChunk * CB), [&](int64_t job, int) {
     const int64_t k0 = job % chunks * kChunk, q = job / chunks % panels, h = job / (chunks * panels) % p.pairs,
                   s = job / (chunks * panels * p.pairs);
     pack(s, static_cast<int>(h), q, k0, least(p.K, k0 + kChunk), packed + s * student);
   });
-  parallel_for(p.S * blocks, [&](int64_t job, int thread) {
+  parallel_for(p.S * blocks, student_cost / static_cast<double>(blocks), [&](int64_t job, int thread) {
     block(job / blocks, job % blocks, packed + job / blocks * student, thread);
   });
 }
@@ -560,7 +562,7 @@ static void weight_gradient_winograd(const WeightProblem& p) {
   for (int64_t s0 = 0; s0 < p.S; s0 += together) {
     const int64_t here = least(together, p.S - s0);
     if (halves) {
-      parallel_for(here * 2, [&](int64_t job, int thread) {
+      parallel_for(here * 2, product_cost(18 * c.count * p.Ci * c.Np), [&](int64_t job, int thread) {
         const int64_t i = job / 2;
         float* const mine = space + thread * stretch_space;
         if (job % 2 == 0) {
@@ -571,14 +573,14 @@ static void weight_gradient_winograd(const WeightProblem& p) {
       });
     } else {
       for (int64_t stretch = 0; stretch < c.stretches; ++stretch) {
-        parallel_for(here * c.parts, [&](int64_t job, int) {
+        parallel_for(here * c.parts, pass_cost(36 * kBiasPart * (p.Ci + p.Co)), [&](int64_t job, int) {
           const int64_t i = job / c.parts, part = job % c.parts;
           float* const its = space + i * stretch_space;
           c.transform<0, 6>(s0 + i, stretch, part, its, its + g_at,
                             p.gb == nullptr ? nullptr : biases + i * bias_floats + (stretch * c.parts + part) * c.Np);
         });
         if (one_stretch) break;
-        parallel_for(here * 36 * c.panels, [&](int64_t job, int) {
+        parallel_for(here * 36 * c.panels, product_cost(c.most_tiles * p.Ci * CB), [&](int64_t job, int) {
           const int64_t i = job / (36 * c.panels), f = job / c.panels % 36, q = job % c.panels;
           const float* const its = space + i * stretch_space;
           c.add(stretch, its + f * c.in_step, its + g_at + f * c.g_step + q * c.g_panel,
@@ -587,7 +589,7 @@ static void weight_gradient_winograd(const WeightProblem& p) {
       }
     }
     if (one_stretch) {
-      parallel_for(here * c.panels, [&](int64_t job, int thread) {
+      parallel_for(here * c.panels, product_cost(36 * c.count * p.Ci * CB), [&](int64_t job, int thread) {
         const int64_t i = job / c.panels, q = job % c.panels;
         const float* const its = space + i * stretch_space;
         float* const m = sum + thread * 36 * panel_step;
@@ -598,7 +600,7 @@ static void weight_gradient_winograd(const WeightProblem& p) {
       });
     } else {
       const int64_t chunks = ceil_div(p.Ci, VL);
-      parallel_for(here * c.panels * chunks, [&](int64_t job, int) {
+      parallel_for(here * c.panels * chunks, pass_cost(36 * VL * CB), [&](int64_t job, int) {
         const int64_t i = job / (c.panels * chunks), q = job / chunks % c.panels;
         c.finish(s0 + i, q, job % chunks * VL, sum + i * c.sums + q * c.sum_panel, c.sum_step);
       });

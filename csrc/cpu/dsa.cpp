@@ -154,7 +154,7 @@ void one_image(const ImageShape& d, const T* x, int64_t kind, const float* p, bo
 template <class T>
 void dsa(const ImageShape& d, const T* x, const int64_t* kinds, const float* params, bool transpose, T* out) {
   const int64_t size = d.C * d.H * d.W;
-  parallel_for(d.S * d.B, [&](int64_t image, int) {
+  parallel_for(d.S * d.B, pass_cost(8 * size), [&](int64_t image, int) {
     one_image(d, x + image * size, kinds[image / d.B], params + 4 * image, transpose, out + image * size);
   });
 }

@@ -34,7 +34,7 @@ void matching_loss(int64_t S, int64_t P, int64_t, Param<T> theta, Param<T> origi
   const int64_t blocks = blocks_of(P);
   const Scratch scratch(S * blocks * sizeof(double));
   double* parts = static_cast<double*>(scratch.data());
-  parallel_for(S * blocks, [&](int64_t unit, int) {
+  parallel_for(S * blocks, pass_cost(kBlock), [&](int64_t unit, int) {
     const int64_t s = unit / blocks, start = unit % blocks * kBlock;
     const T scale = T(2) / denom[s];
     double total = 0;
@@ -56,7 +56,7 @@ void sgd_step(int64_t S, int64_t P, T* params, int64_t params_s, Param<T> grad, 
               const T* lr, double momentum, double weight_decay) {
   const Units<T>& u = units<T>();
   const int64_t blocks = blocks_of(P);
-  parallel_for(S * blocks, [&](int64_t unit, int) {
+  parallel_for(S * blocks, pass_cost(kBlock), [&](int64_t unit, int) {
     const int64_t s = unit / blocks, start = unit % blocks * kBlock;
     const int64_t n = P - start < kBlock ? P - start : kBlock;
     u.sgd(n, params + s * params_s + start, grad.of(s) + start, buffer == nullptr ? nullptr : buffer + s * buffer_s + start,
@@ -72,7 +72,7 @@ void arc_length(int64_t S, int64_t P, int64_t L, Param<T> previous, Param<T> cur
   const Scratch scratch(S * width * sizeof(double));
   double* parts = static_cast<double*>(scratch.data());
   // the parts of block i and layer l lie at i + l, in the order of the flat vector, and no two share a place
-  parallel_for(S * blocks, [&](int64_t unit, int) {
+  parallel_for(S * blocks, pass_cost(kBlock), [&](int64_t unit, int) {
     const int64_t s = unit / blocks, i = unit % blocks, start = i * kBlock;
     for_layers(offsets, start, start + kBlock < P ? start + kBlock : P, [&](int64_t layer, int64_t from, int64_t to) {
       parts[s * width + i + layer] = u.squared_distance(to - from, previous.of(s) + from, current.of(s) + from);

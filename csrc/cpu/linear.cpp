@@ -32,7 +32,7 @@ template <class Fn>
 void for_rows(const LinearShape& s, const Fn& fn) {
   const int64_t size = s.B < 128 ? 4 : 32;
   const int64_t blocks = ceil_div(s.B, size);
-  parallel_for(s.S * blocks, [&](int64_t unit, int) {
+  parallel_for(s.S * blocks, product_cost(2 * size * s.F * s.K), [&](int64_t unit, int) {
     const int64_t r = unit % blocks * size;
     fn(unit / blocks, r, least(size, s.B - r));
   });
@@ -52,7 +52,7 @@ void products(const LinearShape& s, const Product<T>* all, int count) {
   const Units<T>& u = units<T>();
   const int64_t columns = ceil_div(s.F, kColumns), gh_rows = ceil_div(s.B, kRows), gw_rows = ceil_div(s.K, kRows);
   const int64_t each = (gh_rows + gw_rows) * columns;
-  parallel_for(s.S * count * each, [&](int64_t unit, int) {
+  parallel_for(s.S * count * each, product_cost(2 * least(kRows, s.B) * kColumns * s.K), [&](int64_t unit, int) {
     const Product<T>& p = all[unit / each % count];
     const int64_t student = unit / each / count, f = unit % columns * kColumns, n = least(kColumns, s.F - f);
     int64_t row = unit % each / columns;
