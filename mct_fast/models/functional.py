@@ -14,6 +14,7 @@ from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import UninitializedParameter
 
 from mct_fast.errors import InputError
+from mct_fast.models.init import Plan, draw, init_plan
 
 
 class FunctionalModel:
@@ -27,6 +28,7 @@ class FunctionalModel:
         names: parameter names, in the module's order.
         shapes: their shapes.
         num_params: P.
+        init_plan: how each parameter tensor begins, or None where :meth:`init` leaves that to PyTorch.
         layer_offsets: L + 1 positions; parameter ``l`` is ``flat[layer_offsets[l]:layer_offsets[l + 1]]``.
 
     Raises:
@@ -42,6 +44,7 @@ class FunctionalModel:
         self.shapes: tuple[torch.Size, ...] = tuple(parameter.shape for parameter in named.values())
         self.layer_offsets: list[int] = [0, *itertools.accumulate(shape.numel() for shape in self.shapes)]
         self.num_params: int = self.layer_offsets[-1]
+        self.init_plan: Plan | None = init_plan(self._module)
         self._buffers: dict[str, Tensor] = dict(self._module.named_buffers())
 
     def flatten(self, tensors: Sequence[Tensor]) -> Tensor:
@@ -85,11 +88,15 @@ class FunctionalModel:
         return functional_call(self._module, tensors, (images,))
 
     def init(self, seed: int) -> Tensor:
-        """PyTorch's default initialisation from ``seed``: (P,) float32 on the CPU.
+        """Parameters distributed as PyTorch's constructors draw them, from ``seed``: (P,) float32 on the CPU.
 
-        Calls ``reset_parameters`` of every submodule that has it, children first, as the constructors do.
-        The global generators keep their states. InputError if a parameter's module cannot reset itself.
+        A module of convolutions, linear and recurrent layers and norms (``init_plan``) begins with the stream of
+        :mod:`mct_fast.models.init`: the same bits everywhere. For others ``reset_parameters`` of every submodule that
+        has it is called, children first, as the constructors do: the same bits only with the same PyTorch. The global
+        generators keep their states. InputError if a parameter's module cannot reset itself.
         """
+        if self.init_plan is not None:
+            return draw(self.init_plan, self.shapes, seed)
         module = copy.deepcopy(self._module).cpu()
         with torch.random.fork_rng(devices=[]), torch.no_grad():
             torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPUs too
