@@ -5,6 +5,7 @@ The recipe is the reference's ``buffer.py``: SGD, batch 256, DSA, one point of t
 
 from __future__ import annotations
 
+import contextlib
 import math
 import time
 from dataclasses import asdict, dataclass
@@ -15,6 +16,7 @@ import torch
 
 from mct_fast.data import DSA, Dataset, TableSpec, TimeGrid, load_dataset
 from mct_fast.errors import InputError
+from mct_fast.files import RowSpool
 from mct_fast.fused import student_for
 from mct_fast.models import FunctionalModel, build_model, model_spec, spec_for
 from mct_fast.progress import Progress, quiet
@@ -22,6 +24,7 @@ from mct_fast.seeds import derive_seed
 from mct_fast.tasks import Classification
 from mct_fast.training import SGD, FlatStack, Schedule, scores, train_epochs
 from mct_fast.trajectory import PathRecorder, TrajectoryStore
+from mct_fast.trajectory.encoding import find_encoding
 
 
 @dataclass(frozen=True)
@@ -84,7 +87,9 @@ class ExpertConfig:
     schedule: str = "arc_length"
     """Pace along the path: arc_length, uniform, decreasing."""
     keep_checkpoints: bool = False
-    """Also keep every epoch's checkpoint (25 times the space), which MTT needs."""
+    """Also keep every epoch's checkpoint (100 times the space of fp16), which MTT needs."""
+    encoding: str = "fp16"
+    """How experts are stored: fp16, int8 (half the space), int4 (a quarter), float32 (exact, twice the space)."""
     seed: int = 0
     """Seed of everything random."""
     parallel: int = 4
@@ -140,22 +145,24 @@ def train_experts(
     if any(True for _ in network.buffers()):
         raise InputError("norm: experts with batch norm have state beside their parameters; use 'instance' or 'group'")
     model = FunctionalModel(network)
-    _recorder(config, model)  # refuses what it cannot record before a store is begun
+    _recorder(config, model, 0)  # refuses what it cannot record before a store is begun
     store = TrajectoryStore.create(
         out,
         {
             "model": spec,
             "shapes": [list(shape) for shape in model.shapes],
+            "init": None if model.init_plan is None else [fill.to_json() for fill in model.init_plan],
             "dataset": {**dataset.source, "name": dataset.name, "fingerprint": dataset.fingerprint},
             "recipe": _recipe(config),
         },
     )
-    done = set(store.experts)
-    todo = [number for number in range(config.num_experts) if number not in done]
-    images = len(todo) * config.train_epochs * len(dataset.train.labels)
-    with progress.task("experts, images", images) as bar:
-        for first in range(0, len(todo), config.parallel):
-            _train_group(todo[first : first + config.parallel], config, dataset, model, store, bar)
+    with store.writing():
+        done = set(store.experts)
+        todo = [number for number in range(config.num_experts) if number not in done]
+        images = len(todo) * config.train_epochs * len(dataset.train.labels)
+        with progress.task("experts, images", images) as bar:
+            for first in range(0, len(todo), config.parallel):
+                _train_group(todo[first : first + config.parallel], config, dataset, model, store, bar)
     return store
 
 
@@ -164,12 +171,11 @@ def _train_group(
 ) -> None:
     began = time.perf_counter()
     task = Classification()
-    initial = torch.stack([model.init(derive_seed(config.seed, "expert-init", number)) for number in numbers])
+    seeds = [_init_seed(config, number) for number in numbers]
+    initial = torch.stack([model.init(seed) for seed in seeds])
     stack = FlatStack(student_for(model, task), initial.to(config.device), SGD(config.mom, config.l2))
-    recorders = [_recorder(config, model) for _ in numbers]
-    kept = [stack.params.cpu().clone()] if config.keep_checkpoints else []
-    for recorder, params in zip(recorders, stack.params, strict=True):
-        recorder.observe(params)
+    del initial
+    recorders = [_recorder(config, model, seed) for seed in seeds]
     half = config.train_epochs // 2
     schedule = Schedule(config.train_epochs, config.batch_train, config.lr_teacher, half if config.decay else None)
     streams = [("expert", number) for number in numbers]
@@ -180,31 +186,53 @@ def _train_group(
     def tick(images: int, losses: torch.Tensor) -> None:
         bar.advance(images, loss=float(losses.mean()))
 
-    for _, loss in train_epochs(
-        stack, train.images, train.labels, schedule, streams, seed=config.seed, augment=augment, tick=tick
-    ):
-        for recorder, params in zip(recorders, stack.params, strict=True):
-            recorder.observe(params)
-        if config.keep_checkpoints:
-            kept.append(stack.params.cpu().clone())
-        losses.append(loss.tolist())
-    held_out = dataset.val if len(dataset.val.labels) else dataset.test
-    accuracies = scores(stack, held_out.images, held_out.labels, task)
-    seconds = (time.perf_counter() - began) / len(numbers)
-    for i, number in enumerate(numbers):
-        info = {
-            "accuracy": accuracies[i],
-            "accuracy_split": "val" if len(dataset.val.labels) else "test",
-            "train_loss": [row[i] for row in losses],
-            "seconds": seconds,
-        }
-        checkpoints = torch.stack([epoch[i] for epoch in kept]) if kept else None
-        store.add(number, recorders[i].finish(), info, checkpoints)
+    with contextlib.ExitStack() as files:
+        spools = [files.enter_context(RowSpool(store.path)) for _ in numbers] if config.keep_checkpoints else []
+
+        def observe() -> None:
+            for recorder, params in zip(recorders, stack.params, strict=True):
+                recorder.observe(params)
+            for spool, params in zip(spools, stack.params, strict=False):
+                spool.append(params)
+
+        observe()
+        for _, loss in train_epochs(
+            stack, train.images, train.labels, schedule, streams, seed=config.seed, augment=augment, tick=tick
+        ):
+            observe()
+            losses.append(loss.tolist())
+        held_out = dataset.val if len(dataset.val.labels) else dataset.test
+        accuracies = scores(stack, held_out.images, held_out.labels, task)
+        seconds = (time.perf_counter() - began) / len(numbers)
+        for i, number in enumerate(numbers):
+            info = {
+                "accuracy": _short(accuracies[i]),
+                "accuracy_split": "val" if len(dataset.val.labels) else "test",
+                "train_loss": [_short(row[i]) for row in losses],
+                "seconds": _short(seconds),
+            }
+            seed = seeds[i] if model.init_plan is not None else None
+            checkpoints = spools[i].rows() if spools else None
+            store.add(number, recorders[i].finish(), info, checkpoints, encoding=config.encoding, init_seed=seed)
 
 
-def _recorder(config: ExpertConfig, model: FunctionalModel) -> PathRecorder:
+def _short(value: float) -> float | None:
+    """Six digits: a store keeps one such number an epoch, and JSON knows no infinity."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _init_seed(config: ExpertConfig, number: int) -> int:
+    return derive_seed(config.seed, "expert-init", number)
+
+
+def _recorder(config: ExpertConfig, model: FunctionalModel, init_seed: int) -> PathRecorder:
     return PathRecorder(
-        model.shapes, config.train_epochs, waypoints=config.waypoints, schedule=config.schedule, smooth=config.smooth
+        model.shapes,
+        config.train_epochs,
+        waypoints=config.waypoints,
+        schedule=config.schedule,
+        smooth=config.smooth,
+        start=lambda: model.init(init_seed),
     )
 
 
@@ -222,6 +250,7 @@ def _recipe(config: ExpertConfig) -> dict[str, Any]:
         "grid",
         "device",
         "parallel",
+        "encoding",  # of each expert by itself, in its entry
     }
     shape = {"model", "depth", "width", "norm", "activation", "pooling"}
     recipe = {k: v for k, v in asdict(config).items() if k not in where | shape | {"num_experts"}}
@@ -232,6 +261,7 @@ def _check(config: ExpertConfig) -> None:
     for name in ("num_experts", "train_epochs", "batch_train", "parallel"):
         if getattr(config, name) < 1:
             raise InputError(f"{name}: got {getattr(config, name)}; give at least 1")
+    find_encoding(config.encoding)
     if config.dsa:
         DSA(config.dsa_strategy)  # refuses a strategy that it does not know
     if not 0 < config.lr_teacher < math.inf:

@@ -2,7 +2,17 @@
 
 from mct_fast.trajectory.convex import SCHEDULES, ConvexTrajectory, PathRecorder
 from mct_fast.trajectory.discrete import DiscreteTrajectory
+from mct_fast.trajectory.encoding import ENCODINGS, Encoding
 from mct_fast.trajectory.path import Trajectory
 from mct_fast.trajectory.store import TrajectoryStore
 
-__all__ = ["SCHEDULES", "ConvexTrajectory", "DiscreteTrajectory", "PathRecorder", "Trajectory", "TrajectoryStore"]
+__all__ = [
+    "ENCODINGS",
+    "SCHEDULES",
+    "ConvexTrajectory",
+    "DiscreteTrajectory",
+    "Encoding",
+    "PathRecorder",
+    "Trajectory",
+    "TrajectoryStore",
+]

@@ -100,7 +100,8 @@ class PathRecorder:
     """Builds a :class:`ConvexTrajectory` while its expert trains.
 
     Call :meth:`observe` with the flat parameters ``(P,)`` at epochs 0, 1, ..., K.  Holds the waypoints seen so far, the
-    checkpoint before, and one running table: memory does not grow with K.
+    checkpoint before, and one running table: memory does not grow with K.  ``start`` makes the parameters of epoch 0 again,
+    bit for bit; given it, they are not held either, and a path of two waypoints costs one copy beside the trainer's own.
     """
 
     def __init__(
@@ -112,6 +113,7 @@ class PathRecorder:
         schedule: str = "arc_length",
         smooth: bool = False,
         streaming: bool = True,
+        start: Callable[[], Tensor] | None = None,
     ) -> None:
         if schedule not in SCHEDULES:
             raise InputError(f"schedule: unknown {schedule!r}; choose one of {', '.join(SCHEDULES)}")
@@ -119,7 +121,7 @@ class PathRecorder:
             raise InputError(
                 "schedule: 'projected' needs every checkpoint at once; train with keep_checkpoints and compress afterwards"
             )
-        self._shapes, self._schedule = tuple(shapes), schedule
+        self._shapes, self._schedule, self._start = tuple(shapes), schedule, start
         self.knots = waypoint_epochs(epochs, waypoints)
         self._sizes = [shape.numel() for shape in self._shapes]
         self._means = _smoothing(self.knots) if smooth else {knot: (knot,) for knot in self.knots}
@@ -140,14 +142,19 @@ class PathRecorder:
             raise InputError(
                 f"params: epoch {self._seen} is not {sum(self._sizes)} finite numbers; lower lr_teacher if the expert diverged"
             )
-        params = params.detach().clone()
         if self._previous is not None:
-            difference = params.double() - self._previous.double()
-            norms = [part.norm() for part in difference.split(self._sizes)]
-            self._steps[:, self._seen - 1] = torch.stack(norms).cpu()
-        if self._seen in self._wanted:
-            self._kept[self._seen] = params
-        self._previous = params
+            pairs = zip(params.detach().split(self._sizes), self._previous.split(self._sizes), strict=True)
+            # Tensor by tensor: in float64 a whole vector would take six times its memory.
+            self._steps[:, self._seen - 1] = torch.stack(
+                [(new.double() - old.double()).norm() for new, old in pairs]
+            ).cpu()
+        wanted = self._seen in self._wanted and not (self._seen == 0 and self._start is not None)
+        if self._previous is None or self._seen - 1 in self._kept:
+            self._previous = params.detach().clone()
+        else:
+            self._previous.copy_(params.detach())
+        if wanted:
+            self._kept[self._seen] = self._previous
         self._seen += 1
 
     def project(self, checkpoints: Sequence[Tensor]) -> None:
@@ -176,6 +183,8 @@ class PathRecorder:
             else:
                 progress[:, a + 1 : b + 1] = piece + SCHEDULES[self._schedule](self._steps[:, a:b])
             progress[:, b] = piece + 1  # exactly, whatever the rounding
+        if self._start is not None and self._previous is not None:
+            self._kept[0] = self._start().to(self._previous)
         points = [torch.stack([self._kept[e] for e in epochs]).double().mean(0) for epochs in self._means.values()]
         exact = [self._kept[e[0]] if len(e) == 1 else p for e, p in zip(self._means.values(), points, strict=True)]
         dtype = self._kept[0].dtype

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from mct_fast.errors import InputError
@@ -47,4 +49,33 @@ class DiscreteTrajectory:
         t = check_time(t, self.epochs)
         if t != int(t):
             raise InputError(f"t: {t} lies between checkpoints; use sampling='integer' or a convex trajectory")
-        return self.checkpoints[int(t)]
+        return self._checkpoint(int(t))
+
+    def _checkpoint(self, epoch: int) -> Tensor:
+        return self.checkpoints[epoch]
+
+
+class StoredCheckpoints(DiscreteTrajectory):
+    """The same, read from the tensor ``name`` of a safetensors file: each checkpoint when it is asked for."""
+
+    def __init__(self, file: Path, name: str, shapes: Sequence[torch.Size]) -> None:
+        self._file, self._name, self._shapes = file, name, tuple(shapes)
+        with safe_open(str(file), framework="pt") as shard:
+            rows, columns = shard.get_slice(name).get_shape()
+        if rows < 2 or columns != sum(shape.numel() for shape in self._shapes):
+            raise InputError(f"checkpoints: {file} holds those of another model; restore the file")
+        self._rows = rows
+
+    @property
+    def checkpoints(self) -> Tensor:
+        """All of them, ``(K + 1, P)``, read anew."""
+        with safe_open(str(self._file), framework="pt") as shard:
+            return shard.get_tensor(self._name)
+
+    @property
+    def epochs(self) -> int:
+        return self._rows - 1
+
+    def _checkpoint(self, epoch: int) -> Tensor:
+        with safe_open(str(self._file), framework="pt") as shard:
+            return shard.get_slice(self._name)[epoch]

@@ -1,85 +1,121 @@
-"""A folder of expert paths: one safetensors file an expert and a manifest.
+"""A folder of expert paths: one safetensors file (shard) an expert and a manifest.
 
-A file is written whole or not at all, and named in the manifest only after it is on disk, so a killed training run loses
-the expert it was working on and nothing else.  Nothing is ever unpickled.  The format: ``docs/trajectory-store.md``.
+A shard is written whole or not at all, and named in the manifest only after it is on disk, so a killed training run loses
+the experts it was working on and nothing else.  Nothing is ever unpickled.  The format: ``docs/trajectory-store.md``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import contextlib
+import hashlib
+import json
+import re
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from mct_fast.errors import InputError
-from mct_fast.files import atomic_write, read_json, sha256_file, write_json
+from mct_fast.files import atomic_write, exclusive, read_json, sha256_file, write_safetensors
+from mct_fast.models.init import GENERATOR, draw, plan_from_json
 from mct_fast.trajectory.convex import ConvexTrajectory
-from mct_fast.trajectory.discrete import DiscreteTrajectory
+from mct_fast.trajectory.discrete import StoredCheckpoints
+from mct_fast.trajectory.encoding import Encoding, find_encoding
 from mct_fast.trajectory.path import Trajectory
 
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
 MANIFEST = "manifest.json"
+CACHE_BYTES = 64 << 20
+"""Decoded paths that an open store keeps, by default."""
+
+_READABLE = (1, 2)
+_LOCK = ".lock"
+_REQUIRED = ("model", "shapes", "dataset", "recipe", "experts")
+_BLANK = "0" * 64
+_TEMPORARY = re.compile(r"\.(expert_\d+|manifest)-[0-9a-f]{16}\.(safetensors|json)")
 
 
 class TrajectoryStore:
     """Expert paths on disk; ``store[i]`` reads one.
 
     ``manifest`` holds ``format_version``, ``model`` (a spec for :func:`mct_fast.models.build_model`), ``shapes``,
-    ``dataset``, ``recipe``, and a list ``experts`` of ``{file, sha256, bytes, info}``.
+    ``dataset``, ``recipe``, ``init`` (how the first parameters are drawn, if they are), and ``experts``: a mapping from each
+    expert's number to its entry (see :meth:`entry`).
+
+    Shards are memory-mapped and read when asked for, so a store may be larger than memory; ``cache_bytes`` of decoded
+    paths are kept.  A shard's SHA-256 is checked when it is first read, and again if the file changes.
     """
 
-    def __init__(self, path: Path, manifest: dict[str, Any]) -> None:
-        self.path, self.manifest = path, manifest
-        self._verified: set[str] = set()
+    def __init__(self, path: Path, manifest: dict[str, Any], *, cache_bytes: int = CACHE_BYTES) -> None:
+        self.path, self.manifest, self.cache_bytes = path, manifest, cache_bytes
+        self._verified: dict[str, tuple[int, int, int]] = {}
+        self._verified_starts: set[str] = set()
+        self._cache: OrderedDict[str, ConvexTrajectory] = OrderedDict()
+        self._writing = 0
+
+    # Opening
 
     @classmethod
     def create(cls, path: str | Path, manifest: Mapping[str, Any]) -> TrajectoryStore:
-        """A new store, or the existing one at ``path`` if it was begun with the same ``manifest``."""
+        """A new store, or the existing one at ``path`` if it was begun with the same ``manifest``.
+
+        Of ``dataset`` the ``fingerprint`` decides where both have one: the data may have moved since, and then the
+        manifest follows.  Where one has none, the other entries decide, but for ``data_path``.
+        """
         path = Path(path)
-        fresh = {"format_version": FORMAT_VERSION, **manifest, "experts": {}}
-        if (path / MANIFEST).exists():
-            store = cls.open(path)
-            if not len(store):  # begun but empty: nothing that another recipe could be mixed with
-                write_json(path / MANIFEST, fresh)
-                return cls(path, fresh)
-            for key in manifest:
-                if store.manifest.get(key) != manifest[key]:
-                    raise InputError(
-                        f"out: {path} holds experts of another {key}; choose an empty folder or delete this one"
-                    )
+        fresh = {"format_version": FORMAT_VERSION, **json.loads(json.dumps(manifest)), "experts": {}}
+        store = cls.open(path) if (path / MANIFEST).exists() else None
+        if store is not None and len(store):
+            store._check_same(fresh)
+            moved = fresh["dataset"].get("data_path")
+            if moved is not None and moved != store.manifest["dataset"].get("data_path"):
+                with store.writing():
+                    store.manifest["dataset"]["data_path"] = moved
+                    store._write_manifest(store.manifest)
             return store
         try:
             path.mkdir(parents=True, exist_ok=True)
-            write_json(path / MANIFEST, fresh)
         except OSError as error:
             raise InputError(f"out: cannot write to {path} ({error.strerror}); choose a writable folder") from error
-        return cls(path, fresh)
+        # Absent, or begun but empty: nothing that another recipe could be mixed with.
+        with exclusive(path / _LOCK, f"out: {path}"):
+            if (path / MANIFEST).exists() and len(cls.open(path)):
+                return cls.create(path, manifest)  # another process was faster
+            store = cls(path, fresh)
+            store._write_manifest(fresh)
+        return store
 
     @classmethod
-    def open(cls, path: str | Path) -> TrajectoryStore:
+    def open(cls, path: str | Path, *, cache_bytes: int = CACHE_BYTES) -> TrajectoryStore:
         """Opens a store; the shards are checked when they are first read."""
         path = Path(path)
         if not (path / MANIFEST).is_file():
             raise InputError(
                 f"trajectories: {path} holds no {MANIFEST}; make a store with 'mct-fast experts' or 'compress'"
             )
-        manifest = read_json(path / MANIFEST)
-        version = manifest.get("format_version") if isinstance(manifest, dict) else None
-        if version != FORMAT_VERSION:
+        return cls(path, _read_manifest(path / MANIFEST), cache_bytes=cache_bytes)
+
+    def _check_same(self, fresh: Mapping[str, Any]) -> None:
+        if self.manifest["format_version"] != FORMAT_VERSION:
             raise InputError(
-                f"trajectories: {path / MANIFEST} has format version {version}, this release reads {FORMAT_VERSION}; "
-                "use a matching release of mct_fast"
+                f"out: {self.path / MANIFEST} is of format {self.manifest['format_version']}, which is read but not "
+                "extended; choose an empty folder"
             )
-        missing = [key for key in ("model", "shapes", "dataset", "recipe", "experts") if key not in manifest]
-        if missing:
+        for key in fresh.keys() - {"experts", "dataset"}:
+            if self.manifest.get(key) != fresh[key]:
+                raise InputError(
+                    f"out: {self.path} holds experts of another {key}; choose an empty folder or delete this one"
+                )
+        if not _same_data(self.manifest["dataset"], fresh["dataset"]):
             raise InputError(
-                f"trajectories: {path / MANIFEST} lacks {', '.join(missing)}; the file is damaged, restore it"
+                f"out: {self.path} holds experts of another dataset; choose an empty folder or delete this one"
             )
-        return cls(path, manifest)
+
+    # What it holds
 
     @property
     def shapes(self) -> tuple[torch.Size, ...]:
@@ -105,44 +141,117 @@ class TrajectoryStore:
         """The convex path of the i-th complete expert."""
         return self.trajectory(i)
 
+    def shuffled(self, generator: torch.Generator | None = None, kind: str = "convex") -> Iterator[Trajectory]:
+        """Every path once in random order, each read when its turn comes."""
+        order = torch.randperm(len(self), generator=generator).tolist()
+        return (self.trajectory(i, kind) for i in order)
+
     def info(self, i: int) -> dict[str, Any]:
         """What was noted when the i-th complete expert was added (accuracy, seconds, ...)."""
         return dict(self._entry(i)["info"])
 
+    def entry(self, i: int) -> dict[str, Any]:
+        """The i-th complete expert on disk: ``number``, ``file``, ``bytes``, ``sha256``, ``encoding``, ``origin``, ``error``.
+
+        ``origin``: ``{"kind": "seed", "seed": decimal digits, "generator", "sha256" of theta_0}``, or ``{"kind":
+        "stored", "encoding"}``.  ``error`` (None in format 1, which had one exact encoding): for each number of
+        ``expert_epochs`` M and each ``start`` t, ``point[M][t]`` = |d(t + M)| / |theta(t + M) - theta(t)| and
+        ``segment[M][t]`` = |d(t + M) - d(t)| / |theta(t + M) - theta(t)|, with theta the path before it was encoded and d
+        what encoding added to it; None where the path stands still.
+        """
+        number = self.experts[i]
+        entry = self.manifest["experts"][str(number)]
+        found = {key: value for key, value in entry.items() if key != "info"}
+        plain = {"encoding": "float32", "origin": {"kind": "stored", "encoding": "float32"}, "error": None}
+        return {"number": number, **plain, **found}
+
+    # Reading
+
     def trajectory(self, i: int, kind: str = "convex") -> Trajectory:
-        """The i-th complete expert's path: ``"convex"``, or ``"discrete"`` if its checkpoints were kept."""
+        """The i-th complete expert's path: ``"convex"``, or ``"discrete"`` if its checkpoints were kept.
+
+        A discrete path reads a checkpoint when it is asked for it.  The tensors of a convex path are shared with later
+        calls: do not write into them.
+        """
         entry = self._entry(i)
+        file = self._check_file(entry)
         if kind == "convex":
-            tensors = self._read(entry, "waypoints", "progress")
-            return ConvexTrajectory(tensors["waypoints"], tensors["progress"], self.shapes)
+            return self._cached(entry, file)
         if kind != "discrete":
             raise InputError(f"trajectory: unknown kind {kind!r}; choose 'convex' or 'discrete'")
-        tensors = self._read(entry, "checkpoints")
-        if not tensors:
-            raise InputError(
-                f"trajectory: {self.path / entry['file']} keeps no checkpoints; train with --keep-checkpoints, or use 'convex'"
-            )
-        return DiscreteTrajectory(tensors["checkpoints"], self.shapes)
+        with _naming(file):
+            with safe_open(str(file), framework="pt") as shard:
+                kept = "checkpoints" in shard.keys()  # noqa: SIM118 (not a dict)
+            if kept:
+                return StoredCheckpoints(file, "checkpoints", self.shapes)
+        raise InputError(f"trajectory: {file} keeps no checkpoints; train with --keep-checkpoints, or use 'convex'")
 
-    def add(
-        self, number: int, path: ConvexTrajectory, info: Mapping[str, Any], checkpoints: Tensor | None = None
-    ) -> None:
-        """Writes expert ``number``; ``checkpoints (K + 1, P)`` are kept beside the convex path if given."""
-        if path.shapes != self.shapes:
-            raise InputError(f"path: expert {number} has other parameter shapes than the store; use one store a model")
-        tensors = {"waypoints": path.waypoints.cpu().contiguous(), "progress": path.progress.contiguous()}
-        if checkpoints is not None:
-            tensors["checkpoints"] = checkpoints.cpu().contiguous()
-        file = self.path / f"expert_{number:05d}.safetensors"
-        try:
-            atomic_write(file, lambda temporary: save_file(tensors, str(temporary)))
-            entry = {"file": file.name, "sha256": sha256_file(file), "bytes": file.stat().st_size, "info": dict(info)}
-            self.manifest["experts"][str(number)] = entry
-            write_json(self.path / MANIFEST, self.manifest)
-        except (OSError, SafetensorError) as error:
+    def verify(self) -> None:
+        """Reads everything: the hash of every shard, every path, every drawn theta_0.
+
+        Raises:
+            InputError: naming every expert that is damaged.
+        """
+        self._verified.clear()
+        self._verified_starts.clear()
+        self._cache.clear()
+        broken = []
+        for i in range(len(self)):
+            try:
+                self.trajectory(i)
+            except InputError as error:
+                broken.append(str(error).removeprefix("trajectories: "))
+        if broken:
             raise InputError(
-                f"out: cannot write {file} ({error}); free some space or choose another folder, finished experts are kept"
-            ) from error
+                f"trajectories: {len(broken)} of {len(self)} experts cannot be read: " + " | ".join(broken)
+            )
+
+    def _cached(self, entry: Mapping[str, Any], file: Path) -> ConvexTrajectory:
+        path = self._cache.pop(file.name, None)
+        if path is None:
+            with _naming(file):
+                path = self._decode(entry, file)
+        self._cache[file.name] = path
+        total = sum(kept.waypoints.nbytes for kept in self._cache.values())
+        while total > self.cache_bytes and self._cache:
+            _, dropped = self._cache.popitem(last=False)
+            total -= dropped.waypoints.nbytes
+        return path
+
+    def _decode(self, entry: Mapping[str, Any], file: Path) -> ConvexTrajectory:
+        shapes = self.shapes
+        with safe_open(str(file), framework="pt") as shard:
+            tensors = {name: shard.get_tensor(name) for name in shard.keys() if name != "checkpoints"}  # noqa: SIM118
+        if self.manifest["format_version"] == 1:
+            return ConvexTrajectory(tensors["waypoints"], tensors["progress"], shapes)
+        encoding, origin = find_encoding(entry["encoding"]), entry["origin"]
+        if origin["kind"] == "seed":
+            start = self._drawn(file, origin)
+        else:
+            parts = {name.removeprefix("start_"): part for name, part in tensors.items() if name.startswith("start_")}
+            start = find_encoding(origin["encoding"]).decode(parts, shapes)
+        stacked = {name: tensors[name] for name in tensors if name != "progress" and not name.startswith("start_")}
+        points = [start]
+        for j in range(min(len(part) for part in stacked.values())):
+            point = encoding.decode({name: part[j] for name, part in stacked.items()}, shapes)
+            points.append(points[-1] + point if encoding.relative else point)
+        return ConvexTrajectory(torch.stack(points), tensors["progress"], shapes)
+
+    def _drawn(self, file: Path, origin: Mapping[str, Any]) -> Tensor:
+        if origin["generator"] != GENERATOR:
+            raise InputError(
+                f"trajectories: {file} begins with generator {origin['generator']!r}, this release knows {GENERATOR!r}; "
+                "use a matching release of mct_fast"
+            )
+        start = draw(plan_from_json(self.manifest["init"]), self.shapes, int(origin["seed"]))
+        if file.name not in self._verified_starts:
+            if _sha256(start) != origin["sha256"]:
+                raise InputError(
+                    f"trajectories: theta_0 of {file}, drawn from seed {origin['seed']}, does not match the SHA-256 in "
+                    f"{MANIFEST}; use the release of mct_fast that wrote the store, or train this expert again"
+                )
+            self._verified_starts.add(file.name)
+        return start
 
     def _entry(self, i: int) -> dict[str, Any]:
         numbers = self.experts
@@ -150,16 +259,269 @@ class TrajectoryStore:
             raise IndexError(f"expert {i} of {len(numbers)}")
         return self.manifest["experts"][str(numbers[i])]
 
-    def _read(self, entry: Mapping[str, Any], *names: str) -> dict[str, Tensor]:
-        """Those of the tensors ``names`` that the shard holds."""
+    def _check_file(self, entry: Mapping[str, Any]) -> Path:
+        """The shard of ``entry``, once its bytes are known to be those that were written."""
         file = self.path / entry["file"]
-        if not file.is_file():
-            raise InputError(f"trajectories: {file} is missing; restore it or train this expert again")
-        if file.name not in self._verified:
+        try:
+            status = file.stat()
+        except OSError as error:
+            raise InputError(f"trajectories: {file} is missing; restore it or train this expert again") from error
+        seen = (status.st_ino, status.st_size, status.st_mtime_ns)
+        if self._verified.get(file.name) != seen:
+            self._cache.pop(file.name, None)
+            if status.st_size != entry["bytes"]:
+                raise InputError(
+                    f"trajectories: {file} has {status.st_size} bytes, not {entry['bytes']}; "
+                    "the file is damaged, restore or retrain it"
+                )
             if sha256_file(file) != entry["sha256"]:
                 raise InputError(
                     f"trajectories: {file} does not match its SHA-256; the file is damaged, restore or retrain it"
                 )
-            self._verified.add(file.name)
-        with safe_open(str(file), framework="pt") as shard:
-            return {name: shard.get_tensor(name) for name in shard.keys() if name in names}  # noqa: SIM118 (not a dict)
+            self._verified[file.name] = seen
+        return file
+
+    # Writing
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[None]:
+        """Keeps every other writer out; within it ``manifest`` is what is on disk.  :meth:`add` enters it by itself.
+
+        Raises:
+            InputError: another process is writing to the store; the error names it.
+        """
+        if self._writing:
+            self._writing += 1
+            try:
+                yield
+            finally:
+                self._writing -= 1
+            return
+        with exclusive(self.path / _LOCK, f"out: {self.path}"):
+            self.manifest = _read_manifest(self.path / MANIFEST)
+            for file in self.path.iterdir():
+                if _TEMPORARY.fullmatch(file.name):  # left by a killed process
+                    file.unlink(missing_ok=True)
+            self._writing = 1
+            try:
+                yield
+            finally:
+                self._writing = 0
+
+    def add(
+        self,
+        number: int,
+        path: ConvexTrajectory,
+        info: Mapping[str, Any],
+        checkpoints: Tensor | None = None,
+        *,
+        encoding: str = "float32",
+        init_seed: int | None = None,
+        start_encoding: str = "float32",
+    ) -> None:
+        """Writes expert ``number`` in float32 or fewer bytes.
+
+        ``checkpoints (K + 1, P)`` are kept beside the convex path if given, in float32.  ``encoding``: a name of
+        :data:`ENCODINGS`, for the waypoints after the first.  ``init_seed``: the seed from which the store's ``init`` draws
+        the first, which then takes no space; without it, ``start_encoding`` keeps the first (float32: 4 bytes a
+        parameter, fp16: 2).  Each waypoint is encoded against the decoded one before, so errors do not add up.
+        """
+        if path.shapes != self.shapes:
+            raise InputError(f"path: expert {number} has other parameter shapes than the store; use one store a model")
+        waypoints = path.waypoints.cpu().float()
+        if not bool(torch.isfinite(waypoints).all()):
+            raise InputError(f"path: expert {number} is not finite; lower lr_teacher if the expert diverged")
+        origin, start_parts = self._begin(waypoints[0], init_seed, start_encoding)
+        start = (
+            waypoints[0] if init_seed is not None else find_encoding(start_encoding).decode(start_parts, self.shapes)
+        )
+        coded = find_encoding(encoding)
+        parts, points = _encode(coded, start, waypoints[1:], self.shapes)
+        decoded = ConvexTrajectory(points, path.progress, path.shapes)
+        whole = ConvexTrajectory(waypoints, path.progress, path.shapes)
+        tensors = {"progress": path.progress, **{f"start_{name}": part for name, part in start_parts.items()}, **parts}
+        if checkpoints is not None:
+            tensors["checkpoints"] = checkpoints.cpu().float()
+        order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
+        try:
+            noted = json.loads(json.dumps(dict(info), allow_nan=False))
+        except (TypeError, ValueError) as error:
+            raise InputError(
+                f"info: of expert {number} is not plain JSON ({error}); leave NaN and objects out"
+            ) from error
+        file = self.path / f"expert_{number:05d}.safetensors"
+        with self.writing():
+            if self.manifest["format_version"] != FORMAT_VERSION:
+                raise InputError(
+                    f"out: {self.path / MANIFEST} is of format {self.manifest['format_version']}, which is read but not "
+                    "extended; choose an empty folder"
+                )
+            if str(number) in self.manifest["experts"]:
+                raise InputError(f"number: {self.path} holds expert {number} already; give another number")
+            digest = write_safetensors(file, {name: tensors[name] for name in order})
+            entry = {
+                "file": file.name,
+                "sha256": digest,
+                "bytes": file.stat().st_size,
+                "encoding": coded.name,
+                "origin": origin,
+                "error": _error(whole, decoded),
+                "info": noted,
+            }
+            added = {**self.manifest, "experts": {**self.manifest["experts"], str(number): entry}}
+            try:
+                self._write_manifest(added)
+            except BaseException:
+                file.unlink(missing_ok=True)
+                raise
+            self.manifest = added
+
+    def _begin(self, start: Tensor, seed: int | None, start_encoding: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+        """The note about theta_0 and what of it is stored."""
+        if seed is None:
+            encoding = find_encoding(start_encoding, "start_encoding")
+            return {"kind": "stored", "encoding": encoding.name}, encoding.encode(start, self.shapes)
+        plan = self.manifest.get("init")
+        if plan is None:
+            raise InputError(
+                f"init_seed: {self.path} does not say how parameters are drawn; create the store with 'init', or leave it out"
+            )
+        digest = _sha256(start)
+        if _sha256(draw(plan_from_json(plan), self.shapes, seed)) != digest:
+            raise InputError(f"init_seed: {seed} does not draw the path's first point; leave init_seed out")
+        return {"kind": "seed", "seed": str(seed), "generator": GENERATOR, "sha256": digest}, {}
+
+    def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
+        # One line an expert.  The checksum is that of the file with its own digits zero.
+        lines = [f'"format_version": {manifest["format_version"]}', f'"checksum": "{_BLANK}"']
+        for key, value in manifest.items():
+            if key == "experts":
+                rows = [f"{json.dumps(number)}: {_compact(entry)}" for number, entry in value.items()]
+                lines.append('"experts": {\n' + ",\n".join(rows) + "\n}")
+            elif key not in ("format_version", "checksum"):
+                lines.append(f"{json.dumps(key)}: {_compact(value)}")
+        text = "{\n" + ",\n".join(lines) + "\n}\n"
+        digest = hashlib.sha256(text.encode()).hexdigest()
+        content = text.replace(_BLANK, digest, 1).encode()
+        atomic_write(self.path / MANIFEST, lambda temporary: _write_bytes(temporary, content))
+
+
+def _read_manifest(file: Path) -> dict[str, Any]:
+    manifest = read_json(file)
+    version = manifest.get("format_version") if isinstance(manifest, dict) else None
+    if version not in _READABLE:
+        raise InputError(
+            f"trajectories: {file} has format version {version}, this release reads "
+            f"{' and '.join(map(str, _READABLE))}; use a matching release of mct_fast"
+        )
+    missing = [key for key in _REQUIRED if key not in manifest]
+    if missing:
+        raise InputError(f"trajectories: {file} lacks {', '.join(missing)}; the file is damaged, restore it")
+    if version > 1:
+        # Without its checksum (null) the file is taken as it is: whoever edits it by hand can say so.
+        checksum = manifest.pop("checksum", "")
+        if checksum is not None:
+            text = file.read_bytes()
+            if hashlib.sha256(text.replace(str(checksum).encode(), _BLANK.encode(), 1)).hexdigest() != checksum:
+                raise InputError(
+                    f"trajectories: {file} does not match its checksum, the shards are untouched; "
+                    "restore it, or set its checksum to null if you changed it yourself"
+                )
+    _check_entries(file, version, manifest["experts"])
+    return manifest
+
+
+def _check_entries(file: Path, version: int, experts: Any) -> None:
+    if not isinstance(experts, dict):
+        raise InputError(f"trajectories: {file} has no table of experts; the file is damaged, restore it")
+    needed = {"file", "sha256", "bytes", "info"} | ({"encoding", "origin", "error"} if version > 1 else set())
+    names: set[str] = set()
+    for number, entry in experts.items():
+        if not number.isdecimal() or not isinstance(entry, dict) or not needed <= entry.keys():
+            raise InputError(
+                f"trajectories: {file} says too little about expert {number}; the file is damaged, restore it"
+            )
+        name = entry["file"]
+        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*\.safetensors", name):
+            raise InputError(
+                f"trajectories: {file} names {name!r} for expert {number}, which is no file of this folder; restore the manifest"
+            )
+        if name in names:
+            raise InputError(f"trajectories: {file} names {name} as two experts; restore the manifest")
+        names.add(name)
+
+
+def _same_data(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    if a.get("fingerprint") is not None and b.get("fingerprint") is not None:
+        return a["fingerprint"] == b["fingerprint"]
+    common = (a.keys() & b.keys()) - {"data_path", "fingerprint"}
+    return all(a[key] == b[key] for key in common)
+
+
+@contextlib.contextmanager
+def _naming(file: Path) -> Iterator[None]:
+    """Errors about a shard's content name the shard."""
+    try:
+        yield
+    except InputError as error:
+        if file.name in str(error):
+            raise
+        raise InputError(f"trajectories: {file} does not fit its manifest ({error})") from error
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError, RuntimeError) as error:
+        text = str(error).replace("\n", " ")
+        raise InputError(
+            f"trajectories: {file} is no shard of this format ({type(error).__name__}: {text}); restore or retrain it"
+        ) from error
+
+
+def _encode(
+    encoding: Encoding, start: Tensor, waypoints: Tensor, shapes: Sequence[torch.Size]
+) -> tuple[dict[str, Tensor], Tensor]:
+    """What is stored of the waypoints after the first, and all as they will be read: ``(w, P)``."""
+    points, coded = [start], []
+    for waypoint in waypoints:
+        parts = encoding.encode(waypoint - points[-1] if encoding.relative else waypoint, shapes)
+        decoded = encoding.decode(parts, shapes)
+        points.append(points[-1] + decoded if encoding.relative else decoded)
+        coded.append(parts)
+    return {name: torch.stack([parts[name] for parts in coded]) for name in coded[0]}, torch.stack(points)
+
+
+def _error(whole: ConvexTrajectory, decoded: ConvexTrajectory) -> dict[str, Any]:
+    """See :meth:`TrajectoryStore.entry`."""
+    epochs = whole.epochs
+    lengths = [m for m in (1, 2, 4) if m <= epochs]
+    starts = sorted({round(share * (epochs - lengths[-1]), 3) for share in (0, 0.25, 0.5, 0.75, 1)})
+
+    def at(t: float) -> tuple[Tensor, Tensor]:
+        true = whole.at(t).double()
+        return true, decoded.at(t).double() - true
+
+    error: dict[str, Any] = {"expert_epochs": lengths, "start": starts, "point": [], "segment": []}
+    begins = [at(t) for t in starts]
+    for length in lengths:
+        point, segment = [], []
+        for t, (begin, off_begin) in zip(starts, begins, strict=True):
+            end, off_end = at(t + length)
+            size = float((end - begin).norm())
+            point.append(_share(float(off_end.norm()), size))
+            segment.append(_share(float((off_end - off_begin).norm()), size))
+        error["point"].append(point)
+        error["segment"].append(segment)
+    return error
+
+
+def _share(error: float, size: float) -> float | None:
+    return float(f"{error / size:.3g}") if size > 0 else None
+
+
+def _sha256(params: Tensor) -> str:
+    return hashlib.sha256(params.contiguous().numpy().astype("<f4", copy=False).data).hexdigest()
+
+
+def _compact(value: Any) -> str:
+    return json.dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+
+
+def _write_bytes(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
