@@ -10,7 +10,7 @@ from pathlib import Path
 
 import tyro
 
-from bench import experts, ops, vs_mtt
+from bench import experts, ops, storage, vs_mtt
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ def main(words: Sequence[str] | None = None) -> int:
         vs_mtt.main(["--accuracy", "--ipc", "1", "--steps", "1", "20", "--seeds", "2", *common("accuracy")]),
         experts.main(["--images", "1024", "--rounds", "3", "--budget", "10", *clone, *common("experts")]),
         ops.main(["--seconds", "0.05", "--shapes", "1", "10", *common("ops")]),
+        storage.main(["--parts", "sizes", "reading", "--experts", "1", "--readings", "20", *common("storage")]),
     )
     return next((status for status in statuses if status), 0)
 

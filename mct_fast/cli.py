@@ -106,18 +106,22 @@ def _experts(words: list[str]) -> None:
 
 
 def _compress(words: list[str]) -> None:
-    """Convexify checkpoints that exist already, MTT's replay_buffer_*.pt."""
-    from mct_fast.compress import compress
+    """Make a store of experts that exist (MTT, MCT), or MTT's files of a store."""
+    from mct_fast.compress import compress, to_mtt
 
     @dataclasses.dataclass(frozen=True)
     class Arguments:
-        """Convexify the checkpoints in MTT's replay_buffer_*.pt files into a trajectory store."""
+        """Convexify MTT's replay_buffer_N.pt, or take over the waypoint and step files of the official MCT code.
+
+        The result is the trajectory store --out. The same command again goes on where a failed one stopped.
+        With --to-mtt FOLDER the source is a store, and replay_buffer_N.pt for MTT's distill.py are written.
+        """
 
         source: Positional[Path]
-        """A replay_buffer_*.pt file or the folder that holds them."""
-        out: Path
+        """A replay_buffer_N.pt or waypoint_buffer_N.pt, or the folder that holds them; with --to-mtt a store."""
+        out: Path | None = None
         """Folder of the trajectory store to write."""
-        dataset: str
+        dataset: str | None = None
         """Name of the dataset that the experts were trained on, e.g. cifar10."""
         data_path: str | None = None
         """Folder that holds the dataset."""
@@ -126,6 +130,8 @@ def _compress(words: list[str]) -> None:
         model: str | None = None
         """The network as JSON, e.g. '{"name": "ConvNet", "depth": 4, "image_size": 64, "num_classes": 200}'.
         Left out, a ConvNet is recognised from its shapes."""
+        files: str | None = None
+        """Which files of a folder, e.g. waypoint_buffer_ip4. Left out, replay_buffer, else the only kind there is."""
         waypoints: int = 2
         """Checkpoints that the convex path runs through: 2 is the paper's, 4 the official code's default."""
         schedule: str = "arc_length"
@@ -134,21 +140,42 @@ def _compress(words: list[str]) -> None:
         """Average each later waypoint with its neighbours, as the official code does."""
         keep_checkpoints: bool = False
         """Also keep every checkpoint (about 25 times the space), which MTT needs."""
+        encoding: str = "fp16"
+        """How experts are stored: fp16, int8 (half the space), int4 (a quarter), float32 (exact, twice the space)."""
+        start_encoding: str = "float32"
+        """How an expert's first parameters are stored, whose seed nobody knows: float32 (exact), or as above."""
+        to_mtt: Path | None = None
+        """Write MTT's files into this folder: the kept checkpoints, or the convex path at whole epochs."""
+        per_file: int = 10
+        """Experts a file with --to-mtt: what memory holds at once."""
 
     given = _parse("compress", Arguments, words)
-    store = compress(
-        given.source,
-        given.out,
-        dataset=given.dataset,
-        data_path=given.data_path,
-        zca=given.zca,
-        model=_json_object("model", given.model),
-        waypoints=given.waypoints,
-        schedule=given.schedule,
-        smooth=given.smooth,
-        keep_checkpoints=given.keep_checkpoints,
-        progress=_progress(),
-    )
+    if given.to_mtt is not None:
+        if given != Arguments(given.source, to_mtt=given.to_mtt, per_file=given.per_file):
+            raise InputError("to_mtt: the store says all else; leave out every option but --to-mtt and --per-file")
+        written = to_mtt(given.source, given.to_mtt, per_file=given.per_file, progress=_progress())
+        _print_rows(_written_rows(given.to_mtt, written))
+        return
+    if given.out is None or given.dataset is None:
+        name = "out" if given.out is None else "dataset"
+        raise InputError(f"{name}: missing; give --out STORE and --dataset NAME, or --to-mtt FOLDER")
+    with _resumable("the same command again goes on with the experts that are missing"):
+        store = compress(
+            given.source,
+            given.out,
+            dataset=given.dataset,
+            data_path=given.data_path,
+            zca=given.zca,
+            model=_json_object("model", given.model),
+            files=given.files,
+            waypoints=given.waypoints,
+            schedule=given.schedule,
+            smooth=given.smooth,
+            keep_checkpoints=given.keep_checkpoints,
+            encoding=given.encoding,
+            start_encoding=given.start_encoding,
+            progress=_progress(),
+        )
     _print_rows(_store_rows(store))
 
 
@@ -284,25 +311,83 @@ def _report(words: list[str]) -> None:
 def _inspect(words: list[str]) -> None:
     """Say what a trajectory store, a run or a distilled set holds."""
     from mct_fast.run import CONFIG
-    from mct_fast.trajectory import TrajectoryStore
 
     @dataclasses.dataclass(frozen=True)
     class Arguments:
-        """Say what a trajectory store, a run or a distilled set holds."""
+        """Say what a trajectory store, a run or a distilled set holds.
+
+        Of a store also the accuracy of the networks along the path: SGD's checkpoints, where they were kept, against the
+        convex path. All options are for stores.
+        """
 
         path: Positional[Path]
         """Folder of a trajectory store, a run or a distilled set."""
+        accuracy: bool = True
+        """Evaluate networks along the path."""
+        data_path: str | None = None
+        """Folder that holds the dataset; left out, the one noted with the experts."""
+        split: str | None = None
+        """The split to evaluate on: test or val. Left out, val, or test where there is none."""
+        samples: int = 500
+        """Random images of the split to evaluate on."""
+        experts: int = 1
+        """Experts to evaluate."""
+        points: int = 11
+        """Whole epochs to evaluate, from the first to the last; after each, also a time half an epoch on."""
+        verify: bool = False
+        """Check every file against its SHA-256."""
+        out: Path | None = None
+        """Picture (PNG) to write: pace of each layer, accuracy along the path."""
+        json: bool = False
+        """Print everything as JSON instead."""
+        device: str = "cpu"
+        """Where to compute, e.g. 'cpu' or 'cuda'."""
 
-    path = _parse("inspect", Arguments, words).path
+    given = _parse("inspect", Arguments, words)
+    path = given.path
     if not path.is_dir():
         raise InputError(f"path: {path} is no folder; give a trajectory store, a run or a distilled set")
     if (path / "manifest.json").is_file():
-        _print_rows(_store_rows(TrajectoryStore.open(path)))
-    elif (path / CONFIG).is_file():
+        _inspect_store(given)
+        return
+    if given != Arguments(path):
+        raise InputError(f"path: {path} is no trajectory store, which every other option is for; leave them out")
+    if (path / CONFIG).is_file():
         _print_rows(_run_rows(path))
     else:
         distilled, _ = _distilled_at(path)
         _print_rows(_distilled_rows(distilled))
+
+
+def _inspect_store(given: Any) -> None:
+    from rich.console import Console
+
+    from mct_fast.inspect import draw, inspect_store, rows, show
+
+    report = inspect_store(
+        given.path,
+        accuracy=given.accuracy,
+        data_path=given.data_path,
+        split=given.split,
+        samples=given.samples,
+        experts=given.experts,
+        points=given.points,
+        verify=given.verify,
+        device=given.device,
+        progress=_progress(),
+    )
+    if given.json:
+        print(json.dumps(report.json(), indent=1, ensure_ascii=False))
+    else:
+        _print_rows(rows(report))
+        show(report, Console())
+    if given.out is not None:
+        draw(report, given.out)
+    if report.broken:
+        raise InputError(
+            f"verify: {len(report.broken)} of {report.experts} files of {given.path} are damaged or missing "
+            f"({', '.join(report.broken)}); restore them or train these experts again"
+        )
 
 
 def _presets(words: list[str]) -> None:
@@ -523,29 +608,24 @@ def _progress() -> Any:
     return for_stream()
 
 
-def _store_rows(store: Any) -> list[tuple[str, ...]]:
-    from statistics import fmean
+def _store_rows(store: Any) -> list[tuple[str, str]]:
+    from mct_fast.inspect import inspect_store, rows
 
-    manifest = store.manifest
-    parameters = sum(shape.numel() for shape in store.shapes)
-    rows = [
-        ("store", str(store.path)),
-        ("experts", str(len(store))),
-        ("dataset", str(manifest["dataset"]["name"])),
-        ("network", ", ".join(f"{key} {value}" for key, value in manifest["model"].items())),
-        ("parameters", f"{parameters:,} in {len(store.shapes)} tensors"),
-        ("recipe", ", ".join(f"{key} {value}" for key, value in manifest["recipe"].items())),
-    ]
-    if len(store):
-        mtt = 51 * 4 * parameters * len(store)
-        rows.append(("size", f"{store.nbytes:,} bytes; MTT's 51 checkpoints would take {mtt / store.nbytes:.1f} times"))
-        rows.append(("epochs", str(store[0].epochs)))
-        accuracies = [info["accuracy"] for info in map(store.info, range(len(store))) if "accuracy" in info]
-        if accuracies:
-            rows.append(
-                ("accuracy", f"{100 * fmean(accuracies):.1f} % on average, {100 * min(accuracies):.1f} % the worst")
+    return rows(inspect_store(store, accuracy=False))
+
+
+def _written_rows(folder: Path, written: Any) -> list[tuple[str, str]]:
+    result = [("folder", str(folder)), ("files", f"{len(written.files)}, from {written.files[0].name} on")]
+    if written.checkpoints:
+        result.append(("experts", f"{written.checkpoints} with every checkpoint of SGD, bit for bit"))
+    if written.convex:
+        result.append(
+            (
+                "experts",
+                f"{written.convex} as points of the convex path at whole epochs: the store keeps no checkpoints",
             )
-    return rows
+        )
+    return result
 
 
 def _run_rows(path: Path) -> list[tuple[str, ...]]:
@@ -585,8 +665,9 @@ def _percent(mean: float, std: float) -> str:
     return f"{100 * mean:.1f} ± {100 * std:.1f} %"
 
 
-def _print_rows(rows: Sequence[tuple[str, ...]]) -> None:
+def _print_rows(rows: Iterable[tuple[str, ...]]) -> None:
     """Rows of cells in aligned columns."""
+    rows = list(rows)
     columns = max(len(row) for row in rows)
     widths = [max((len(row[i]) for row in rows if i < len(row)), default=0) for i in range(columns - 1)]
     for row in rows:

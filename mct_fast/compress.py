@@ -1,10 +1,11 @@
-"""Stage 2 for paths that exist already: convexify checkpoints, MTT's ``replay_buffer_*.pt`` among them."""
+"""Stage 2 for paths that exist already: the experts of MTT's and MCT's own code become a store, and a store MTT's files."""
 
 from __future__ import annotations
 
 import math
-import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
 from itertools import zip_longest
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,16 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mct_fast.buffers import Fit, Source, StoredExpert, find, write_experts
 from mct_fast.data.datasets import REGISTRY
 from mct_fast.errors import InputError
 from mct_fast.models import ConvNet, FunctionalModel, build_model, model_spec
 from mct_fast.progress import Progress, quiet
-from mct_fast.trajectory import ConvexTrajectory, DiscreteTrajectory, TrajectoryStore
+from mct_fast.trajectory import Trajectory, TrajectoryStore
+from mct_fast.trajectory.encoding import find_encoding
+
+MTT_EXPERTS_A_FILE = 10
+"""What ``--save_interval`` of MTT's buffer.py is by default."""
 
 
 def compress(
@@ -27,38 +33,169 @@ def compress(
     data_path: str | None = None,
     zca: bool = False,
     model: Mapping[str, Any] | None = None,
+    files: str | None = None,
     waypoints: int = 2,
     schedule: str = "arc_length",
     smooth: bool = False,
     keep_checkpoints: bool = False,
+    encoding: str = "fp16",
+    start_encoding: str = "float32",
     progress: Progress = quiet(),  # noqa: B008 (stateless)
 ) -> TrajectoryStore:
-    """Turns checkpoints into a :class:`TrajectoryStore` at ``out``.
+    """Turns experts that exist into a :class:`TrajectoryStore` at ``out``.
 
-    ``source``: a ``replay_buffer_*.pt`` of MTT (a list of experts, each a list of epochs, each a list of tensors) or a folder
-    of them; files are read one at a time, with ``weights_only=True``: a file that needs unpickling of code is refused.
-    ``dataset``, ``data_path`` and ``zca`` say what the experts were trained on.  ``model``: spec of the network; left out, a
-    ConvNet is recognised from its shapes.  Other arguments: :meth:`ConvexTrajectory.fit`.
+    ``source``: a file or a folder of MTT's ``replay_buffer_N.pt`` (of the kind ``files``, see :func:`mct_fast.buffers.find`),
+    or of the ``waypoint_buffer*_N.pt`` and ``step_buffer*_N.pt`` of the official MCT code, whose paths are taken as they are.
+    Files are read one at a time and never run.  ``dataset``, ``data_path`` and ``zca`` say what the experts were trained on.
+    ``model``: spec of the network; left out, a ConvNet is recognised from its shapes.  ``encoding`` of the waypoints after the
+    first and ``start_encoding`` of the first, whose seed nobody knows: see :meth:`TrajectoryStore.add`.  Other arguments:
+    :meth:`ConvexTrajectory.fit`.
+
+    Experts that ``out`` already holds are compared with the source and not written again, so the same call goes on after a
+    failure.  Raises :class:`InputError` that names the file, and keeps the experts that came before.
     """
+    for argument, name in (("encoding", encoding), ("start_encoding", start_encoding)):
+        find_encoding(name, argument)
     canonical, _ = REGISTRY.find(dataset)  # a misspelt name would be noticed only when the store is used
-    files = _files(Path(source))
+    found = find(Path(source), files)
+    fit = Fit(waypoints, schedule, smooth)
+    if not found.has_checkpoints and (keep_checkpoints or fit != Fit()):
+        raise InputError(
+            f"waypoints: {found.family} files hold finished paths; leave out --waypoints, --schedule, --smooth and "
+            "--keep-checkpoints, or compress the replay_buffer files"
+        )
     store: TrajectoryStore | None = None
+    first: StoredExpert | None = None
     number = 0
-    with progress.task("compress", len(files)) as bar:
-        for file in files:
-            for checkpoints in _experts(file):
-                if store is None:
-                    shapes = [t.shape for t in checkpoints[0]]
+    with progress.task("compress", len(found.files)) as bar, ExitStack() as locked:
+        for file in found.files:
+            for index, expert in enumerate(found.experts(file)):
+                if store is None or first is None:
+                    first = expert
+                    shapes = list(expert.shapes)
                     spec = _full_spec(model, shapes) if model is not None else recognise_convnet(shapes, canonical)
-                    store = _begin(out, spec, dataset, data_path, zca, waypoints, schedule, smooth)
-                path = ConvexTrajectory.fit(checkpoints, waypoints, schedule, smooth)
-                kept = DiscreteTrajectory(checkpoints).checkpoints if keep_checkpoints else None
-                store.add(number, path, {"source": file.name}, kept)
+                    kept_as = {
+                        "keep_checkpoints": keep_checkpoints,
+                        "encoding": encoding,
+                        "start_encoding": start_encoding,
+                    }
+                    recipe = _recipe(found, expert, fit, kept_as)
+                    where = None if data_path is None else str(Path(data_path).expanduser().absolute())
+                    store = _begin(Path(out), spec, {"name": dataset, "data_path": where, "zca": zca}, recipe)
+                    locked.enter_context(store.writing())
+                _check_alike(f"{file} expert {index}", expert, first)
+                if number in store.experts:
+                    _check_same(store, number, expert, file)
+                else:
+                    info = {"source": file.name, "index": index, "sha256": expert.fingerprint()}
+                    kept = expert.checkpoints() if keep_checkpoints else None
+                    store.add(number, expert.path(fit), info, kept, encoding=encoding, start_encoding=start_encoding)
                 number += 1
-            bar.advance(1)
-    if store is None:
-        raise InputError(f"source: {source} holds no expert; give the files that MTT's buffer.py wrote")
+            bar.advance(1, experts=number)
+    assert store is not None  # find() gave a file, and a file without experts is refused
     return store
+
+
+@dataclass(frozen=True)
+class MTTFiles:
+    """What :func:`to_mtt` wrote."""
+
+    files: tuple[Path, ...]
+    checkpoints: int
+    """Experts written as SGD left them, epoch by epoch."""
+    convex: int
+    """Experts of which the store keeps no checkpoints, written as points of the convex path at whole epochs."""
+
+
+def to_mtt(
+    store: TrajectoryStore | str | Path,
+    folder: str | Path,
+    *,
+    per_file: int = MTT_EXPERTS_A_FILE,
+    progress: Progress = quiet(),  # noqa: B008 (stateless)
+) -> MTTFiles:
+    """Writes ``folder/replay_buffer_0.pt``, ... that MTT's ``distill.py`` reads, ``per_file`` experts each.
+
+    An expert whose checkpoints the store keeps is written bit for bit as it was trained; of any other the convex path is
+    written at whole epochs, which is not what SGD passed through.  Memory holds one file's experts, as in MTT itself.  Each
+    file is whole or absent.  Raises :class:`InputError` if the folder holds such files already.
+    """
+    if per_file < 1:
+        raise InputError(f"per_file: got {per_file}; give at least 1, MTT has {MTT_EXPERTS_A_FILE}")
+    store = store if isinstance(store, TrajectoryStore) else TrajectoryStore.open(store)
+    folder = Path(folder)
+    if not len(store):
+        raise InputError(f"source: {store.path} holds no expert; train or compress some first")
+    if any(folder.glob("replay_buffer_*.pt")):
+        raise InputError(
+            f"to_mtt: {folder} already holds replay_buffer files; choose an empty folder, nothing was written"
+        )
+    files, kept = [], 0
+    sizes = [shape.numel() for shape in store.shapes]
+    with progress.task("to MTT, experts", len(store)) as bar:
+        for begin in range(0, len(store), per_file):
+            experts = []
+            for i in range(begin, min(begin + per_file, len(store))):
+                path, exact = _best_path(store, i)
+                kept += exact
+                experts.append([_tensors(path.at(t), store.shapes, sizes) for t in range(path.epochs + 1)])
+                bar.advance(1)
+            file = folder / f"replay_buffer_{len(files)}.pt"
+            try:
+                write_experts(file, experts)
+            except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as RuntimeError
+                reason = str(error).splitlines()[0]
+                raise InputError(
+                    f"to_mtt: cannot write {file} ({reason}); free some space, the files before it are whole"
+                ) from error
+            files.append(file)
+    return MTTFiles(tuple(files), kept, len(store) - kept)
+
+
+def _best_path(store: TrajectoryStore, i: int) -> tuple[Trajectory, bool]:
+    """SGD's checkpoints and True, or the convex path and False."""
+    try:
+        return store.trajectory(i, "discrete"), True
+    except InputError:  # none were kept; if the file is damaged, the next line says so
+        return store.trajectory(i), False
+
+
+def _tensors(params: Tensor, shapes: tuple[torch.Size, ...], sizes: list[int]) -> list[Tensor]:
+    # Copies: torch.save writes the whole memory behind a view.
+    return [part.clone().view(shape) for part, shape in zip(params.split(sizes), shapes, strict=True)]
+
+
+def _recipe(source: Source, first: StoredExpert, fit: Fit, kept_as: Mapping[str, Any]) -> dict[str, Any]:
+    """What a second call must share with the first to go on in its store: the source, by content, and all arguments."""
+    how = asdict(fit) if source.has_checkpoints else {"path": "of the files"}
+    origin = {"files": source.family, "epochs": first.epochs, "first": first.fingerprint()}
+    return {"kind": "compressed", **how, **kept_as, "source": origin}
+
+
+def _begin(out: Path, spec: dict[str, Any], dataset: dict[str, Any], recipe: dict[str, Any]) -> TrajectoryStore:
+    shapes = [list(shape) for shape in FunctionalModel(build_model(spec)).shapes]
+    return TrajectoryStore.create(out, {"model": spec, "shapes": shapes, "dataset": dataset, "recipe": recipe})
+
+
+def _check_alike(where: str, expert: StoredExpert, first: StoredExpert) -> None:
+    if expert.shapes != first.shapes:
+        raise InputError(
+            f"source: {where} is another network than the first expert (other shapes); use one store a network"
+        )
+    if expert.epochs != first.epochs:
+        raise InputError(
+            f"source: {where} has {expert.epochs} epochs, the first expert {first.epochs}; "
+            "compress files of one length into one store"
+        )
+
+
+def _check_same(store: TrajectoryStore, number: int, expert: StoredExpert, file: Path) -> None:
+    noted = store.info(store.experts.index(number))
+    if noted.get("sha256") != expert.fingerprint():
+        raise InputError(
+            f"out: expert {number} of {store.path} came from {noted.get('source')} and differs from the one in {file}; "
+            "give the same files in the same order, or an empty folder"
+        )
 
 
 def _full_spec(model: Mapping[str, Any], shapes: list[torch.Size]) -> dict[str, Any]:
@@ -111,53 +248,3 @@ def _unrecognised() -> InputError:
     return InputError(
         "model: the checkpoints are no ConvNet of the default form; name the network with model=... (--model)"
     )
-
-
-def _begin(
-    out: str | Path,
-    spec: dict[str, Any],
-    dataset: str,
-    data_path: str | None,
-    zca: bool,
-    waypoints: int,
-    schedule: str,
-    smooth: bool,
-) -> TrajectoryStore:
-    shapes = [list(shape) for shape in FunctionalModel(build_model(spec)).shapes]
-    recipe = {"kind": "compressed", "waypoints": waypoints, "schedule": schedule, "smooth": smooth}
-    where = None if data_path is None else str(Path(data_path).expanduser().absolute())
-    origin = {"name": dataset, "data_path": where, "zca": zca}
-    return TrajectoryStore.create(out, {"model": spec, "shapes": shapes, "dataset": origin, "recipe": recipe})
-
-
-def _files(source: Path) -> list[Path]:
-    if source.is_file():
-        return [source]
-    files = sorted(source.glob("replay_buffer_*.pt"), key=lambda file: (len(file.name), file.name))
-    if not files:
-        raise InputError(f"source: {source} holds no replay_buffer_*.pt; give a buffer file of MTT or its folder")
-    return files
-
-
-def _experts(file: Path) -> Iterator[list[list[Tensor]]]:
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols; either it loads or it is refused
-            experts = torch.load(file, map_location="cpu", weights_only=True)
-    except Exception as error:  # a damaged or foreign file can fail in every layer of the reader
-        raise InputError(
-            f"source: {file} is not a plain file of tensors ({type(error).__name__}), and nothing in it was run; "
-            "give a buffer that torch.save wrote from lists of tensors"
-        ) from error
-    if not isinstance(experts, list) or not all(_well_formed(expert) for expert in experts):
-        raise InputError(
-            f"source: {file} is not a list of experts of epochs of tensors; give a file of MTT's buffer.py"
-        )
-    yield from experts
-
-
-def _well_formed(expert: object) -> bool:
-    return isinstance(expert, list) and len(expert) > 0 and all(
-        isinstance(epoch, list) and len(epoch) > 0 and all(isinstance(t, Tensor) and t.is_floating_point() for t in epoch)
-        for epoch in expert
-    )  # fmt: skip
