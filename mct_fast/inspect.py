@@ -325,9 +325,7 @@ def rows(report: StoreReport) -> list[tuple[str, str]]:
             ("theta_0", _counts(report.origins)),
         ]
     if report.error is not None:
-        found.append(
-            ("error", f"{report.error['median']:.2g} of a match's segment (median), {report.error['max']:.2g} at most")
-        )
+        found.append(("error", _error(report.error)))
     if report.epochs is not None:
         found.append(("epochs", f"{report.epochs}{', every checkpoint kept' if report.keeps_checkpoints else ''}"))
     if report.accuracy is not None:
@@ -420,6 +418,12 @@ def _draw_along(axis: Axes, report: StoreReport) -> None:
     axis.set_ylabel("%")
     axis.grid(color="#dddddd")
     axis.legend()
+
+
+def _error(error: Mapping[str, float]) -> str:
+    if error["max"] == 0:
+        return "none"
+    return f"{error['median']:.2g} of a match's segment (median), {error['max']:.2g} at most"
 
 
 def _verdict(report: StoreReport) -> str:
