@@ -191,6 +191,37 @@ def _classifier(rand: Rand, s: int, b: int, features: int, classes: int = 10) ->
     yield Case("linear_ce", text, (h, w, bias, y), gradient, 3 * flops)
     args = (h, hdot, w, wdot, bias, biasdot, y)
     yield Case("linear_ce_tangent", text, args, tangent, 8 * flops, note="PyTorch: jvp of grad, with the value itself")
+    yield from _binary(h, w, bias, hdot, wdot, biasdot, y, text, flops)
+
+
+def _binary(
+    h: Tensor, w: Tensor, bias: Tensor, hdot: Tensor, wdot: Tensor, biasdot: Tensor, y: Tensor, text: str, flops: float
+) -> Iterator[Case]:
+    """The same layer with binary cross-entropy of each output."""
+    weights = torch.full((2, y.shape[2]), 1.0 / y.shape[2])
+
+    def loss(point: Sequence[Tensor], row: Tensor) -> Tensor:
+        h, w, bias = point
+        return F.binary_cross_entropy_with_logits(F.linear(h, w, bias), row)
+
+    leaves = [tuple(t.detach().requires_grad_() for t in point) for point in zip(h, w, bias, strict=True)]
+
+    def gradient() -> list[Any]:
+        return [torch.autograd.grad(loss(leaf, row), leaf) for leaf, row in zip(leaves, y, strict=True)]
+
+    def tangent() -> list[Any]:
+        out = []
+        for i, row in enumerate(y):
+
+            def gradient_at(h: Tensor, w: Tensor, bias: Tensor, row: Tensor = row) -> Any:
+                return grad(loss)((h, w, bias), row)
+
+            out.append(jvp(gradient_at, (h[i], w[i], bias[i]), (hdot[i], wdot[i], biasdot[i])))
+        return out
+
+    yield Case("linear_bce", text, (h, w, bias, y, *weights), gradient, 3 * flops)
+    args = (h, hdot, w, wdot, bias, biasdot, y, *weights)
+    yield Case("linear_bce_tangent", text, args, tangent, 8 * flops, note="PyTorch: jvp of grad, with the value itself")
 
 
 def _flat(rand: Rand, s: int, width: int, image_size: int) -> Iterator[Case]:

@@ -386,6 +386,44 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_ce_tangent(con
   return {loss_dot, gh, ghdot, gwdot, gbdot, gydot};
 }
 
+std::tuple<Tensor, Tensor, Tensor, Tensor> linear_bce(const Tensor& h, const Tensor& w, const Tensor& b, const Tensor& y,
+                                                      const Tensor& pos, const Tensor& neg) {
+  const Checks check("h", h);
+  const mct::LinearShape s = check_linear(check, h, w, b, y);
+  check.activation("pos", pos, {s.K});
+  check.activation("neg", neg, {s.K});
+  Tensor loss = fresh({s.S}, check.dtype()), gh = fresh(h.sizes(), check.dtype());
+  Tensor gw = fresh(w.sizes(), check.dtype()), gb = fresh(b.sizes(), check.dtype());
+  by_dtype(check.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    mct::linear_bce<T>(s, data<T>(h), param<T>(w), param<T>(b), data<T>(y), data<T>(pos), data<T>(neg), out<T>(loss),
+                       out<T>(gh), out<T>(gw), out<T>(gb));
+  });
+  return {loss, gh, gw, gb};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_bce_tangent(
+    const Tensor& h, const Tensor& hdot, const Tensor& w, const Tensor& wdot, const Tensor& b, const Tensor& bdot,
+    const Tensor& y, const Tensor& pos, const Tensor& neg) {
+  const Checks check("h", h);
+  const mct::LinearShape s = check_linear(check, h, w, b, y);
+  check.activation("hdot", hdot, {s.S, s.B, s.F});
+  check.parameter("wdot", wdot, {s.S, s.K, s.F});
+  check.parameter("bdot", bdot, {s.S, s.K});
+  check.activation("pos", pos, {s.K});
+  check.activation("neg", neg, {s.K});
+  Tensor loss_dot = fresh({s.S}, check.dtype()), gh = fresh(h.sizes(), check.dtype());
+  Tensor ghdot = fresh(h.sizes(), check.dtype()), gwdot = fresh(w.sizes(), check.dtype());
+  Tensor gbdot = fresh(b.sizes(), check.dtype()), gydot = fresh(y.sizes(), check.dtype());
+  by_dtype(check.dtype(), [&](auto zero) {
+    using T = decltype(zero);
+    mct::linear_bce_tangent<T>(s, data<T>(h), data<T>(hdot), param<T>(w), param<T>(wdot), param<T>(b), param<T>(bdot),
+                               data<T>(y), data<T>(pos), data<T>(neg), out<T>(loss_dot), out<T>(gh), out<T>(ghdot),
+                               out<T>(gwdot), out<T>(gbdot), out<T>(gydot));
+  });
+  return {loss_dot, gh, ghdot, gwdot, gbdot, gydot};
+}
+
 // ------------------------------------------------------------------------------------------------ flat parameters
 
 // Returns L.
@@ -514,6 +552,12 @@ TORCH_LIBRARY(mct_fast, m) {
       "linear_ce_tangent(Tensor h, Tensor hdot, Tensor w, Tensor wdot, Tensor b, Tensor bdot, Tensor y)"
       " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
   m.def(
+      "linear_bce(Tensor h, Tensor w, Tensor b, Tensor y, Tensor pos, Tensor neg)"
+      " -> (Tensor, Tensor, Tensor, Tensor)");
+  m.def(
+      "linear_bce_tangent(Tensor h, Tensor hdot, Tensor w, Tensor wdot, Tensor b, Tensor bdot, Tensor y, Tensor pos,"
+      " Tensor neg) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
+  m.def(
       "matching_loss(Tensor theta, Tensor origin, Tensor end, Tensor frac, Tensor offsets, Tensor denom)"
       " -> (Tensor, Tensor)");
   m.def(
@@ -535,6 +579,8 @@ TORCH_LIBRARY_IMPL(mct_fast, CPU, m) {
   m.impl("block_tangent_backward", &block_tangent_backward);
   m.impl("linear_ce", &linear_ce);
   m.impl("linear_ce_tangent", &linear_ce_tangent);
+  m.impl("linear_bce", &linear_bce);
+  m.impl("linear_bce_tangent", &linear_bce_tangent);
   m.impl("matching_loss", &matching_loss);
   m.impl("sgd_step_", &sgd_step_);
   m.impl("arc_length", &arc_length);

@@ -23,7 +23,7 @@ from mct_fast import ops
 from mct_fast.errors import InputError
 from mct_fast.models import MLP, ConvNet, FunctionalModel
 from mct_fast.student import GenericStudent, Student, Tangent
-from mct_fast.tasks import Classification, Task
+from mct_fast.tasks import Classification, Head, Task
 
 NORM_EPS = 1e-5
 """PyTorch's default epsilon of the instance norm, which the reference ConvNet uses."""
@@ -67,9 +67,10 @@ class ConvPlan:
 
 @dataclass(frozen=True)
 class MLPPlan:
-    """The shape of an MLP: linear layers (inputs, ..., num_classes) with ReLU between them."""
+    """The shape of an MLP: linear layers (inputs, ..., num_classes) with ReLU between them, after a layer norm or none."""
 
     sizes: tuple[int, ...]
+    norm: bool = False
 
     @property
     def num_classes(self) -> int:
@@ -78,7 +79,15 @@ class MLPPlan:
     @property
     def shapes(self) -> tuple[tuple[int, ...], ...]:
         """Shapes of the parameters, in the order of the flat vector."""
-        return tuple(s for i, o in zip(self.sizes, self.sizes[1:], strict=False) for s in ((o, i), (o,)))
+        shapes: list[tuple[int, ...]] = []
+        for i, o in zip(self.sizes, self.sizes[1:], strict=False):
+            shapes += [(o, i), (o,)]
+            shapes += [(o,), (o,)] if self.norm and len(shapes) < self._each * (len(self.sizes) - 2) else []
+        return tuple(shapes)
+
+    @property
+    def _each(self) -> int:
+        return 4 if self.norm else 2
 
 
 @dataclass(frozen=True)
@@ -119,10 +128,10 @@ def plan_of(model: nn.Module | FunctionalModel) -> ConvPlan | MLPPlan | str:
     if type(module) is MLP:
         if module.activation != "relu":
             return f"MLP with activation={module.activation!r}: the operators have ReLU only"
-        if module.norm != "none":
-            return f"MLP with norm={module.norm!r}: the operators have none"
+        if module.norm not in ("layer", "none"):
+            return f"MLP with norm={module.norm!r}: the operators have layer norm or none"
         weights = [p for p in module.parameters() if p.dim() == 2]
-        return MLPPlan((weights[0].shape[1], *(w.shape[0] for w in weights)))
+        return MLPPlan((weights[0].shape[1], *(w.shape[0] for w in weights)), norm=module.norm == "layer")
     if type(module) is not ConvNet:
         return f"{type(module).__name__} is neither ConvNet nor MLP of mct_fast.models"
     if module.activation != "relu":
@@ -150,19 +159,23 @@ def supports(model: nn.Module | FunctionalModel) -> str | None:
 
 
 class FusedStudent:
-    """The `mct_fast.student.Student` of a ConvNet or MLP with mean cross-entropy, on `mct_fast.ops`.
+    """The `mct_fast.student.Student` of a ConvNet or MLP on `mct_fast.ops`, with the loss of `task` (cross-entropy).
 
-    Takes the model (for its shape only), or a plan. Images are (S, b, C, H, W), labels int64 (S, b) or floating
-    (S, b, k); parameters (S, P) in the order of ``model.parameters()``; float32 or float64. Raises InputError for a model
-    that the operators do not cover; `supports` tells without raising.
+    Takes the model (for its shape only), or a plan. Images are (S, b, C, H, W), an MLP's any (S, b, ...); labels int64
+    (S, b) or floating (S, b, k), as the task has them; parameters (S, P) in the order of ``model.parameters()``; float32
+    or float64. Raises InputError for a model that the operators do not cover; `supports` tells without raising.
     """
 
-    def __init__(self, model: nn.Module | FunctionalModel | ConvPlan | MLPPlan) -> None:
+    def __init__(self, model: nn.Module | FunctionalModel | ConvPlan | MLPPlan, task: Task | None = None) -> None:
         plan = model if isinstance(model, ConvPlan | MLPPlan) else plan_of(model)
         if isinstance(plan, str):
             raise InputError(f"model: {plan}; use GenericStudent")
         self.plan = plan
-        self._net: _Net = _ConvNet(plan) if isinstance(plan, ConvPlan) else _MLP(plan)
+        head = (task or Classification()).head()
+        if head is None:
+            raise InputError("task: has no loss on the operators; use GenericStudent")
+        self._head = head
+        self._net: _Net = _ConvNet(plan, self._head) if isinstance(plan, ConvPlan) else _MLP(plan, self._head)
         sizes = [math.prod(shape) for shape in plan.shapes]
         offsets = [0, *itertools.accumulate(sizes)]
         self._num_params = offsets[-1]
@@ -197,14 +210,14 @@ class FusedStudent:
             loss_dot, hvp, gxdot, gydot = self._net.tangent(
                 self._views(params, "params"), self._views(tangent, "tangent"), x, self._targets(x, y), tape
             )
-            return Tangent(loss_dot, self._flat(hvp), gxdot, gydot if soft else None)
+            return Tangent(loss_dot, self._flat(hvp), gxdot, gydot.view(y.shape) if soft else None)
 
     def logits(self, params: Tensor, x: Tensor) -> Tensor:
         """Outputs (S, n, k) of all networks on the same images (n, C, H, W)."""
         with _kernels_only():
             views = self._views(params, "params")
             students = params.shape[0]
-            chunk = max(1, _LOGITS_PIXELS // (students * x.shape[-1] * x.shape[-2]))
+            chunk = max(1, _LOGITS_PIXELS // (students * math.prod(x.shape[2:])))
             parts = [
                 self._net.logits(views, part.unsqueeze(0).expand(students, *part.shape)) for part in x.split(chunk)
             ]
@@ -231,11 +244,8 @@ class FusedStudent:
         return torch.cat([part.flatten(1) for part in parts], dim=1)
 
     def _targets(self, x: Tensor, y: Tensor) -> Tensor:
-        """Labels as (S, b, k) weights of the classes, of the images' dtype."""
-        if y.is_floating_point():
-            return y.to(x.dtype).contiguous()
-        targets = x.new_zeros(*y.shape, self.plan.num_classes)
-        return targets.scatter_(2, y.unsqueeze(2), 1)
+        """Labels as (S, b, k) targets of the outputs, of the images' dtype."""
+        return self._head.targets(y, self.plan.num_classes, x)
 
 
 class _Net(Protocol):
@@ -253,8 +263,8 @@ class _Net(Protocol):
 
 
 class _ConvNet:
-    def __init__(self, plan: ConvPlan) -> None:
-        self._plan = plan
+    def __init__(self, plan: ConvPlan, head: Head) -> None:
+        self._plan, self._head = plan, head
 
     def gradient(
         self, params: list[Tensor], x: Tensor, y: Tensor, keep: bool
@@ -268,7 +278,7 @@ class _ConvNet:
             saved.append((h, z, mean, rstd))
             h = p
         features = self._features(h)
-        loss, gf, gw, gb = ops.linear_ce(features, w, b, y)
+        loss, gf, gw, gb = self._head.gradient(features, w, b, y)
         gp = self._unfeatures(gf, h)
         grads = [gb, gw]
         cotangents: list[Tensor] = []
@@ -310,7 +320,7 @@ class _ConvNet:
             h, hdot = p, pdot
         assert hdot is not None
         features = self._features(h) if tape is None else tape.top
-        loss_dot, gf, gfdot, gwdot, gbdot, gydot = ops.linear_ce_tangent(
+        loss_dot, gf, gfdot, gwdot, gbdot, gydot = self._head.tangent(
             features, self._features(hdot), w, wdot, b, bdot, y
         )
         gp = self._unfeatures(gf, hdot) if tape is None else None
@@ -371,65 +381,148 @@ class _ConvNet:
         return g.view(s, b, c, h, w).permute(0, 1, 3, 4, 2).contiguous()
 
 
+@dataclass(frozen=True)
+class _Layer:
+    """One hidden layer of an MLP and what its forward pass leaves: input h, output `out`, and with a norm xhat and rstd."""
+
+    w: Tensor
+    b: Tensor
+    gamma: Tensor | None
+    h: Tensor
+    out: Tensor
+    xhat: Tensor | None
+    rstd: Tensor | None
+
+    @property
+    def kept(self) -> tuple[Tensor, ...]:
+        return tuple(t for t in (self.h, self.out, self.xhat, self.rstd) if t is not None)
+
+
 class _MLP:
-    def __init__(self, plan: MLPPlan) -> None:
-        self._plan = plan
+    """Linear layers with ReLU between them, after a layer norm or none; the norm's formulas are those of the blocks, each
+
+    row of features a plane: v = gamma xhat + beta, xhat = rstd (u - mean u), h' = max(v, 0).
+    """
+
+    def __init__(self, plan: MLPPlan, head: Head) -> None:
+        self._plan, self._head = plan, head
 
     def gradient(
         self, params: list[Tensor], x: Tensor, y: Tensor, keep: bool
     ) -> tuple[Tensor, list[Tensor], Tape | None]:
-        hidden = self._hidden(params, x)
-        loss, gh, gw, gb = ops.linear_ce(hidden[-1], params[-2], params[-1], y)
+        layers, top = self._forward(params, x)
+        loss, gh, gw, gb = self._head.gradient(top, params[-2], params[-1], y)
         grads = [gb, gw]
-        for i in reversed(range(len(hidden) - 1)):
-            gu = gh * (hidden[i + 1] > 0)
-            grads += [gu.sum(1), torch.bmm(gu.transpose(1, 2), hidden[i])]
+        for i, layer in reversed(list(enumerate(layers))):
+            gu = gh * (layer.out > 0)
+            if layer.gamma is not None:
+                assert layer.xhat is not None and layer.rstd is not None
+                grads += [gu.sum(1), (gu * layer.xhat).sum(1)]
+                gu = layer.rstd * _centred(layer.gamma * gu, layer.xhat)
+            grads += [gu.sum(1), torch.bmm(gu.transpose(1, 2), layer.h)]
             if i:
-                gh = torch.bmm(gu, params[2 * i])
-        return loss, grads[::-1], Tape(tuple((h,) for h in hidden), hidden[-1]) if keep else None
+                gh = torch.bmm(gu, layer.w)
+        return loss, grads[::-1], Tape(tuple(layer.kept for layer in layers), top) if keep else None
 
     def tangent(
         self, params: list[Tensor], dots: list[Tensor], x: Tensor, y: Tensor, tape: Tape | None
     ) -> tuple[Tensor, list[Tensor], Tensor, Tensor]:
-        hidden = self._hidden(params, x) if tape is None else [entry[0] for entry in tape.saved]
-        hdots = [torch.zeros_like(hidden[0])]
-        for i in range(len(hidden) - 1):
-            udot = torch.baddbmm(dots[2 * i + 1].unsqueeze(1), hidden[i], dots[2 * i].transpose(1, 2))
-            if i:
-                udot.baddbmm_(hdots[i], params[2 * i].transpose(1, 2))
-            hdots.append(udot * (hidden[i + 1] > 0))
-        loss_dot, gh, ghdot, gwdot, gbdot, gydot = ops.linear_ce_tangent(
-            hidden[-1], hdots[-1], params[-2], dots[-2], params[-1], dots[-1], y
+        layers, top = self._forward(params, x) if tape is None else (self._of_tape(params, tape), tape.top)
+        rows, hdot = self._rows(dots), None
+        hdots: list[Tensor | None] = []
+        xhatdots: list[Tensor | None] = []
+        rdots: list[Tensor | None] = []
+        for layer, (wdot, bdot, gammadot, betadot) in zip(layers, rows, strict=True):
+            hdots.append(hdot)
+            udot = torch.baddbmm(bdot.unsqueeze(1), layer.h, wdot.transpose(1, 2))
+            if hdot is not None:
+                udot.baddbmm_(hdot, layer.w.transpose(1, 2))
+            xhatdot = rdot = None
+            if layer.gamma is not None:
+                assert layer.xhat is not None and layer.rstd is not None
+                xhatdot = layer.rstd * _centred(udot, layer.xhat)
+                rdot = -layer.rstd.square() * (layer.xhat * udot).mean(2, keepdim=True)
+                udot = gammadot.unsqueeze(1) * layer.xhat + layer.gamma * xhatdot + betadot.unsqueeze(1)
+            xhatdots.append(xhatdot)
+            rdots.append(rdot)
+            hdot = udot * (layer.out > 0)
+        if hdot is None:
+            hdot = torch.zeros_like(top)
+        loss_dot, gh, ghdot, gwdot, gbdot, gydot = self._head.tangent(
+            top, hdot, params[-2], dots[-2], params[-1], dots[-1], y
         )
         grads = [gbdot, gwdot]
-        for i in reversed(range(len(hidden) - 1)):
-            mask = hidden[i + 1] > 0
+        for layer, (wdot, _, gammadot, _), hdot, xhatdot, rdot in reversed(
+            list(zip(layers, rows, hdots, xhatdots, rdots, strict=True))
+        ):
+            mask = layer.out > 0
             gu, gudot = gh * mask, ghdot * mask
-            gw = torch.bmm(gudot.transpose(1, 2), hidden[i])
-            if i:
-                gw.baddbmm_(gu.transpose(1, 2), hdots[i])
+            if layer.gamma is not None:
+                xhat, rstd = layer.xhat, layer.rstd
+                assert xhat is not None and rstd is not None and xhatdot is not None and rdot is not None
+                grads += [gudot.sum(1), (gudot * xhat + gu * xhatdot).sum(1)]
+                q = layer.gamma * gu
+                qdot = layer.gamma * gudot + gammadot.unsqueeze(1) * gu
+                inner = _centred(q, xhat)
+                innerdot = (
+                    qdot
+                    - qdot.mean(2, keepdim=True)
+                    - xhatdot * (q * xhat).mean(2, keepdim=True)
+                    - xhat * (qdot * xhat + q * xhatdot).mean(2, keepdim=True)
+                )
+                gu, gudot = rstd * inner, rdot * inner + rstd * innerdot
+            gw = torch.bmm(gudot.transpose(1, 2), layer.h)
+            if hdot is not None:
+                gw.baddbmm_(gu.transpose(1, 2), hdot)
             grads += [gudot.sum(1), gw]
-            gh = torch.bmm(gu, params[2 * i])
-            ghdot = torch.bmm(gudot, params[2 * i]).baddbmm_(gu, dots[2 * i])
+            gh = torch.bmm(gu, layer.w)
+            ghdot = torch.bmm(gudot, layer.w).baddbmm_(gu, wdot)
         return loss_dot, grads[::-1], ghdot.view(x.shape), gydot
 
     def logits(self, params: list[Tensor], x: Tensor) -> Tensor:
-        return torch.baddbmm(params[-1].unsqueeze(1), self._hidden(params, x)[-1], params[-2].transpose(1, 2))
+        return torch.baddbmm(params[-1].unsqueeze(1), self._forward(params, x)[1], params[-2].transpose(1, 2))
 
-    def _hidden(self, params: list[Tensor], x: Tensor) -> list[Tensor]:
-        """Inputs of each linear layer, (S, b, features)."""
+    def _rows(self, params: list[Tensor]) -> list[tuple[Tensor, Tensor, Tensor, Tensor]]:
+        """(weight, bias, gamma, beta) of each hidden layer; without a norm the last two are the first two again."""
+        each = 4 if self._plan.norm else 2
+        rows = [params[i : i + each] for i in range(0, len(params) - 2, each)]
+        return [(row[0], row[1], row[-2], row[-1]) for row in rows]
+
+    def _forward(self, params: list[Tensor], x: Tensor) -> tuple[list[_Layer], Tensor]:
+        """The hidden layers, and the input (S, b, features) of the last linear layer."""
         if x[0, 0].numel() != self._plan.sizes[0]:
             raise InputError(f"x: shape {tuple(x.shape)}, expected {self._plan.sizes[0]} numbers an image")
-        hidden = [x.flatten(2).contiguous()]
-        for w, b in zip(params[:-2:2], params[1:-2:2], strict=True):
-            hidden.append(torch.baddbmm(b.unsqueeze(1), hidden[-1], w.transpose(1, 2)).clamp_min_(0))
-        return hidden
+        h, layers = x.flatten(2).contiguous(), []
+        for w, b, gamma, beta in self._rows(params):
+            u = torch.baddbmm(b.unsqueeze(1), h, w.transpose(1, 2))
+            scale = xhat = rstd = None
+            if self._plan.norm:
+                u = u - u.mean(2, keepdim=True)
+                rstd = (u.square().mean(2, keepdim=True) + NORM_EPS).rsqrt()
+                xhat, scale = u * rstd, gamma.unsqueeze(1)
+                u = scale * xhat + beta.unsqueeze(1)
+            out = u.clamp_min_(0)
+            layers.append(_Layer(w, b, scale, h, out, xhat, rstd))
+            h = out
+        return layers, h
+
+    def _of_tape(self, params: list[Tensor], tape: Tape) -> list[_Layer]:
+        layers = []
+        for (w, b, gamma, _), (h, out, *norm) in zip(self._rows(params), tape.saved, strict=True):
+            xhat, rstd = norm or (None, None)
+            layers.append(_Layer(w, b, gamma.unsqueeze(1) if norm else None, h, out, xhat, rstd))
+        return layers
+
+
+def _centred(q: Tensor, xhat: Tensor) -> Tensor:
+    """q - mean q - xhat mean(q xhat) over the features."""
+    return q - q.mean(2, keepdim=True) - xhat * (q * xhat).mean(2, keepdim=True)
 
 
 def student_for(model: nn.Module | FunctionalModel, task: Task | None = None) -> Student:
     """The fastest student that computes the step of ``model`` exactly: this module's where it can, else autograd's."""
     functional = model if isinstance(model, FunctionalModel) else FunctionalModel(model)
     task = task or Classification()
-    if ops.extension_loaded() and isinstance(task, Classification) and supports(functional) is None:
-        return FusedStudent(functional)
+    if ops.extension_loaded() and task.head() is not None and supports(functional) is None:
+        return FusedStudent(functional, task)
     return GenericStudent(functional, task)

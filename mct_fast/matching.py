@@ -31,7 +31,9 @@ def match(
 ) -> MatchResult:
     """The matching loss of MTT (Cazenavette et al., CVPR 2022, eq. 2) and its gradient.
 
-    ``images (n, C, H, W)`` float32 or float64; ``labels (n,)`` int64 or ``(n, classes)`` of the images' dtype;
+    ``images (n, C, H, W)`` (or rows ``(n, features)``, series ``(n, time, features)``, as the model takes them) float32 or
+    float64; ``labels`` as ``task`` has them: ``(n,)`` int64, or float of the images' dtype, ``(n, classes)`` for classes,
+    ``(n,)`` or ``(n, 1)`` for a binary task, ``(n, k)`` for k labels; ``task`` is cross-entropy over classes by default;
     ``syn_lr`` the positive step size alpha; ``start``, ``target`` ``(P,)`` or ``(S, P)``, the same dtype;
     ``batches`` int64 ``(syn_steps, b)`` or ``(S, syn_steps, b)`` with rows of ``images``, no row twice in a batch;
     a shorter batch is padded with -1 at its end.  ``augment`` holds the drawn augmentation of every student and step.

@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
+from mct_fast import ops
 from mct_fast.data import DSA, AugmentPlan
 from mct_fast.errors import InputError
+from mct_fast.fused import FusedStudent, student_for
 from mct_fast.matching import MatchResult, match
-from mct_fast.models import MLP, ConvNet, FunctionalModel
+from mct_fast.models import GRU, MLP, TCN, ConvNet, FunctionalModel, build_model, model_spec
 from mct_fast.sampling import draw_batches
+from mct_fast.student import GenericStudent
+from mct_fast.tasks import Binary, MultiLabel, Task
 
 
 @dataclass
@@ -27,6 +31,7 @@ class Problem:
     batches: Tensor
     augment: AugmentPlan | None
     syn_lr: float = 0.05
+    task: Task | None = None
 
     def match(self, adjoint: str = "exact", **changed: object) -> MatchResult:
         values = {**self.__dict__, **changed}
@@ -59,6 +64,20 @@ def conv(depth: int, width: int, channels: int, size: int, **other: object) -> C
     return ConvNet(depth=depth, width=width, channels=channels, image_size=size, num_classes=4, **other)
 
 
+def yes_or_no(
+    model: nn.Module, shape: tuple[int, ...], task: Task, *, soft: bool = True, students: int = 2, images: int = 7
+) -> Problem:
+    """Binary or multi-label rows or series."""
+    case = problem(model, shape, students=students, steps=4, images=images, batch=3, dsa=False)
+    g = torch.Generator().manual_seed(5)
+    outputs = 1 if isinstance(task, Binary) else model.num_classes
+    labels = torch.rand(images, outputs, generator=g, dtype=torch.float64)
+    if isinstance(task, Binary):
+        labels = labels[:, 0] if soft else (labels[:, 0] > 0.5).long()
+    # steps long enough that the labels and the rows matter
+    return replace(case, labels=labels, task=task, syn_lr=1.0)
+
+
 def relative(found: Tensor, expected: Tensor) -> float:
     return float((found - expected).norm() / expected.norm())
 
@@ -77,10 +96,40 @@ CASES = {
 }
 
 
-@pytest.fixture(params=CASES, ids=list(CASES))
-def case(request: pytest.FixtureRequest) -> Problem:
-    model, shape, options = CASES[request.param]
+_ROWS = {"channels": 11, "image_size": 1}
+_SERIES = {"channels": 3, "image_size": (6, 1)}
+YES_OR_NO = {
+    "mlp-binary-hard": (MLP(2, 9, num_classes=1, **_ROWS), (11,), Binary(), {"soft": False}),
+    "mlp-binary-soft-weighted": (MLP(2, 9, num_classes=1, **_ROWS), (11,), Binary(7.5), {}),
+    "mlp-labels": (
+        MLP(1, 8, num_classes=4, **_ROWS),
+        (11,),
+        MultiLabel((1.0, 2.0, 0.5, 9.0), (1.0, 3.0, 1.0, 0.5)),
+        {},
+    ),
+    "mlp-layernorm-binary": (MLP(3, 10, num_classes=1, norm="layer", **_ROWS), (11,), Binary(), {}),
+    "mlp-layernorm-labels": (MLP(2, 7, num_classes=3, norm="layer", **_ROWS), (11,), MultiLabel(), {}),
+    "mlp-sigmoid-generic": (MLP(2, 9, num_classes=1, activation="sigmoid", **_ROWS), (11,), Binary(2.0), {}),
+    "mlp-of-series": (MLP(1, 9, num_classes=2, **_SERIES), (6, 3), MultiLabel(), {}),
+    "convnet-binary": (ConvNet(1, 5, 3, 6, num_classes=1), (3, 6, 6), Binary(), {}),
+    "tcn-binary": (TCN(2, 5, num_classes=1, **_SERIES), (6, 3), Binary(3.0), {}),
+    "tcn-labels": (TCN(2, 5, num_classes=3, **_SERIES), (6, 3), MultiLabel(), {}),
+    "gru-binary": (GRU(1, 6, num_classes=1, **_SERIES), (6, 3), Binary(), {"soft": False}),
+    "gru-labels": (GRU(2, 5, num_classes=3, **_SERIES), (6, 3), MultiLabel((2.0,)), {}),
+}
+
+
+def build(name: str) -> Problem:
+    if name in YES_OR_NO:
+        model, shape, task, options = YES_OR_NO[name]
+        return yes_or_no(model, shape, task, **options)
+    model, shape, options = CASES[name]
     return problem(model, shape, **options)
+
+
+@pytest.fixture(params=[*CASES, *YES_OR_NO])
+def case(request: pytest.FixtureRequest) -> Problem:
+    return build(request.param)
 
 
 def test_exact_equals_unrolled(case: Problem) -> None:
@@ -94,12 +143,24 @@ def test_exact_equals_unrolled(case: Problem) -> None:
         assert relative(exact.grad_labels, unrolled.grad_labels) < 1e-9
 
 
-@pytest.mark.parametrize("name", ["d2-w7-c3-s9-S3", "d2-w6-soft-S2", "d3-w6-c3-s13-remainder"])
+def smooth(name: str) -> Problem:
+    """A case with a smooth activation: a difference quotient across ReLU's kink measures the kink."""
+    model, shape, *rest = CASES.get(name) or YES_OR_NO[name]
+    if isinstance(model, GRU):
+        return build(name)
+    model = build_model({**model_spec(model), "activation": "sigmoid"})
+    return problem(model, shape, **rest[0]) if name in CASES else yes_or_no(model, shape, rest[0], **rest[1])
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("d2-w7-c3-s9-S3", "d2-w6-soft-S2", "d3-w6-c3-s13-remainder"),
+        *("mlp-binary-soft-weighted", "mlp-labels", "mlp-layernorm-labels", "tcn-binary", "tcn-labels", "gru-labels"),
+    ],
+)
 def test_unrolled_equals_finite_differences(name: str) -> None:
-    model, shape, options = CASES[name]
-    # A smooth activation: a difference quotient across ReLU's kink measures the kink.
-    smooth = ConvNet(**{**model_arguments(model), "activation": "sigmoid"})
-    case = problem(smooth, shape, **options)
+    case = smooth(name)
     found = case.match("unrolled")
     eps = 1e-6
 
@@ -118,9 +179,50 @@ def test_unrolled_equals_finite_differences(name: str) -> None:
         assert slope == pytest.approx(float((found.grad_labels * direction).sum()), rel=1e-6)
 
 
-def model_arguments(model: ConvNet) -> dict:
-    names = ("depth", "width", "channels", "image_size", "num_classes", "norm", "pooling")
-    return {name: getattr(model, name) for name in names}
+@pytest.mark.parametrize("name", YES_OR_NO)
+def test_float32_error_is_comparable_to_pytorchs(name: str) -> None:
+    case = build(name)
+    truth = case.match("unrolled")
+    fields = ("images", "start", "target") + (("labels",) if case.labels.is_floating_point() else ())
+    single = replace(case, **{field: getattr(case, field).float() for field in fields})
+    exact, plain = single.match("exact"), single.match("unrolled")
+    for field in ("grad_images", "grad_lr", "grad_labels"):
+        if (value := getattr(truth, field)) is not None:
+            # a rounding may flip a ReLU in either; 2e-6 is a few roundings of each of the four steps
+            bound = max(3 * relative(getattr(plain, field).double(), value), 2e-6)
+            assert relative(getattr(exact, field).double(), value) <= bound, field
+
+
+@pytest.mark.parametrize("name", [name for name in YES_OR_NO if name.startswith("mlp")])
+def test_fused_student_agrees_with_autograd(name: str) -> None:
+    case = build(name)
+    functional = FunctionalModel(case.model)
+    generic, chosen = GenericStudent(functional, case.task), student_for(functional, case.task)
+    if "sigmoid" not in name and ops.extension_loaded():
+        assert isinstance(chosen, FusedStudent)
+    rows = case.batches[:, 0]
+    x, y = case.images[rows], case.labels[rows]
+    tangent = case.target - case.start
+    truth, found = (s.gradient_tangent(case.start, tangent, x, y) for s in (generic, chosen))
+    _, _, tape = chosen.gradient_keeping(case.start, x, y)
+    with_tape = chosen.gradient_tangent(case.start, tangent, x, y, tape)
+    for field in ("loss_dot", "hvp", "grad_x_dot", "grad_y_dot"):
+        if (value := getattr(truth, field)) is not None:
+            assert getattr(found, field).shape == value.shape
+            assert relative(getattr(found, field), value) < 1e-11, field
+            assert relative(getattr(with_tape, field), value) < 1e-11, field
+    for ours, theirs in zip(chosen.gradient(case.start, x, y), generic.gradient(case.start, x, y), strict=True):
+        assert relative(ours, theirs) < 1e-12
+    assert relative(chosen.logits(case.start, case.images), generic.logits(case.start, case.images)) < 1e-12
+
+
+def test_labels_of_a_binary_task_may_be_a_column() -> None:
+    case = build("mlp-binary-soft-weighted")
+    column, row = case.match(labels=case.labels[:, None]), case.match()
+    assert column.grad_labels is not None
+    assert column.grad_labels.shape == (7, 1)
+    assert torch.equal(column.grad_labels[:, 0], row.grad_labels)
+    assert torch.equal(column.grad_images, row.grad_images)
 
 
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
@@ -241,10 +343,13 @@ def test_memory_of_exact_does_not_grow_with_the_steps() -> None:
         ({"batches": torch.tensor([[[-1, 0, 1]]])}, "batches"),
         ({"batches": torch.zeros(1, 2, 3)}, "batches"),
         ({"adjoint": "newton"}, "adjoint"),
+        ({"task": Binary()}, "model"),
+        ({"task": MultiLabel()}, "labels"),
     ],
     ids=[
         "lr-zero", "lr-nan", "pixels-nan", "pixels-int", "wrong-size", "label-high", "label-low", "label-count",
         "soft-columns", "short-params", "row-high", "all-padding", "row-twice", "padding-first", "float-rows", "adjoint",
+        "binary-of-four", "labels-of-classes",
     ],
 )  # fmt: skip
 def test_bad_input_names_the_argument_in_one_line(changed: dict, named: str) -> None:

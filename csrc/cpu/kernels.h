@@ -49,6 +49,16 @@ template <class T>
 void linear_ce_tangent(const LinearShape& shape, const T* h, const T* hdot, Param<T> w, Param<T> wdot, Param<T> b,
                        Param<T> bdot, const T* y, T* loss_dot, T* gh, T* ghdot, T* gwdot, T* gbdot, T* gydot);
 
+// pos, neg (K): weights of the two terms of each output.
+template <class T>
+void linear_bce(const LinearShape& shape, const T* h, Param<T> w, Param<T> b, const T* y, const T* pos, const T* neg,
+                T* loss, T* gh, T* gw, T* gb);
+
+template <class T>
+void linear_bce_tangent(const LinearShape& shape, const T* h, const T* hdot, Param<T> w, Param<T> wdot, Param<T> b,
+                        Param<T> bdot, const T* y, const T* pos, const T* neg, T* loss_dot, T* gh, T* ghdot, T* gwdot,
+                        T* gbdot, T* gydot);
+
 // offsets: L + 1 numbers rising from 0 to P; frac is (S)[L].
 template <class T>
 void matching_loss(int64_t S, int64_t P, int64_t L, Param<T> theta, Param<T> origin, Param<T> end, Param<T> frac,

@@ -1,4 +1,5 @@
-// The linear layer with cross-entropy, and its tangent: logits and softmax by rows, then the products by tiles.
+// The linear layer with cross-entropy or binary cross-entropy, and its tangent: logits and loss by rows, then the
+// products by tiles.
 
 #include <cmath>
 
@@ -96,10 +97,94 @@ void mean_rows(const LinearShape& s, const double* terms, T* loss) {
   }
 }
 
-}  // namespace
+// A loss of one row. `gradient` turns logits l (K) into dloss/dl and returns the loss; `tangent` turns l and its tangent
+// ld into dloss/dl and its tangent, fills gy with the tangent of dloss/dy and returns the tangent of the loss. Both divide
+// what they leave in the arrays by the number of rows B: the loss of a student is the mean over its rows.
 
 template <class T>
-void linear_ce(const LinearShape& s, const T* h, Param<T> w, Param<T> b, const T* y, T* loss, T* gh, T* gw, T* gb) {
+struct CrossEntropy {
+  int64_t K, B;
+
+  double gradient(const T* y, T* l) const {
+    log_softmax(K, l);
+    double term = 0;
+    T weight = 0;
+    for (int64_t k = 0; k < K; ++k) {
+      weight += y[k];
+      // a target of 0 asks nothing of a logit of minus infinity
+      if (y[k] != T(0)) term -= static_cast<double>(y[k]) * l[k];
+    }
+    for (int64_t k = 0; k < K; ++k) l[k] = (std::exp(l[k]) * weight - y[k]) / static_cast<T>(B);
+    return term;
+  }
+
+  double tangent(const T* y, T* l, T* ld, T* gy) const {
+    log_softmax(K, l);
+    double mean = 0, term = 0;
+    T weight = 0;
+    for (int64_t k = 0; k < K; ++k) {
+      l[k] = std::exp(l[k]);  // p
+      weight += y[k];
+      mean += static_cast<double>(l[k]) * ld[k];
+    }
+    for (int64_t k = 0; k < K; ++k) {
+      const T logp_dot = ld[k] - static_cast<T>(mean);
+      term -= static_cast<double>(y[k]) * logp_dot;
+      gy[k] = -logp_dot / static_cast<T>(B);
+      ld[k] = l[k] * logp_dot * weight / static_cast<T>(B);
+      l[k] = (l[k] * weight - y[k]) / static_cast<T>(B);
+    }
+    return term;
+  }
+};
+
+// sum over k of pos_k y_k softplus(-l_k) + neg_k (1 - y_k) softplus(l_k)
+template <class T>
+struct BinaryCrossEntropy {
+  int64_t K, B;
+  const T *pos, *neg;
+
+  // sigma(l) and sigma(-l), each without cancellation, and softplus(-|l|)
+  struct Sigmoid {
+    T on, off, tail;
+    explicit Sigmoid(T l) {
+      const T e = std::exp(-std::abs(l)), big = 1 / (1 + e), small = e / (1 + e);
+      on = l >= 0 ? big : small;
+      off = l >= 0 ? small : big;
+      tail = std::log1p(e);
+    }
+  };
+
+  double gradient(const T* y, T* l) const {
+    double term = 0;
+    for (int64_t k = 0; k < K; ++k) {
+      const T a = pos[k] * y[k], b = neg[k] * (1 - y[k]);
+      const Sigmoid s(l[k]);
+      term += static_cast<double>(a) * (s.tail + (l[k] < 0 ? -l[k] : T(0))) +
+              static_cast<double>(b) * (s.tail + (l[k] > 0 ? l[k] : T(0)));
+      l[k] = (b * s.on - a * s.off) / static_cast<T>(B);
+    }
+    return term;
+  }
+
+  double tangent(const T* y, T* l, T* ld, T* gy) const {
+    double term = 0;
+    for (int64_t k = 0; k < K; ++k) {
+      const T a = pos[k] * y[k], b = neg[k] * (1 - y[k]);
+      const Sigmoid s(l[k]);
+      const T g = b * s.on - a * s.off, ldot = ld[k];
+      term += static_cast<double>(g) * ldot;
+      gy[k] = -(pos[k] * s.off + neg[k] * s.on) * ldot / static_cast<T>(B);
+      ld[k] = (a + b) * s.on * s.off * ldot / static_cast<T>(B);
+      l[k] = g / static_cast<T>(B);
+    }
+    return term;
+  }
+};
+
+template <class T, class Loss>
+void gradient(const LinearShape& s, const Loss& of_row, const T* h, Param<T> w, Param<T> b, const T* y, T* loss, T* gh,
+              T* gw, T* gb) {
   const Units<T>& u = units<T>();
   const Scratch terms_block(s.S * s.B * sizeof(double)), g_block(s.S * s.B * s.K * sizeof(T));
   double* terms = static_cast<double*>(terms_block.data());
@@ -111,17 +196,7 @@ void linear_ce(const LinearShape& s, const T* h, Param<T> w, Param<T> b, const T
     const T* bias = b.of(student);
     for (int64_t r = 0; r < rows; ++r, l += s.K) {
       for (int64_t k = 0; k < s.K; ++k) l[k] += bias[k];
-      log_softmax(s.K, l);
-      const T* yr = y + (at + r) * s.K;
-      double term = 0;
-      T weight = 0;
-      for (int64_t k = 0; k < s.K; ++k) {
-        weight += yr[k];
-        // a target of 0 asks nothing of a logit of minus infinity
-        if (yr[k] != T(0)) term -= static_cast<double>(yr[k]) * l[k];
-      }
-      terms[at + r] = term;
-      for (int64_t k = 0; k < s.K; ++k) l[k] = (std::exp(l[k]) * weight - yr[k]) / static_cast<T>(s.B);
+      terms[at + r] = of_row.gradient(y + (at + r) * s.K, l);
     }
   });
   const Product<T> p{g, nullptr, w, {nullptr, 0}, h, nullptr, gh, gw};
@@ -130,9 +205,9 @@ void linear_ce(const LinearShape& s, const T* h, Param<T> w, Param<T> b, const T
   mean_rows(s, terms, loss);
 }
 
-template <class T>
-void linear_ce_tangent(const LinearShape& s, const T* h, const T* hdot, Param<T> w, Param<T> wdot, Param<T> b,
-                       Param<T> bdot, const T* y, T* loss_dot, T* gh, T* ghdot, T* gwdot, T* gbdot, T* gydot) {
+template <class T, class Loss>
+void tangent(const LinearShape& s, const Loss& of_row, const T* h, const T* hdot, Param<T> w, Param<T> wdot, Param<T> b,
+             Param<T> bdot, const T* y, T* loss_dot, T* gh, T* ghdot, T* gwdot, T* gbdot, T* gydot) {
   const Units<T>& u = units<T>();
   const Scratch terms_block(s.S * s.B * sizeof(double)), g_block(2 * s.S * s.B * s.K * sizeof(T));
   double* terms = static_cast<double*>(terms_block.data());
@@ -150,24 +225,7 @@ void linear_ce_tangent(const LinearShape& s, const T* h, const T* hdot, Param<T>
         l[k] += bias[k];
         ld[k] += bias_dot[k];
       }
-      log_softmax(s.K, l);
-      const T* yr = y + (at + r) * s.K;
-      T* gy = gydot + (at + r) * s.K;
-      double mean = 0, term = 0;
-      T weight = 0;
-      for (int64_t k = 0; k < s.K; ++k) {
-        l[k] = std::exp(l[k]);  // p
-        weight += yr[k];
-        mean += static_cast<double>(l[k]) * ld[k];
-      }
-      for (int64_t k = 0; k < s.K; ++k) {
-        const T logp_dot = ld[k] - static_cast<T>(mean);
-        term -= static_cast<double>(yr[k]) * logp_dot;
-        gy[k] = -logp_dot / static_cast<T>(s.B);
-        ld[k] = l[k] * logp_dot * weight / static_cast<T>(s.B);
-        l[k] = (l[k] * weight - yr[k]) / static_cast<T>(s.B);
-      }
-      terms[at + r] = term;
+      terms[at + r] = of_row.tangent(y + (at + r) * s.K, l, ld, gydot + (at + r) * s.K);
     }
   });
   const Product<T> p[2] = {{g, nullptr, w, {nullptr, 0}, nullptr, nullptr, gh, nullptr},
@@ -177,10 +235,41 @@ void linear_ce_tangent(const LinearShape& s, const T* h, const T* hdot, Param<T>
   mean_rows(s, terms, loss_dot);
 }
 
+}  // namespace
+
+template <class T>
+void linear_ce(const LinearShape& s, const T* h, Param<T> w, Param<T> b, const T* y, T* loss, T* gh, T* gw, T* gb) {
+  gradient(s, CrossEntropy<T>{s.K, s.B}, h, w, b, y, loss, gh, gw, gb);
+}
+
+template <class T>
+void linear_ce_tangent(const LinearShape& s, const T* h, const T* hdot, Param<T> w, Param<T> wdot, Param<T> b,
+                       Param<T> bdot, const T* y, T* loss_dot, T* gh, T* ghdot, T* gwdot, T* gbdot, T* gydot) {
+  tangent(s, CrossEntropy<T>{s.K, s.B}, h, hdot, w, wdot, b, bdot, y, loss_dot, gh, ghdot, gwdot, gbdot, gydot);
+}
+
+template <class T>
+void linear_bce(const LinearShape& s, const T* h, Param<T> w, Param<T> b, const T* y, const T* pos, const T* neg, T* loss,
+                T* gh, T* gw, T* gb) {
+  gradient(s, BinaryCrossEntropy<T>{s.K, s.B, pos, neg}, h, w, b, y, loss, gh, gw, gb);
+}
+
+template <class T>
+void linear_bce_tangent(const LinearShape& s, const T* h, const T* hdot, Param<T> w, Param<T> wdot, Param<T> b,
+                        Param<T> bdot, const T* y, const T* pos, const T* neg, T* loss_dot, T* gh, T* ghdot, T* gwdot,
+                        T* gbdot, T* gydot) {
+  tangent(s, BinaryCrossEntropy<T>{s.K, s.B, pos, neg}, h, hdot, w, wdot, b, bdot, y, loss_dot, gh, ghdot, gwdot, gbdot,
+          gydot);
+}
+
 #define MCT_INSTANTIATE(T)                                                                                           \
   template void linear_ce(const LinearShape&, const T*, Param<T>, Param<T>, const T*, T*, T*, T*, T*);               \
   template void linear_ce_tangent(const LinearShape&, const T*, const T*, Param<T>, Param<T>, Param<T>, Param<T>,    \
-                                  const T*, T*, T*, T*, T*, T*, T*);
+                                  const T*, T*, T*, T*, T*, T*, T*);                                                 \
+  template void linear_bce(const LinearShape&, const T*, Param<T>, Param<T>, const T*, const T*, const T*, T*, T*,   \
+                           T*, T*);                                                                                  \
+  template void linear_bce_tangent(const LinearShape&, const T*, const T*, Param<T>, Param<T>, Param<T>, Param<T>,   \
+                                   const T*, const T*, const T*, T*, T*, T*, T*, T*, T*);
 MCT_INSTANTIATE(float)
 MCT_INSTANTIATE(double)
 

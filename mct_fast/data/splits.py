@@ -10,6 +10,7 @@ from torch import Tensor
 
 from mct_fast.errors import InputError
 from mct_fast.files import sha256_tensor
+from mct_fast.tasks import rows_per_class, shuffled_by_class
 
 
 @dataclass(frozen=True, eq=False)
@@ -60,7 +61,7 @@ def stratified_split(labels: Tensor, fraction: float, generator: torch.Generator
         raise InputError(f"val_fraction={fraction} is out of range; give a share of the training set in [0, 1)")
     held_out = torch.zeros(len(labels), dtype=torch.bool)
     if fraction > 0 and len(labels):
-        order, counts = _shuffled_by_class(labels, int(labels.max()) + 1, generator)
+        order, counts = shuffled_by_class(labels, int(labels.max()) + 1, generator)
         take = torch.minimum((counts * fraction + 0.5).floor().long().clamp_min(1), (counts - 1).clamp_min(0))
         rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
         held_out[order[rank < take.repeat_interleave(counts)]] = True
@@ -87,17 +88,5 @@ def random_real(split: Split, ipc: int, generator: torch.Generator) -> tuple[Ten
     if not len(labels):
         raise InputError(f"ipc={ipc}: the split is empty; choose a split that has images")
     num_classes = split.num_classes or int(labels.max()) + 1
-    order, counts = _shuffled_by_class(labels, num_classes, generator)
-    fewest = int(counts.min())
-    if fewest < ipc:
-        raise InputError(f"ipc={ipc} is larger than class {int(counts.argmin())}, which has {fewest} images; lower ipc")
-    first = counts.cumsum(0) - counts
-    chosen = order[(first[:, None] + torch.arange(ipc)).flatten()].to(split.images.device)
+    chosen = rows_per_class(labels, num_classes, ipc, generator).to(split.images.device)
     return split.images[chosen], split.labels[chosen]
-
-
-def _shuffled_by_class(labels: Tensor, num_classes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Indices ordered by class and shuffled within each, and the number of images of each class."""
-    shuffled = torch.randperm(len(labels), generator=generator)
-    order = shuffled[torch.argsort(labels[shuffled], stable=True)]
-    return order, torch.bincount(labels, minlength=num_classes)

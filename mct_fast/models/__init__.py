@@ -12,15 +12,35 @@ from mct_fast.errors import InputError
 from mct_fast.models.convnet import ConvNet
 from mct_fast.models.functional import FunctionalModel
 from mct_fast.models.mlp import MLP
+from mct_fast.models.series import GRU, TCN
 from mct_fast.models.zoo import ZOO, ZooModel, build_zoo
 
-__all__ = ["MLP", "ZOO", "ConvNet", "FunctionalModel", "ZooModel", "build_model", "build_zoo", "model_spec", "spec_for"]
+__all__ = [
+    "GRU",
+    "MLP",
+    "TCN",
+    "ZOO",
+    "ConvNet",
+    "FunctionalModel",
+    "ZooModel",
+    "build_model",
+    "build_zoo",
+    "model_spec",
+    "spec_for",
+]
 
-_ANY_SHAPE = ("MLP",)
-"""Networks that take tables and series; the others look for neighbouring pixels."""
+_NETWORKS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {
+    "MLP": (MLP, ("depth", "width", "norm", "activation", "dropout")),
+    "GRU": (GRU, ("depth", "width", "dropout")),
+    "TCN": (TCN, ("depth", "width", "activation", "dropout")),
+}
+"""Networks that take rows and series, and the options that each has."""
+
+_TAKES = {"table": ("MLP",), "series": tuple(_NETWORKS)}
+"""Networks for data without neighbouring pixels; all but GRU and TCN take images."""
 
 _SHARED = ("channels", "image_size", "num_classes")
-_OPTIONS = ("depth", "width", "norm", "activation", "pooling")
+_OPTIONS = ("depth", "width", "norm", "activation", "pooling", "dropout")
 _SUFFIXES: dict[str, tuple[str, str]] = {
     "IN": ("norm", "instance"),
     "BN": ("norm", "batch"),
@@ -39,12 +59,12 @@ _SUFFIXES: dict[str, tuple[str, str]] = {
 def build_model(spec: Mapping[str, Any]) -> nn.Module:
     """Build a network from a mapping, such as :func:`model_spec` returns.
 
-    ``spec["name"]`` is "ConvNet", "MLP" or a name of :data:`ZOO`. A ConvNet's name may carry the suffixes
+    ``spec["name"]`` is "ConvNet", "MLP", "GRU", "TCN" or a name of :data:`ZOO`. A ConvNet's name may carry the suffixes
     of the field, which win over the mapping's entries: D and a depth, W and a width, IN BN LN GN NN (norm),
     AS AR AL (activation), NP MP AP (pooling), as in ConvNetD4 or ConvNetW256BN. Further entries:
     ``channels``, ``image_size``, ``num_classes``, ``depth``, ``width``, ``norm``, ``activation``,
-    ``pooling``; each network takes those it has (the zoo only the first three) and its defaults where one
-    is absent or None.
+    ``pooling``, ``dropout``; each network takes those it has (the zoo only the first three) and its defaults
+    where one is absent or None.
 
     Raises:
         InputError: an unknown name, suffix, entry or value.
@@ -57,15 +77,16 @@ def build_model(spec: Mapping[str, Any]) -> nn.Module:
         if key not in _SHARED + _OPTIONS:
             raise InputError(f"model spec entry {key!r} is unknown: use {', '.join(_SHARED + _OPTIONS)}")
     if name.startswith("ConvNet"):
-        return ConvNet(**{**given, **_suffixes(name)})
-    if name == "MLP":
-        return MLP(**{key: value for key, value in given.items() if key != "pooling"})
+        return ConvNet(**{**{key: value for key, value in given.items() if key != "dropout"}, **_suffixes(name)})
+    if name in _NETWORKS:
+        network, options = _NETWORKS[name]
+        return network(**{key: value for key, value in given.items() if key in _SHARED + options})
     return build_zoo(name, **{key: value for key, value in given.items() if key in _SHARED})
 
 
 def model_spec(module: nn.Module) -> dict[str, Any]:
     """The JSON form of a network of this package, which :func:`build_model` takes back."""
-    if isinstance(module, ConvNet | MLP | ZooModel):
+    if isinstance(module, ConvNet | MLP | GRU | TCN | ZooModel):
         return dict(module.spec)
     raise InputError(
         f"{type(module).__name__} is no model of mct_fast.models and has no spec: "
@@ -77,11 +98,15 @@ def spec_for(model: str | Mapping[str, Any], inputs: Mapping[str, Any], kind: st
     """A full spec of ``model`` for data of ``kind`` (images, table, series) with ``inputs`` (`Dataset.model_inputs`).
 
     Raises:
-        InputError: the network takes images only.
+        InputError: the network takes other data.
     """
     spec = {**inputs, "name": model} if isinstance(model, str) else {**inputs, **model}
-    if kind != "images" and spec.get("name") not in _ANY_SHAPE:
-        raise InputError(f"model: {spec.get('name')} takes images, the data are {kind}; use {', '.join(_ANY_SHAPE)}")
+    name = spec.get("name")
+    if kind == "images" and name in ("GRU", "TCN"):
+        raise InputError(f"model: {name} takes series, the data are images; use ConvNet or MLP")
+    if kind != "images" and name not in _TAKES[kind]:
+        others = "series" if name in _NETWORKS else "images"
+        raise InputError(f"model: {name} takes {others}, the data are {kind}; use {', '.join(_TAKES[kind])}")
     return spec
 
 

@@ -1,4 +1,4 @@
-"""A multilayer perceptron on flattened images."""
+"""A multilayer perceptron on flattened images, on rows of a table, on flattened series."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from torch import Tensor, nn
 
 from mct_fast.models.convnet import _ACTIVATIONS, activation_layer, one_of, positive, sides
+from mct_fast.models.series import share
 
 _NORMS = {"none": "none", "layer": "layer", "layernorm": "layer", "batch": "batch", "batchnorm": "batch"}
 
@@ -22,11 +23,13 @@ class MLP(nn.Module):
         num_classes: outputs.
         activation: "relu", "sigmoid" or "leakyrelu".
         norm: "none", "layer" or "batch", between a hidden layer and its activation.
+        dropout: probability after each activation; for evaluation networks only, a match refuses it.
 
     Raises:
         InputError: an unknown choice or a number below 1.
 
-    ``forward`` maps images (n, C, H, W) to logits (n, num_classes).
+    ``forward`` maps images (n, C, H, W), or anything (n, ...) of as many numbers, to logits (n, num_classes).  The rows
+    (n, features) of a table are images of ``channels=features`` at ``image_size=1``.
     """
 
     def __init__(
@@ -38,6 +41,7 @@ class MLP(nn.Module):
         num_classes: int = 10,
         activation: str = "relu",
         norm: str = "none",
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         self.depth = positive("depth", depth)
@@ -46,6 +50,7 @@ class MLP(nn.Module):
         self.num_classes = positive("num_classes", num_classes)
         self.activation = one_of("activation", activation, _ACTIVATIONS)
         self.norm = one_of("norm", norm, _NORMS)
+        self.dropout = share("dropout", dropout)
         rows, columns = sides(image_size)
         self.image_size: int | tuple[int, int] = rows if rows == columns else (rows, columns)
         layers: list[nn.Module] = []
@@ -55,6 +60,8 @@ class MLP(nn.Module):
             if self.norm != "none":
                 layers.append(nn.LayerNorm(self.width) if self.norm == "layer" else nn.BatchNorm1d(self.width))
             layers.append(activation_layer(self.activation))
+            if self.dropout:
+                layers.append(nn.Dropout(self.dropout))
             inputs = self.width
         self.features = nn.Sequential(*layers)
         self.classifier = nn.Linear(inputs, self.num_classes)
@@ -72,6 +79,7 @@ class MLP(nn.Module):
             "num_classes": self.num_classes,
             "activation": self.activation,
             "norm": self.norm,
+            **({"dropout": self.dropout} if self.dropout else {}),
         }
 
     def forward(self, x: Tensor) -> Tensor:

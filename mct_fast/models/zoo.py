@@ -171,7 +171,7 @@ def build_zoo(name: str, channels: int = 3, image_size: int = 32, num_classes: i
         InputError: an unknown name, or images too small for the network.
     """
     if name not in ZOO:
-        raise InputError(f"model {name!r} is unknown: use ConvNet, MLP or one of {', '.join(ZOO)}")
+        raise InputError(f"model {name!r} is unknown: use ConvNet, MLP, GRU, TCN or one of {', '.join(ZOO)}")
     channels, classes = positive("channels", channels), positive("num_classes", num_classes)
     if not isinstance(image_size, int):
         raise InputError(f"{name} takes square images: pass image_size as one number, or use ConvNet or MLP")

@@ -32,6 +32,8 @@ __all__ = [
     "dsa",
     "dsa_transpose",
     "extension_loaded",
+    "linear_bce",
+    "linear_bce_tangent",
     "linear_ce",
     "linear_ce_tangent",
     "matching_loss",
@@ -168,6 +170,40 @@ def linear_ce_tangent(
     that requires grad raises.
     """
     return _ops.linear_ce_tangent(h, hdot, w, wdot, b, bdot, y)
+
+
+def linear_bce(
+    h: Tensor, w: Tensor, b: Tensor, y: Tensor, pos: Tensor, neg: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Linear layer and binary cross-entropy of each output, with its gradient: with l = h w^T + b,
+
+    loss = mean over B of sum_k pos_k y_k softplus(-l_k) + neg_k (1 - y_k) softplus(l_k).
+
+    h (S,B,F); w (S,K,F); b (S,K); y (S,B,K), targets from 0 to 1; pos, neg (K,), non-negative weights (both 1/K: the mean
+    over the outputs). Returns loss (S,), gh (S,B,F), gw (S,K,F), gb (S,K). No derivative: an input that requires grad
+    raises.
+    """
+    return _ops.linear_bce(h, w, b, y, pos, neg)
+
+
+def linear_bce_tangent(
+    h: Tensor,
+    hdot: Tensor,
+    w: Tensor,
+    wdot: Tensor,
+    b: Tensor,
+    bdot: Tensor,
+    y: Tensor,
+    pos: Tensor,
+    neg: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Tangents of `linear_bce` along (hdot, wdot, bdot), y fixed.
+
+    Returns loss_dot (S,), gh (S,B,F) (not a tangent: `linear_bce`'s again), ghdot (S,B,F), gwdot (S,K,F), gbdot (S,K)
+    and gydot (S,B,K) = -(pos sigma(-l) + neg sigma(l)) ldot / B, the tangent of the derivative of the loss by y. No
+    derivative: an input that requires grad raises.
+    """
+    return _ops.linear_bce_tangent(h, hdot, w, wdot, b, bdot, y, pos, neg)
 
 
 def matching_loss(

@@ -220,6 +220,37 @@ def linear_ce_tangent(
     )
 
 
+def linear_bce(
+    h: Tensor, w: Tensor, b: Tensor, y: Tensor, pos: Tensor, neg: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    outputs = linear_ce(h, w, b, y)
+    _weights(h, w, pos, neg)
+    return outputs
+
+
+def linear_bce_tangent(
+    h: Tensor,
+    hdot: Tensor,
+    w: Tensor,
+    wdot: Tensor,
+    b: Tensor,
+    bdot: Tensor,
+    y: Tensor,
+    pos: Tensor,
+    neg: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    outputs = linear_ce_tangent(h, hdot, w, wdot, b, bdot, y)
+    _weights(h, w, pos, neg)
+    return outputs
+
+
+def _weights(h: Tensor, w: Tensor, pos: Tensor, neg: Tensor) -> None:
+    check = _Shapes("h", h)
+    check.sizes["K"] = w.shape[1]
+    check.activation("pos", pos, "K")
+    check.activation("neg", neg, "K")
+
+
 def _offsets(check: _Shapes, offsets: Tensor, total: int) -> None:
     """int64 (L+1), rising from 0 to the number of parameters. The values are read only where they are real."""
     check("offsets", offsets, "L1", dtype=torch.int64)

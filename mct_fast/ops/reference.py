@@ -204,7 +204,7 @@ def block_tangent_backward(
     return r * inner, rdot * inner + r * innerdot, ggammadot, gudot.sum(dim=(1, 2, 3))
 
 
-# ------------------------------------------------------------------------------- linear layer and cross-entropy
+# ------------------------------------------------------------------- linear layer and (binary) cross-entropy
 
 
 def _matmul_nt(h: Tensor, w: Tensor) -> Tensor:
@@ -236,6 +236,45 @@ def linear_ce_tangent(
         torch.bmm(gdot.transpose(1, 2), h) + torch.bmm(g.transpose(1, 2), hdot),
         gdot.sum(dim=1),
         -logpdot / n,
+    )
+
+
+def linear_bce(
+    h: Tensor, w: Tensor, b: Tensor, y: Tensor, pos: Tensor, neg: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss, gh, gw, gb) of the mean over B of sum_k pos_k y_k softplus(-l_k) + neg_k (1 - y_k) softplus(l_k)."""
+    logits = _matmul_nt(h, w) + b[:, None, :]
+    a, c = pos * y, neg * (1 - y)
+    loss = -(a * F.logsigmoid(logits) + c * F.logsigmoid(-logits)).sum(dim=2).mean(dim=1)
+    g = (c * logits.sigmoid() - a * (-logits).sigmoid()) / h.shape[1]
+    return loss, torch.bmm(g, w), torch.bmm(g.transpose(1, 2), h), g.sum(dim=1)
+
+
+def linear_bce_tangent(
+    h: Tensor,
+    hdot: Tensor,
+    w: Tensor,
+    wdot: Tensor,
+    b: Tensor,
+    bdot: Tensor,
+    y: Tensor,
+    pos: Tensor,
+    neg: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(loss_dot, gh, ghdot, gwdot, gbdot, gydot): gydot is the tangent of the derivative of the loss by y."""
+    n = h.shape[1]
+    logits = _matmul_nt(h, w) + b[:, None, :]
+    ldot = _matmul_nt(hdot, w) + _matmul_nt(h, wdot) + bdot[:, None, :]
+    on, off = logits.sigmoid(), (-logits).sigmoid()
+    a, c = pos * y, neg * (1 - y)
+    g, gdot = (c * on - a * off) / n, (a + c) * on * off * ldot / n
+    return (
+        (g * ldot).sum(dim=(1, 2)),
+        torch.bmm(g, w),
+        torch.bmm(gdot, w) + torch.bmm(g, wdot),
+        torch.bmm(gdot.transpose(1, 2), h) + torch.bmm(g.transpose(1, 2), hdot),
+        gdot.sum(dim=1),
+        -(pos * off + neg * on) * ldot / n,
     )
 
 

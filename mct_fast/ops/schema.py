@@ -19,6 +19,9 @@ SCHEMAS: tuple[str, ...] = (
     "linear_ce(Tensor h, Tensor w, Tensor b, Tensor y) -> (Tensor, Tensor, Tensor, Tensor)",
     "linear_ce_tangent(Tensor h, Tensor hdot, Tensor w, Tensor wdot, Tensor b, Tensor bdot, Tensor y)"
     " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
+    "linear_bce(Tensor h, Tensor w, Tensor b, Tensor y, Tensor pos, Tensor neg) -> (Tensor, Tensor, Tensor, Tensor)",
+    "linear_bce_tangent(Tensor h, Tensor hdot, Tensor w, Tensor wdot, Tensor b, Tensor bdot, Tensor y, Tensor pos,"
+    " Tensor neg) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)",
     "matching_loss(Tensor theta, Tensor origin, Tensor end, Tensor frac, Tensor offsets, Tensor denom)"
     " -> (Tensor, Tensor)",
     "sgd_step_(Tensor(a!) params, Tensor grad, Tensor(b!)? momentum_buffer, Tensor lr, float momentum,"

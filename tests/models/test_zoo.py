@@ -104,7 +104,7 @@ def test_specs_round_trip_through_json() -> None:
 
 
 def test_bad_specs_name_the_remedy() -> None:
-    with pytest.raises(InputError, match="model 'ResNet50' is unknown: use ConvNet, MLP or one of LeNet"):
+    with pytest.raises(InputError, match="model 'ResNet50' is unknown: use ConvNet, MLP, GRU, TCN or one of LeNet"):
         build_model({"name": "ResNet50"})
     with pytest.raises(InputError, match="model 'ConvNetX' is unknown: after ConvNet use D"):
         build_model({"name": "ConvNetX"})

@@ -117,6 +117,13 @@ def _linear_ce_tangent(a: Arguments) -> list[Any]:
     return [*h, *weights, *biases, a.array(s, b, k).abs()]
 
 
+def _bce(arguments: list[Any], a: Arguments) -> list[Any]:
+    """Targets from 0 to 1, a few of them hard, and the weights of both terms."""
+    y = arguments[-1].clamp(max=1)
+    weights = [a.array(a.dims.K).abs() + 0.1 for _ in "12"]
+    return [*arguments[:-1], y, *weights]
+
+
 def _offsets(a: Arguments) -> Tensor:
     return torch.tensor([0, 1, 1, 9, 9 + 9000 * a.dims.B, 9007 + 9000 * a.dims.B])
 
@@ -162,6 +169,8 @@ _MAKERS: dict[str, Callable[[Arguments], list[Any]]] = {
     "block_tangent_backward": _block_tangent_backward,
     "linear_ce": _linear_ce,
     "linear_ce_tangent": _linear_ce_tangent,
+    "linear_bce": lambda a: _bce(_linear_ce(a), a),
+    "linear_bce_tangent": lambda a: _bce(_linear_ce_tangent(a), a),
     "matching_loss": _matching_loss,
     "sgd_step_": _sgd_step,
     "arc_length": lambda a: [

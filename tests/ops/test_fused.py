@@ -149,7 +149,7 @@ def test_same_bits_with_any_number_of_threads() -> None:
         (ConvNet(activation="sigmoid"), "activation='sigmoid'"),
         (ConvNet(pooling="max"), "pooling='max'"),
         (MLP(activation="sigmoid"), "activation='sigmoid'"),
-        (MLP(norm="layer"), "norm='layer'"),
+        (MLP(norm="batch"), "norm='batch'"),
         (build_zoo("LeNet", 3, 32, 10), "neither ConvNet nor MLP"),
     ],
     ids=["batch-norm", "sigmoid", "max-pool", "mlp-sigmoid", "mlp-norm", "zoo"],

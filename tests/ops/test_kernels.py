@@ -99,6 +99,16 @@ def test_linear_ce_stays_finite_at_large_logits() -> None:
     torch.testing.assert_close(loss, torch.tensor([2400.0]))
 
 
+def test_linear_bce_stays_exact_at_large_logits() -> None:
+    h, w = torch.full((1, 1, 1), 300.0), torch.tensor([[[1.0], [-1.0], [1.0], [-1.0]]])
+    y, one = torch.tensor([[[1.0, 0.0, 0.0, 1.0]]]), torch.ones(4)
+    loss, gh, gw, gb = ops.linear_bce(h, w, torch.zeros(1, 4), y, one, one)
+    assert loss.item() == 600.0  # right answers cost nothing, each wrong one its logit
+    assert gb.tolist() == [[0.0, 0.0, 1.0, -1.0]]
+    assert torch.isfinite(gh).all()
+    assert torch.isfinite(gw).all()
+
+
 def test_outputs_are_fresh(op: str, make: Any, odd: Any) -> None:
     args = make(odd, torch.float32).of(op)
     if op == "sgd_step_":

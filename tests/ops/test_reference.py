@@ -129,6 +129,35 @@ def test_linear_ce_tangent(dims: Any, make: Any) -> None:
     assert_all_close(found, (loss_dot, gh, ghdot, gwdot, gbdot, gydot))
 
 
+def _bce(h: Tensor, w: Tensor, b: Tensor, y: Tensor, pos: Tensor, neg: Tensor) -> Tensor:
+    def one(h: Tensor, w: Tensor, b: Tensor, y: Tensor) -> Tensor:
+        logits = F.linear(h, w, b)
+        # PyTorch weighs the positive term by pos_weight and both by weight: pos = weight pos_weight, neg = weight
+        loss = F.binary_cross_entropy_with_logits(logits, y, neg.expand_as(y), pos_weight=pos / neg, reduction="none")
+        return loss.sum(1).mean()
+
+    return students(one, h, w, b, y)
+
+
+def test_linear_bce(dims: Any, make: Any) -> None:
+    h, w, b, y, pos, neg = make(dims).of("linear_bce")
+    loss, back = vjp(lambda *a: _bce(*a, y, pos, neg), h, w, b)
+    assert_all_close(reference.linear_bce(h, w, b, y, pos, neg), (loss, *back(torch.ones_like(loss))))
+
+
+def test_linear_bce_tangent(dims: Any, make: Any) -> None:
+    h, hdot, w, wdot, b, bdot, y, pos, neg = make(dims).of("linear_bce_tangent")
+
+    def step(h: Tensor, w: Tensor, b: Tensor) -> tuple[Tensor, ...]:
+        loss, back = vjp(lambda *a: _bce(*a, pos, neg), h, w, b, y)
+        return loss, *back(torch.ones_like(loss))
+
+    (_, gh, _, _, _), dots = jvp(step, (h, w, b), (hdot, wdot, bdot))
+    loss_dot, ghdot, gwdot, gbdot, gydot = dots
+    found = reference.linear_bce_tangent(h, hdot, w, wdot, b, bdot, y, pos, neg)
+    assert_all_close(found, (loss_dot, gh, ghdot, gwdot, gbdot, gydot))
+
+
 def test_matching_loss(dims: Any, make: Any) -> None:
     theta, origin, end, frac, offsets, denom = make(dims).of("matching_loss")
 

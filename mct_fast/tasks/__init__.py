@@ -1,0 +1,23 @@
+"""What a network is trained to do: classes, one yes or no, or several; each with its loss, metrics and layout."""
+
+from mct_fast.tasks.heads import BinaryCrossEntropyHead, CrossEntropyHead, Head
+from mct_fast.tasks.layout import rows_per_class, shuffled_by_class, spread_order
+from mct_fast.tasks.metrics import format_metric, metric_label
+from mct_fast.tasks.task import Binary, Classification, MultiLabel, Task, task_from_state, task_named
+
+__all__ = [
+    "Binary",
+    "BinaryCrossEntropyHead",
+    "Classification",
+    "CrossEntropyHead",
+    "Head",
+    "MultiLabel",
+    "Task",
+    "format_metric",
+    "metric_label",
+    "rows_per_class",
+    "shuffled_by_class",
+    "spread_order",
+    "task_from_state",
+    "task_named",
+]
