@@ -76,47 +76,32 @@ class GRU(_SeriesModel):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(depth, width, channels, image_size, num_classes, dropout)
-        self.layers = nn.ModuleList(
-            _GRULayer(self.width if layer else self.channels, self.width) for layer in range(self.depth)
-        )
+        # PyTorch's module holds the parameters, and draws them at the beginning; its own forward is not used.
+        self.cells = nn.GRU(self.channels, self.width, self.depth, batch_first=True)
         self.drop = nn.Dropout(self.dropout) if self.dropout else nn.Identity()
         self.classifier = nn.Linear(self.width, self.num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         self._check(x)
-        for layer in self.layers:
-            x = self.drop(layer(x))
+        for layer in range(self.depth):
+            names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+            x = self.drop(_gru_layer(x, *(getattr(self.cells, f"{name}_l{layer}") for name in names)))
         return self.classifier(x[:, -1])
 
 
-class _GRULayer(nn.Module):
-    def __init__(self, inputs: int, width: int) -> None:
-        super().__init__()
-        self.width = width
-        self.weight_ih = nn.Parameter(torch.empty(3 * width, inputs))
-        self.weight_hh = nn.Parameter(torch.empty(3 * width, width))
-        self.bias_ih = nn.Parameter(torch.empty(3 * width))
-        self.bias_hh = nn.Parameter(torch.empty(3 * width))
-        self.reset_parameters()
-
-    def reset_parameters(self) -> None:
-        bound = self.width**-0.5
-        for parameter in self.parameters():
-            nn.init.uniform_(parameter, -bound, bound)
-
-    def forward(self, x: Tensor) -> Tensor:
-        """(n, time, inputs) to the states (n, time, width): r, z, n gates as PyTorch numbers them."""
-        inputs = F.linear(x, self.weight_ih, self.bias_ih)
-        state = x.new_zeros(x.shape[0], self.width)
-        states = []
-        for step in inputs.unbind(1):
-            r, z, candidate = step.chunk(3, 1)
-            hr, hz, hidden = F.linear(state, self.weight_hh, self.bias_hh).chunk(3, 1)
-            update = torch.sigmoid(z + hz)
-            new = torch.tanh(candidate + torch.sigmoid(r + hr) * hidden)
-            state = new + update * (state - new)
-            states.append(state)
-        return torch.stack(states, 1)
+def _gru_layer(x: Tensor, weight_ih: Tensor, weight_hh: Tensor, bias_ih: Tensor, bias_hh: Tensor) -> Tensor:
+    """(n, time, inputs) to the states (n, time, width); gates r, z, n in PyTorch's order."""
+    inputs = F.linear(x, weight_ih, bias_ih)
+    state = x.new_zeros(x.shape[0], weight_hh.shape[1])
+    states = []
+    for step in inputs.unbind(1):
+        r, z, candidate = step.chunk(3, 1)
+        hr, hz, hidden = F.linear(state, weight_hh, bias_hh).chunk(3, 1)
+        update = torch.sigmoid(z + hz)
+        new = torch.tanh(candidate + torch.sigmoid(r + hr) * hidden)
+        state = new + update * (state - new)
+        states.append(state)
+    return torch.stack(states, 1)
 
 
 class TCN(_SeriesModel):
