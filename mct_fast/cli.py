@@ -21,7 +21,7 @@ import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
 from mct_fast import __version__
-from mct_fast.errors import InputError
+from mct_fast.errors import InputError, PeerError
 
 T = TypeVar("T")
 
@@ -29,15 +29,19 @@ T = TypeVar("T")
 def main(words: Sequence[str] | None = None) -> int:
     """Runs the command line ``words`` (default: those of the process).
 
-    Returns the exit status: 0; 2 after wrong input, explained in one line on stderr; 130 after Ctrl-C.
+    Returns the exit status: 0; 2 after wrong input, explained in one line on stderr; 1 where another process of the same
+    run has failed; 130 after Ctrl-C.
     """
     logging.basicConfig(level=logging.WARNING, format="mct-fast: %(message)s")
     words = list(sys.argv[1:] if words is None else words)
     try:
         return _dispatch(words)
     except InputError as error:
-        print(f"mct-fast: error: {error}", file=sys.stderr)
+        print(f"mct-fast: {_process()}error: {error}", file=sys.stderr)
         return 2
+    except PeerError as error:
+        print(f"mct-fast: {_process()}error: {error}", file=sys.stderr)
+        return 1
     except _Interrupted as interrupted:
         print(f"\nmct-fast: interrupted; {interrupted}", file=sys.stderr)
         return 130
@@ -60,6 +64,8 @@ def _dispatch(words: list[str]) -> int:
     if command is None:
         hint = _nearest(words[0], _COMMANDS)
         raise InputError(f"unknown command {words[0]!r}{hint}; the commands are {', '.join(_COMMANDS)}")
+    if _processes() > 1 and command not in _SPLIT:
+        raise InputError(f"{words[0]} runs in one process: start it without torchrun")
     try:
         command(words[1:])
     except SystemExit as stop:  # tyro, after printing a help text
@@ -100,9 +106,10 @@ def _experts(words: list[str]) -> None:
     chosen = _preset_in(words)
     default = None if chosen is None else Arguments(tyro.MISSING, chosen.name, chosen.experts)
     given = _parse("experts", Arguments, words, default)
-    with _resumable("the same command again goes on with the experts that are missing"):
-        store = train_experts(given.config, given.out, progress=_progress())
-    _print_rows(_store_rows(store))
+    with _session() as communicator:
+        with _resumable("the same command again goes on with the experts that are missing"):
+            store = train_experts(given.config, given.out, progress=_progress(communicator), communicator=communicator)
+        communicator.lead(lambda: _print_rows(_store_rows(store)))
 
 
 def _compress(words: list[str]) -> None:
@@ -205,27 +212,38 @@ def _distill(words: list[str]) -> None:
     chosen = _preset_in(words)
     default = None if chosen is None else Arguments(preset=chosen.name, config=chosen.distill)
     given = _parse("distill", Arguments, words, default)
-    if given.resume is not None:
-        data_path = given.config.data_path
-        if given != Arguments(given.trajectories, resume=given.resume, config=DistillConfig(data_path=data_path)):
-            raise InputError(
-                "resume: a run goes on with its own settings; leave out every other option "
-                "but --trajectories and --data-path, for folders that have moved"
+
+    def asked() -> tuple[DistillConfig, Path, Path]:
+        """Configuration, store and run folder."""
+        if given.resume is not None:
+            data_path = given.config.data_path
+            if given != Arguments(given.trajectories, resume=given.resume, config=DistillConfig(data_path=data_path)):
+                raise InputError(
+                    "resume: a run goes on with its own settings; leave out every other option "
+                    "but --trajectories and --data-path, for folders that have moved"
+                )
+            config, stored = _stored_config(given.resume, DistillConfig)
+            config = dataclasses.replace(config, data_path=data_path or config.data_path)
+            return config, given.trajectories or stored, given.resume
+        if given.trajectories is None:
+            raise InputError("trajectories: missing; give --trajectories STORE and --out RUN, or --resume RUN")
+        if given.out is None:
+            raise InputError("out: missing; give --out RUN, the folder to write")
+        return given.config, given.trajectories, given.out
+
+    with _session() as communicator:
+        config, trajectories, out = communicator.tell(asked)
+        with _resumable(f"go on with: mct-fast distill --resume {out}"):
+            distill(
+                config,
+                trajectories,
+                out=out,
+                resume=given.resume is not None,
+                progress=_progress(communicator),
+                communicator=communicator,
             )
-        config, stored = _stored_config(given.resume, DistillConfig)
-        config = dataclasses.replace(config, data_path=data_path or config.data_path)
-        trajectories = given.trajectories or stored
-        out = given.resume
-    elif given.trajectories is None:
-        raise InputError("trajectories: missing; give --trajectories STORE and --out RUN, or --resume RUN")
-    elif given.out is None:
-        raise InputError("out: missing; give --out RUN, the folder to write")
-    else:
-        config, trajectories, out = given.config, given.trajectories, given.out
-    with _resumable(f"go on with: mct-fast distill --resume {out}"):
-        distill(config, trajectories, out=out, resume=given.resume is not None, progress=_progress())
-        page = write_report(out)
-    _print_rows([*_run_rows(out), ("report", str(page))])
+            page = communicator.lead(lambda: write_report(out))
+        communicator.lead(lambda: _print_rows([*_run_rows(out), ("report", str(page))]))
 
 
 def _evaluate(words: list[str]) -> None:
@@ -256,35 +274,43 @@ def _evaluate(words: list[str]) -> None:
         config: OmitArgPrefixes[EvalConfig] = EvalConfig()
 
     given = _parse("evaluate", Arguments, words)
-    distilled, run_path = _distilled_at(given.path)
-    dataset = _dataset_of(distilled, run_path, given.dataset, given.data_path, given.config.device)
-    own = distilled.provenance.get("model")
-    networks: list[Any] = [own or "ConvNet"] if given.model is None else _models(given.model, own)
-    rows: list[tuple[str, ...]] = [("network", given.split, *(["random real"] if given.random_real else []))]
-    with _resumable("networks that were finished are kept"):
-        for network in networks:
-            result = evaluate(distilled, dataset, given.config, model=network, split=given.split, progress=_progress())
-            record: dict[str, Any] = {
-                "model": result.model,
-                "split": result.split,
-                "mean": result.mean,
-                "std": result.std,
-                "accuracies": list(result.accuracies),
-                "lr": result.lr,
-            }
-            row = [result.model, _percent(result.mean, result.std)]
-            if given.random_real:
-                ipc = len(distilled) // distilled.num_classes
-                lrs = (result.lr, 0.01) if len(dataset.val) else (result.lr,)
-                random = evaluate_random_real(
-                    ipc, dataset, given.config, model=network, split=given.split, lrs=lrs, progress=_progress()
-                )
-                record |= {"random_real_mean": random.mean, "random_real_std": random.std, "random_real_lr": random.lr}
-                row.append(_percent(random.mean, random.std))
-            rows.append(tuple(row))
-            if run_path is not None:
-                Run.open(run_path).add_evaluation(record)
-    _print_rows(rows)
+    with _session() as communicator:
+        distilled, run_path = communicator.tell(lambda: _distilled_at(given.path))
+        dataset = communicator.lead_first(
+            lambda: _dataset_of(distilled, run_path, given.dataset, given.data_path, given.config.device)
+        )
+        common: dict[str, Any] = {
+            "split": given.split, "progress": _progress(communicator), "communicator": communicator
+        }  # fmt: skip
+        own = distilled.provenance.get("model")
+        networks: list[Any] = [own or "ConvNet"] if given.model is None else _models(given.model, own)
+        rows: list[tuple[str, ...]] = [("network", given.split, *(["random real"] if given.random_real else []))]
+        with _resumable("networks that were finished are kept"):
+            for network in networks:
+                result = evaluate(distilled, dataset, given.config, model=network, **common)
+                record: dict[str, Any] = {
+                    "model": result.model,
+                    "split": result.split,
+                    "mean": result.mean,
+                    "std": result.std,
+                    "accuracies": list(result.accuracies),
+                    "lr": result.lr,
+                }
+                row = [result.model, _percent(result.mean, result.std)]
+                if given.random_real:
+                    ipc = len(distilled) // distilled.num_classes
+                    lrs = (result.lr, 0.01) if len(dataset.val) else (result.lr,)
+                    random = evaluate_random_real(ipc, dataset, given.config, model=network, lrs=lrs, **common)
+                    record |= {
+                        "random_real_mean": random.mean,
+                        "random_real_std": random.std,
+                        "random_real_lr": random.lr,
+                    }
+                    row.append(_percent(random.mean, random.std))
+                rows.append(tuple(row))
+                if run_path is not None:
+                    communicator.lead(lambda record=record: Run.open(run_path).add_evaluation(record))
+        communicator.lead(lambda: _print_rows(rows))
 
 
 def _report(words: list[str]) -> None:
@@ -454,6 +480,27 @@ _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "demo": _demo,
 }
 
+_SPLIT = (_experts, _distill, _evaluate)
+"""Commands whose work is split where torchrun starts several processes."""
+
+
+# Several processes
+
+
+def _processes() -> int:
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def _process() -> str:
+    """Which of several processes speaks."""
+    return f"process {os.environ.get('RANK', '0')}: " if _processes() > 1 else ""
+
+
+def _session() -> Any:
+    from mct_fast.distributed import session
+
+    return session()
+
 
 # Parsing
 
@@ -602,10 +649,11 @@ def _models(names: str, own: dict[str, Any] | None) -> list[Any]:
 # What the commands print
 
 
-def _progress() -> Any:
-    from mct_fast.progress import for_stream
+def _progress(communicator: Any = None) -> Any:
+    """Shown by one process alone."""
+    from mct_fast.progress import for_stream, quiet
 
-    return for_stream()
+    return quiet() if communicator is not None and communicator.rank else for_stream()
 
 
 def _store_rows(store: Any) -> list[tuple[str, str]]:

@@ -16,8 +16,11 @@ from torch import Tensor, nn
 from mct_fast.adjoint import ADJOINTS, Adjoint, Exact, MatchResult
 from mct_fast.data import DSA, AugmentPlan, Dataset, load_noted, random_real
 from mct_fast.distilled import DistilledDataset
+from mct_fast.distributed import Communicator, Single, check_agreement
 from mct_fast.errors import InputError
 from mct_fast.evaluate import EvalConfig, EvalResult, evaluate_random_real, evaluate_splits, split_of
+from mct_fast.files import sha256_tensor
+from mct_fast.graphs import Graphed
 from mct_fast.matching import Matcher
 from mct_fast.models import build_model, model_spec
 from mct_fast.progress import Progress, quiet
@@ -77,6 +80,10 @@ class DistillConfig:
     """Gradient: 'exact', 'unrolled' (exact, memory grows with syn_steps) or 'truncated' (approximate)."""
     keep_mb: int = 512
     """Activations that 'exact' keeps between its two sweeps, in MiB at most; the rest is computed again. Memory for speed."""
+    micro_batch: int | None = None
+    """Images of a student's batch in the network at once; None: all. Bounds memory; the gradient is the same."""
+    cuda_graphs: bool = True
+    """On a GPU, record an iteration once and replay it: the same bits sooner, for the memory of one more iteration."""
     dsa: bool = True
     """Augment the student's batches with DSA; tables and series are not augmented."""
     dsa_strategy: str = "color_crop_cutout_flip_scale_rotate"
@@ -115,18 +122,23 @@ def distill(
     resume: bool = False,
     until: int | None = None,
     progress: Progress = quiet(),  # noqa: B008 (stateless)
+    communicator: Communicator = Single(),  # noqa: B008 (stateless)
 ) -> DistilledDataset:
     """Distils ``dataset`` into ``config.ipc`` images a class and returns the best set found.
 
     ``trajectories``: a store (its manifest names model and dataset), or paths together with ``model`` and ``dataset``.
     ``out``: a run folder to write (config, metrics, checkpoints, images); with ``resume`` a killed run goes on there and
     reaches the same bits as an uninterrupted one.  ``until`` stops after so many iterations, evaluated if an evaluation is
-    due there, and returns the best set so far; the same call with a later ``until``, or none, goes on.  Raises
+    due there, and returns the best set so far; the same call with a later ``until``, or none, goes on.  Students and
+    evaluation networks are split over the processes of ``communicator``, which all call this with the same arguments and
+    get the same set, that of one process.  Raises
     :class:`InputError` before anything is computed if the configuration does not fit the data or the paths.
     """
-    paths, spec, dataset, origin = _resolve(config, trajectories, dataset, model, progress)
+    paths, spec, dataset, origin = communicator.lead_first(
+        lambda: _resolve(config, trajectories, dataset, model, progress)
+    )
     check_config(config, dataset, paths)
-    loop = _Loop(config, paths, dataset, model, spec)
+    loop = _Loop(config, paths, dataset, model, spec, communicator)
     if out is not None:
         described = {
             **asdict(config),
@@ -136,9 +148,10 @@ def distill(
             "dataset": dataset.name,
             "fingerprint": dataset.fingerprint,
         }
-        run = _reopen(out, described) if resume else Run.create(out, described)
-        if any(record["kind"] == "final" for record in run.metrics()):
-            return DistilledDataset.load(run.path / "distilled")
+        run = communicator.lead(lambda: _reopen(out, described) if resume else Run.create(out, described))
+        finished = communicator.tell(lambda: _finished(run))
+        if finished is not None:
+            return finished
         loop.attach(run)
     return loop.run_to_end(progress, config.iterations if until is None else until)
 
@@ -154,6 +167,13 @@ def _reopen(out: str | Path, described: dict[str, Any]) -> Run:
                 "a run goes on with its own settings, so begin a new one for others"
             )
     return run
+
+
+def _finished(run: Run | None) -> DistilledDataset | None:
+    """The result of ``run`` if it has come to its end."""
+    if run is None or not any(record["kind"] == "final" for record in run.metrics()):
+        return None
+    return DistilledDataset.load(run.path / "distilled")
 
 
 class _Paths:
@@ -257,7 +277,10 @@ def check_config(config: DistillConfig, dataset: Dataset, paths: Sequence[Trajec
 
 def adjoint_of(config: DistillConfig) -> Adjoint:
     """The strategy that ``config`` asks for."""
-    return Exact(keep_bytes=config.keep_mb << 20) if config.adjoint == "exact" else ADJOINTS[config.adjoint]
+    if config.adjoint == "unrolled":  # autograd's graph is another at every iteration
+        return ADJOINTS[config.adjoint]
+    sweep = Exact(keep_bytes=config.keep_mb << 20) if config.adjoint == "exact" else ADJOINTS[config.adjoint]
+    return Graphed(sweep) if config.cuda_graphs else sweep
 
 
 def _sampler(config: DistillConfig) -> SegmentSampler:
@@ -297,12 +320,25 @@ class _Loop:
     """The outer loop of one run.  All randomness of iteration i comes from (seed, i): nothing random is carried over."""
 
     def __init__(
-        self, config: DistillConfig, paths: _Paths, dataset: Dataset, model: nn.Module | None, spec: dict[str, Any]
+        self,
+        config: DistillConfig,
+        paths: _Paths,
+        dataset: Dataset,
+        model: nn.Module | None,
+        spec: dict[str, Any],
+        communicator: Communicator,
     ) -> None:
         self.config, self.paths, self.dataset, self.spec = config, paths, dataset, spec
+        self.communicator = communicator
         self.run: Run | None = None
+        self.reporting = False
         self.network: nn.Module | dict[str, Any] = spec if model is None else model
-        self.matcher = Matcher(build_model(spec) if model is None else model, adjoint=adjoint_of(config))
+        self.matcher = Matcher(
+            build_model(spec) if model is None else model,
+            adjoint=adjoint_of(config),
+            micro_batch=config.micro_batch,
+            communicator=communicator,
+        )
         self.sampler = _sampler(config)
         self.dsa = DSA(config.dsa_strategy) if config.dsa and dataset.kind == "images" else None
         self.images = self._initial_images().requires_grad_()
@@ -314,10 +350,13 @@ class _Loop:
         self.best: dict[str, Any] = {"score": -1.0, "iteration": 0, "syn_lr": config.lr_teacher}
         self.best_images = self.images.detach().clone()
 
-    def attach(self, run: Run) -> None:
-        """Writes to ``run`` from now on, after going back to its last checkpoint if it has one."""
-        self.run = run
-        self._restore(run)
+    def attach(self, run: Run | None) -> None:
+        """Writes to ``run`` from now on, after going back to its last checkpoint if it has one.
+
+        Of several processes the leader has the run; the others follow it from the same checkpoint.
+        """
+        self.run, self.reporting = run, True
+        self._restore(self.communicator.tell(lambda: None if run is None else run.load_checkpoint()))
 
     def _initial_images(self) -> Tensor:
         config, stream = self.config, generator(self.config.seed, "pix-init")
@@ -455,11 +494,18 @@ class _Loop:
 
     def _evaluate(self, progress: Progress) -> None:
         began = time.perf_counter()
+        check_agreement(self.communicator, "images", sha256_tensor(self.images))
         candidate = self._distilled(self.images, self.step_size.value, self.iteration)
         chosen = self.config.select_on
         splits = tuple(dict.fromkeys((chosen, "test"))) if self.config.eval_test else (chosen,)
         results = evaluate_splits(
-            candidate, self.dataset, self._eval_config(), model=self.network, splits=splits, progress=progress
+            candidate,
+            self.dataset,
+            self._eval_config(),
+            model=self.network,
+            splits=splits,
+            progress=progress,
+            communicator=self.communicator,
         )
         result, self.evaluated = results[chosen], self.iteration
         if result.mean > self.best["score"]:
@@ -476,16 +522,14 @@ class _Loop:
 
     def _finish(self, progress: Progress) -> DistilledDataset:
         best, config = self._best(), self._eval_config()
+        if not self.reporting:
+            return best
+        common: dict[str, Any] = {"model": self.network, "progress": progress, "communicator": self.communicator}
+        result = evaluate_splits(best, self.dataset, config, splits=("test",), **common)["test"]
+        lrs = tuple(dict.fromkeys((best.syn_lr, self.config.lr_teacher)))
+        random = evaluate_random_real(self.config.ipc, self.dataset, config, split="test", lrs=lrs, **common)
+        best = replace(best, provenance={**best.provenance, "test_accuracy": _numbers(result)})
         if self.run is not None:
-            tested = evaluate_splits(
-                best, self.dataset, config, model=self.network, splits=("test",), progress=progress
-            )
-            result = tested["test"]
-            lrs = tuple(dict.fromkeys((best.syn_lr, self.config.lr_teacher)))
-            random = evaluate_random_real(
-                self.config.ipc, self.dataset, config, model=self.network, split="test", lrs=lrs, progress=progress
-            )
-            best = replace(best, provenance={**best.provenance, "test_accuracy": _numbers(result)})
             best.save(self.run.path / "distilled")
             self.run.log(
                 kind="final",
@@ -542,8 +586,7 @@ class _Loop:
         }
         self.run.save_checkpoint({name: value.detach().cpu() for name, value in tensors.items()}, state)
 
-    def _restore(self, run: Run) -> None:
-        saved = run.load_checkpoint()
+    def _restore(self, saved: tuple[dict[str, Tensor], dict[str, Any]] | None) -> None:
         if saved is None:
             return
         tensors, state = saved

@@ -8,3 +8,7 @@ class InputError(ValueError):
 
     The command line prints the message without a traceback and exits non-zero.
     """
+
+
+class PeerError(RuntimeError):
+    """Another process of the same run has failed, or disagrees.  The command line prints the message alone."""

@@ -17,9 +17,10 @@ from torch import Tensor, nn
 
 from mct_fast.data import DSA, Dataset, Split, random_real
 from mct_fast.distilled import DistilledDataset
+from mct_fast.distributed import Communicator, Single
 from mct_fast.errors import InputError
 from mct_fast.models import build_model, spec_for
-from mct_fast.progress import Progress, quiet
+from mct_fast.progress import Bar, Progress, quiet
 from mct_fast.seeds import derive_seed, generator
 from mct_fast.tasks import Classification
 from mct_fast.training import SGD, Schedule, build_stack, scores, train_epochs
@@ -95,12 +96,16 @@ def evaluate(
     model: str | dict | nn.Module = "ConvNet",
     split: str = "test",
     progress: Progress = quiet(),  # noqa: B008 (stateless)
+    communicator: Communicator = Single(),  # noqa: B008 (stateless)
 ) -> EvalResult:
     """Trains ``config.num_eval`` networks ``model`` on ``distilled`` and scores them on a split of ``dataset``.
 
     For ``model`` and what is raised see :func:`evaluate_splits`.
     """
-    return evaluate_splits(distilled, dataset, config, model=model, splits=(split,), progress=progress)[split]
+    found = evaluate_splits(
+        distilled, dataset, config, model=model, splits=(split,), progress=progress, communicator=communicator
+    )
+    return found[split]
 
 
 def evaluate_splits(
@@ -111,12 +116,14 @@ def evaluate_splits(
     model: str | dict | nn.Module = "ConvNet",
     splits: tuple[str, ...] = ("val", "test"),
     progress: Progress = quiet(),  # noqa: B008 (stateless)
+    communicator: Communicator = Single(),  # noqa: B008 (stateless)
 ) -> dict[str, EvalResult]:
     """Trains ``config.num_eval`` networks ``model`` on ``distilled`` once and scores them on each of ``splits``.
 
     ``model`` is a name (``"ConvNet"``, ``"AlexNet"``, ``"VGG11"``, ``"ResNet18"``, ...), a spec of
-    :func:`mct_fast.models.build_model` or a module, which is copied and initialised anew.  Raises :class:`InputError` if
-    shapes, classes or transforms do not fit.
+    :func:`mct_fast.models.build_model` or a module, which is copied and initialised anew.  The networks are split over the
+    processes of ``communicator``, which all get the whole result.  Raises :class:`InputError` if shapes, classes or
+    transforms do not fit.
     """
     if distilled.images.shape[1:] != dataset.image_shape or distilled.num_classes != dataset.num_classes:
         raise InputError(
@@ -137,7 +144,7 @@ def evaluate_splits(
         )
     Classification().check(distilled.labels, distilled.num_classes)
     images, labels = distilled.images.to(config.device), distilled.labels.to(config.device)
-    return _train_and_score(images, labels, distilled.syn_lr, dataset, config, model, splits, progress)
+    return _train_and_score(images, labels, distilled.syn_lr, dataset, config, model, splits, progress, communicator)
 
 
 def evaluate_random_real(
@@ -149,6 +156,7 @@ def evaluate_random_real(
     split: str = "test",
     lrs: tuple[float, ...] = (0.01,),
     progress: Progress = quiet(),  # noqa: B008 (stateless)
+    communicator: Communicator = Single(),  # noqa: B008 (stateless)
 ) -> EvalResult:
     """The baseline: as many random real images, a fresh draw for each network.
 
@@ -163,13 +171,21 @@ def evaluate_random_real(
     if len(lrs) > 1:
         tried = {
             lr: _train_and_score(
-                images, labels, lr, dataset, replace(config, lr_net=lr), model, (config.select_on,), progress
+                images,
+                labels,
+                lr,
+                dataset,
+                replace(config, lr_net=lr),
+                model,
+                (config.select_on,),
+                progress,
+                communicator,
             )[config.select_on].mean
             for lr in lrs
         }
         best = max(tried, key=lambda lr: tried[lr])
     fixed = replace(config, lr_net=best)
-    return _train_and_score(images, labels, best, dataset, fixed, model, (split,), progress)[split]
+    return _train_and_score(images, labels, best, dataset, fixed, model, (split,), progress, communicator)[split]
 
 
 def _train_and_score(
@@ -181,28 +197,52 @@ def _train_and_score(
     model: str | dict | nn.Module,
     splits: tuple[str, ...],
     progress: Progress,
+    communicator: Communicator,
 ) -> dict[str, EvalResult]:
     _check(config)
     held_out = {split: split_of(dataset, split) for split in splits}
     make, name = _network(model, dataset)
     lr = learned_lr if config.lr_net is None else config.lr_net
+    mine = communicator.share(config.num_eval)
+    shared = images.ndim == len(dataset.image_shape) + 1
+    if not shared:
+        images, labels = images[mine.start : mine.stop], labels[mine.start : mine.stop]
+    augment = DSA(config.dsa_strategy) if config.dsa and dataset.kind == "images" else None
+    with progress.task(f"evaluate {name}", config.epoch_eval_train) as bar:
+        scored = _networks(mine, images, labels, shared, lr, held_out, config, make, augment, bar) if mine else {}
+    parts = communicator.gather_all(scored)
+    return {
+        split: EvalResult(tuple(score for part in parts for score in part.get(split, ())), name, split, lr)
+        for split in splits
+    }
+
+
+def _networks(
+    numbers: range,
+    images: Tensor,
+    labels: Tensor,
+    shared: bool,
+    lr: float,
+    held_out: dict[str, Split],
+    config: EvalConfig,
+    make: Callable[[], nn.Module],
+    augment: DSA | None,
+    bar: Bar,
+) -> dict[str, list[float]]:
+    """Trains the networks with these numbers and scores them on each split."""
     task = Classification()
-    seeds = [derive_seed(config.seed, "eval-init", i) for i in range(config.num_eval)]
+    seeds = [derive_seed(config.seed, "eval-init", i) for i in numbers]
     stack = build_stack(make, seeds, task, SGD(config.mom, config.l2), config.device)
     schedule = Schedule(config.epoch_eval_train, config.batch_train, lr, decay_after=config.epoch_eval_train // 2)
-    streams = [("eval", i) for i in range(config.num_eval)]
-    augment = DSA(config.dsa_strategy) if config.dsa and dataset.kind == "images" else None
-    shared = images.ndim == len(dataset.image_shape) + 1
-    with progress.task(f"evaluate {name}", schedule.epochs) as bar:
-        for _, loss in train_epochs(
-            stack, images, labels, schedule, streams, seed=config.seed, augment=augment, shared=shared
-        ):
-            bar.advance(1, loss=float(loss.mean()))
-    results = {}
-    for split, data in held_out.items():
-        accuracies = scores(stack, data.images.to(config.device), data.labels.to(config.device), task)
-        results[split] = EvalResult(tuple(accuracies), name, split, lr)
-    return results
+    streams = [("eval", i) for i in numbers]
+    for _, loss in train_epochs(
+        stack, images, labels, schedule, streams, seed=config.seed, augment=augment, shared=shared
+    ):
+        bar.advance(1, loss=float(loss.mean()))
+    return {
+        split: scores(stack, data.images.to(config.device), data.labels.to(config.device), task)
+        for split, data in held_out.items()
+    }
 
 
 def _check(config: EvalConfig) -> None:

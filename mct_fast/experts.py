@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import contextlib
 import math
+import tempfile
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from mct_fast.data import DSA, Dataset, TableSpec, TimeGrid, load_dataset
+from mct_fast.distributed import Communicator, Single
 from mct_fast.errors import InputError
 from mct_fast.files import RowSpool
 from mct_fast.fused import student_for
@@ -23,7 +25,7 @@ from mct_fast.progress import Progress, quiet
 from mct_fast.seeds import derive_seed
 from mct_fast.tasks import Classification
 from mct_fast.training import SGD, FlatStack, Schedule, scores, train_epochs
-from mct_fast.trajectory import PathRecorder, TrajectoryStore
+from mct_fast.trajectory import ConvexTrajectory, PathRecorder, TrajectoryStore
 from mct_fast.trajectory.encoding import find_encoding
 
 
@@ -133,42 +135,87 @@ def train_experts(
     dataset: Dataset | None = None,
     *,
     progress: Progress = quiet(),  # noqa: B008 (stateless)
+    communicator: Communicator = Single(),  # noqa: B008 (stateless)
 ) -> TrajectoryStore:
     """Trains ``config.num_experts`` experts into the store ``out`` and returns it.
 
-    Experts that the store already holds are not trained again, so a killed run continues where it stopped.
+    Experts that the store already holds are not trained again, so a killed run continues where it stopped.  Of several
+    processes each trains its share, ``config.parallel`` at once; the leader writes.
     """
     _check(config)
-    dataset = dataset.to(config.device) if dataset is not None else load_for(config, progress)
+    dataset = communicator.lead_first(
+        lambda: dataset.to(config.device) if dataset is not None else load_for(config, progress)
+    )
     spec = expert_spec(config, dataset)
     network = build_model(spec)
     if any(True for _ in network.buffers()):
         raise InputError("norm: experts with batch norm have state beside their parameters; use 'instance' or 'group'")
     model = FunctionalModel(network)
     _recorder(config, model, 0)  # refuses what it cannot record before a store is begun
-    store = TrajectoryStore.create(
-        out,
-        {
-            "model": spec,
-            "shapes": [list(shape) for shape in model.shapes],
-            "init": None if model.init_plan is None else [fill.to_json() for fill in model.init_plan],
-            "dataset": {**dataset.source, "name": dataset.name, "fingerprint": dataset.fingerprint},
-            "recipe": _recipe(config),
-        },
-    )
-    with store.writing():
-        done = set(store.experts)
+    manifest = {
+        "model": spec,
+        "shapes": [list(shape) for shape in model.shapes],
+        "init": None if model.init_plan is None else [fill.to_json() for fill in model.init_plan],
+        "dataset": {**dataset.source, "name": dataset.name, "fingerprint": dataset.fingerprint},
+        "recipe": _recipe(config),
+    }
+    with contextlib.ExitStack() as held:
+
+        def begin() -> TrajectoryStore:
+            store = TrajectoryStore.create(out, manifest)
+            held.enter_context(store.writing())
+            return store
+
+        store = communicator.lead(begin)
+        done = communicator.tell(lambda: set(store.experts) if store is not None else set())
         todo = [number for number in range(config.num_experts) if number not in done]
-        images = len(todo) * config.train_epochs * len(dataset.train.labels)
+        rounds = _rounds(todo, config.parallel, communicator)
+        images = sum(map(len, rounds)) * config.train_epochs * len(dataset.train.labels)
         with progress.task("experts, images", images) as bar:
-            for first in range(0, len(todo), config.parallel):
-                _train_group(todo[first : first + config.parallel], config, dataset, model, store, bar)
-    return store
+            for mine in rounds:
+                with _Spools(None if store is None else store.path) as spools:
+                    trained = _train_group(mine, config, dataset, model, spools, bar) if mine else []
+                    for expert in (expert for group in communicator.collect(trained) for expert in group):
+                        assert store is not None
+                        expert.add_to(store, config.encoding)
+    return communicator.tell(lambda: cast(TrajectoryStore, store))
+
+
+def _rounds(todo: list[int], parallel: int, communicator: Communicator) -> list[list[int]]:
+    """The experts that this process trains, round by round; a round keeps every process busy."""
+    together = parallel * communicator.size
+    chunks = [todo[first : first + together] for first in range(0, len(todo), together)]
+    return [[chunk[i] for i in communicator.share(len(chunk))] for chunk in chunks]
+
+
+class _Spools(contextlib.ExitStack):
+    """Files for checkpoints that are not in the store yet: beside it, or where temporary files go if it is another's."""
+
+    def __init__(self, folder: Path | None) -> None:
+        super().__init__()
+        self._folder = Path(tempfile.gettempdir()) if folder is None else folder
+
+    def one(self) -> RowSpool:
+        return self.enter_context(RowSpool(self._folder))
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A finished expert on its way into the store."""
+
+    number: int
+    path: ConvexTrajectory
+    info: dict[str, Any]
+    checkpoints: torch.Tensor | None
+    init_seed: int | None
+
+    def add_to(self, store: TrajectoryStore, encoding: str) -> None:
+        store.add(self.number, self.path, self.info, self.checkpoints, encoding=encoding, init_seed=self.init_seed)
 
 
 def _train_group(
-    numbers: list[int], config: ExpertConfig, dataset: Dataset, model: FunctionalModel, store: TrajectoryStore, bar: Any
-) -> None:
+    numbers: list[int], config: ExpertConfig, dataset: Dataset, model: FunctionalModel, files: _Spools, bar: Any
+) -> list[_Trained]:
     began = time.perf_counter()
     task = Classification()
     seeds = [_init_seed(config, number) for number in numbers]
@@ -186,34 +233,37 @@ def _train_group(
     def tick(images: int, losses: torch.Tensor) -> None:
         bar.advance(images, loss=float(losses.mean()))
 
-    with contextlib.ExitStack() as files:
-        spools = [files.enter_context(RowSpool(store.path)) for _ in numbers] if config.keep_checkpoints else []
+    spools = [files.one() for _ in numbers] if config.keep_checkpoints else []
 
-        def observe() -> None:
-            for recorder, params in zip(recorders, stack.params, strict=True):
-                recorder.observe(params)
-            for spool, params in zip(spools, stack.params, strict=False):
-                spool.append(params)
+    def observe() -> None:
+        for recorder, params in zip(recorders, stack.params, strict=True):
+            recorder.observe(params)
+        for spool, params in zip(spools, stack.params, strict=False):
+            spool.append(params)
 
+    observe()
+    for _, loss in train_epochs(
+        stack, train.images, train.labels, schedule, streams, seed=config.seed, augment=augment, tick=tick
+    ):
         observe()
-        for _, loss in train_epochs(
-            stack, train.images, train.labels, schedule, streams, seed=config.seed, augment=augment, tick=tick
-        ):
-            observe()
-            losses.append(loss.tolist())
-        held_out = dataset.val if len(dataset.val.labels) else dataset.test
-        accuracies = scores(stack, held_out.images, held_out.labels, task)
-        seconds = (time.perf_counter() - began) / len(numbers)
-        for i, number in enumerate(numbers):
-            info = {
-                "accuracy": _short(accuracies[i]),
-                "accuracy_split": "val" if len(dataset.val.labels) else "test",
-                "train_loss": [_short(row[i]) for row in losses],
-                "seconds": _short(seconds),
-            }
-            seed = seeds[i] if model.init_plan is not None else None
-            checkpoints = spools[i].rows() if spools else None
-            store.add(number, recorders[i].finish(), info, checkpoints, encoding=config.encoding, init_seed=seed)
+        losses.append(loss.tolist())
+    held_out = dataset.val if len(dataset.val.labels) else dataset.test
+    accuracies = scores(stack, held_out.images, held_out.labels, task)
+    seconds = (time.perf_counter() - began) / len(numbers)
+    trained = []
+    for i, number in enumerate(numbers):
+        info = {
+            "accuracy": _short(accuracies[i]),
+            "accuracy_split": "val" if len(dataset.val.labels) else "test",
+            "train_loss": [_short(row[i]) for row in losses],
+            "seconds": _short(seconds),
+        }
+        seed = seeds[i] if model.init_plan is not None else None
+        checkpoints = spools[i].rows() if spools else None
+        path = recorders[i].finish()
+        path = ConvexTrajectory(path.waypoints.cpu(), path.progress, path.shapes)  # may go to another process
+        trained.append(_Trained(number, path, info, checkpoints, seed))
+    return trained
 
 
 def _short(value: float) -> float | None:

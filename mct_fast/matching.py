@@ -5,10 +5,12 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from mct_fast.adjoint import ADJOINTS, Adjoint, MatchingProblem, MatchResult
+from mct_fast.adjoint import ADJOINTS, Adjoint, MatchingProblem, MatchResult, StudentGradients, Unrolled
 from mct_fast.data.augment import AugmentPlan
+from mct_fast.distributed import Communicator, Single
 from mct_fast.errors import InputError
 from mct_fast.fused import student_for
+from mct_fast.microbatch import MicroBatched, check_pieces
 from mct_fast.models import FunctionalModel
 from mct_fast.student import Student
 from mct_fast.tasks import Classification, Task
@@ -46,15 +48,31 @@ def match(
 
 
 class Matcher:
-    """:func:`match` for one model, task and adjoint, with the network prepared once."""
+    """:func:`match` for one model, task and adjoint, with the network prepared once.
+
+    ``micro_batch`` bounds how many images of each student's batch are in the network at once, and with them the memory; the
+    result differs by rounding alone.  Students are split over the processes of ``communicator``, each of which is
+    given all of them and returns the same result, that of one process.
+    """
 
     def __init__(
-        self, model: nn.Module | FunctionalModel, *, task: Task | None = None, adjoint: str | Adjoint = "exact"
+        self,
+        model: nn.Module | FunctionalModel,
+        *,
+        task: Task | None = None,
+        adjoint: str | Adjoint = "exact",
+        micro_batch: int | None = None,
+        communicator: Communicator = Single(),  # noqa: B008 (stateless)
     ) -> None:
-        self._adjoint = _adjoint(adjoint)
+        self._adjoint, self._communicator = _adjoint(adjoint), communicator
         self._task: Task = task or Classification()
         self._model = model if isinstance(model, FunctionalModel) else FunctionalModel(model)
         self._student: Student = student_for(self._model, self._task)
+        if micro_batch is not None:
+            if isinstance(self._adjoint, Unrolled):
+                raise InputError("micro_batch: the unrolled adjoint keeps whole batches; use adjoint='exact'")
+            check_pieces(self._model.module)
+            self._student = MicroBatched(self._student, micro_batch)
 
     def __call__(
         self,
@@ -86,9 +104,11 @@ class Matcher:
         problem = MatchingProblem(
             self._model, self._student, self._task, images, labels, alpha, start, target, batches, augment
         )
-        if not bool((problem.denominator() > 0).all()):
+        if not bool((problem.denominator > 0).all()):
             raise InputError("target: equals start, so the loss is undefined; pick a target further along the path")
-        return self._adjoint.solve(problem)
+        mine = self._communicator.share(len(start))
+        found = self._adjoint.solve(problem.of(mine)) if mine else StudentGradients.none(problem)
+        return found.gathered(self._communicator, len(start)).mean()
 
     def _check_labels(self, images: Tensor, labels: Tensor, start: Tensor) -> None:
         try:
