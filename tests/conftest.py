@@ -21,6 +21,23 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skip)
 
 
+# What tests leave for the end of the run: lines by heading. Fixtures add to it, the last hook prints it.
+_REPORT = pytest.StashKey[dict[str, list[str]]]()
+
+
+@pytest.fixture(scope="session")
+def final_report(pytestconfig: pytest.Config) -> dict[str, list[str]]:
+    """Lines to print at the end of the run, by heading."""
+    return pytestconfig.stash.setdefault(_REPORT, {})
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    for heading, lines in config.stash.get(_REPORT, {}).items():
+        terminalreporter.section(heading)
+        for line in lines:
+            terminalreporter.write_line(line)
+
+
 @pytest.fixture
 def poisoned_memory() -> Iterator[None]:
     """Fills what ``torch.empty`` and its like return with NaN, so that an op which leaves a value unwritten shows it."""

@@ -1,7 +1,7 @@
 // Norm -> ReLU -> pool and its derivatives for one image, in one instruction set (see simd.h and units.h).
 //
-// xhat = (z - mean) * rstd, u = gamma * xhat + beta, a = relu(u), p = pool(a). Every pass computes u by the same
-// expression, so that all of them see the same mask. The mask is "not u <= 0": a NaN goes through, as in PyTorch.
+// What is done to one value stands in shared/formulas.h. Every pass computes u by the same expression, so that all of them
+// see the same mask.
 // Sums run along a row first and rows are added after, which keeps float32 errors near those of a pairwise sum.
 
 namespace mct::MCT_ISA {
@@ -21,15 +21,9 @@ struct Affine {
       beta[k] = norm ? load<Partial>(b + c, n) : V<T>{};
     }
   }
-  MCT_INLINE V<T> xhat(V<T> z, int k) const { return (z - mean[k]) * rstd[k]; }
-  MCT_INLINE V<T> u(V<T> x, int k) const { return gamma[k] * x + beta[k]; }
+  MCT_INLINE V<T> xhat(V<T> z, int k) const { return normalised(z, mean[k], rstd[k]); }
+  MCT_INLINE V<T> u(V<T> x, int k) const { return scaled(x, gamma[k], beta[k]); }
 };
-
-// v where u is positive or NaN, else 0
-template <class T>
-MCT_INLINE V<T> masked(V<T> u, V<T> v) {
-  return u <= V<T>{} ? V<T>{} : v;
-}
 
 // Stores a part of a large output, past the caches where the plane says so.
 template <bool Partial, class T>
@@ -95,7 +89,7 @@ void forward_group(const Plane& s, int64_t n, const T* z, const T* gamma, const 
           const T* zp = z + ((i * Window + dy) * s.W + j * Window + dx) * s.C;
           MCT_UNROLL for (int k = 0; k < N; ++k) {
             const V<T> u = f.u(f.xhat(load<Partial>(zp + k * L, n), k), k);
-            a[k] += masked<T>(u, u);
+            a[k] += masked(u, u);
           }
         }
       }
@@ -123,7 +117,7 @@ void backward_group(const Plane& s, int64_t n, const T* gp, const T* z, const T*
             MCT_UNROLL for (int dx = 0; dx < Window; ++dx) {
               const T* zp = z + ((i * Window + dy) * s.W + j * Window + dx) * s.C;
               const V<T> x = f.xhat(load<Partial>(zp + k * L, n), k);
-              const V<T> gu = masked<T>(f.u(x, k), up);
+              const V<T> gu = masked(f.u(x, k), up);
               row_g[k] += gu;
               row_gx[k] += gu * x;
             }
@@ -136,13 +130,10 @@ void backward_group(const Plane& s, int64_t n, const T* gp, const T* z, const T*
       }
     }
   }
-  // gz = rstd (gamma gu - mean q - xhat mean(q xhat)) = a gu - b - xhat c
   const T count = static_cast<T>(s.H * s.W);
   V<T> a[N], b[N], c[N];
   MCT_UNROLL for (int k = 0; k < N; ++k) {
-    a[k] = f.rstd[k] * f.gamma[k] * share;
-    b[k] = a[k] * sum_g[k] / count;
-    c[k] = a[k] * sum_gx[k] / count;
+    cotangent_terms(f.gamma[k], f.rstd[k], share, count, sum_g[k], sum_gx[k], a[k], b[k], c[k]);
     store<Partial>(gbeta + k * L, sum_g[k] * share, n);
     store<Partial>(ggamma + k * L, sum_gx[k] * share, n);
   }
@@ -156,8 +147,8 @@ void backward_group(const Plane& s, int64_t n, const T* gp, const T* z, const T*
       for (int dx = 0; dx < Window && j + dx < s.W; ++dx, zp += s.C, out += s.C) {
         MCT_UNROLL for (int k = 0; k < N; ++k) {
           const V<T> x = f.xhat(load<Partial>(zp + k * L, n), k);
-          const V<T> gu = covered ? masked<T>(f.u(x, k), load<Partial>(g + k * L, n)) : V<T>{};
-          put<Partial>(s, out + k * L, a[k] * gu - b[k] - x * c[k], n);
+          const V<T> gu = covered ? masked(f.u(x, k), load<Partial>(g + k * L, n)) : V<T>{};
+          put<Partial>(s, out + k * L, cotangent(gu, x, a[k], b[k], c[k]), n);
         }
       }
     }
@@ -196,12 +187,9 @@ void tangent_group(const Plane& s, int64_t n, const T* z, const T* zdot, const T
       bdot[k] = load<Partial>(betadot + k * L, n);
     }
   }
-  // udot = gammadot xhat + gamma rstd (zdot - mean zdot - xhat mean(xhat zdot)) + betadot
   V<T> by_zdot[N], by_xhat[N], rest[N];
   MCT_UNROLL for (int k = 0; k < N; ++k) {
-    by_zdot[k] = f.gamma[k] * f.rstd[k];
-    by_xhat[k] = gdot[k] - by_zdot[k] * m2[k];
-    rest[k] = bdot[k] - by_zdot[k] * m1[k];
+    tangent_terms(f.gamma[k], gdot[k], bdot[k], f.rstd[k], m1[k], m2[k], by_zdot[k], by_xhat[k], rest[k]);
     store<Partial>(mean_zdot + k * L, m1[k], n);
     store<Partial>(mean_xhat_zdot + k * L, m2[k], n);
   }
@@ -213,8 +201,8 @@ void tangent_group(const Plane& s, int64_t n, const T* z, const T* zdot, const T
           MCT_UNROLL for (int dx = 0; dx < Window; ++dx) {
             const int64_t at = ((i * Window + dy) * s.W + j * Window + dx) * s.C + k * L;
             const V<T> x = f.xhat(load<Partial>(z + at, n), k);
-            const V<T> udot = by_zdot[k] * load<Partial>(zdot + at, n) + by_xhat[k] * x + rest[k];
-            a += masked<T>(f.u(x, k), udot);
+            const V<T> udot = scaled_dot(load<Partial>(zdot + at, n), x, by_zdot[k], by_xhat[k], rest[k]);
+            a += masked(f.u(x, k), udot);
           }
         }
         store<Partial>(pdot + k * L, a * (T(1) / (Window * Window)), n);
@@ -232,7 +220,6 @@ void tangent_backward_group(const Plane& s, int64_t n, const T* gp, const T* gpd
   const Affine<T, N, Partial> f(mean, rstd, gamma, beta, n);
   const int64_t rows = s.H / Window, columns = s.W / Window;
   const bool norm = gamma != nullptr;
-  // xhatdot = rstd (zdot - mean zdot - xhat mean(xhat zdot)) = rstd zdot - rm1 - xhat rm2
   V<T> rm1[N] = {}, rm2[N] = {}, gdot[N] = {};
   if (norm) {
     MCT_UNROLL for (int k = 0; k < N; ++k) {
@@ -255,9 +242,9 @@ void tangent_backward_group(const Plane& s, int64_t n, const T* gp, const T* gpd
             MCT_UNROLL for (int dx = 0; dx < Window; ++dx) {
               const int64_t at = ((i * Window + dy) * s.W + j * Window + dx) * s.C + k * L;
               const V<T> x = f.xhat(load<Partial>(z + at, n), k);
-              const V<T> xdot = f.rstd[k] * load<Partial>(zdot + at, n) - rm1[k] - x * rm2[k];
+              const V<T> xdot = normalised_dot(load<Partial>(zdot + at, n), x, f.rstd[k], rm1[k], rm2[k]);
               const V<T> u = f.u(x, k);
-              const V<T> gu = masked<T>(u, up), gud = masked<T>(u, updot);
+              const V<T> gu = masked(u, up), gud = masked(u, updot);
               row_g[k] += gu;
               row_gx[k] += gu * x;
               row_gd[k] += gud;
@@ -275,19 +262,12 @@ void tangent_backward_group(const Plane& s, int64_t n, const T* gp, const T* gpd
       }
     }
   }
-  // With q = gamma gu, qdot = gamma gudot + gammadot gu, rdot = -rstd^2 mean(xhat zdot):
-  // gz = rstd (q - mean q - xhat mean(q xhat)) = a gu - b - xhat c
-  // gzdot = rdot / rstd gz + rstd (qdot - mean qdot - xhatdot mean(q xhat) - xhat mean(qdot xhat + q xhatdot))
-  //       = a gudot + d gu - e - xhatdot c - xhat h - rm2 gz
   const T count = static_cast<T>(s.H * s.W);
   V<T> a[N], b[N], c[N], d[N], e[N], h[N];
   MCT_UNROLL for (int k = 0; k < N; ++k) {
-    a[k] = f.rstd[k] * f.gamma[k] * share;
-    b[k] = a[k] * sum_g[k] / count;
-    c[k] = a[k] * sum_gx[k] / count;
-    d[k] = f.rstd[k] * gdot[k] * share;
-    e[k] = (a[k] * sum_gd[k] + d[k] * sum_g[k]) / count;
-    h[k] = (a[k] * sum_mixed[k] + d[k] * sum_gx[k]) / count;
+    cotangent_terms(f.gamma[k], f.rstd[k], share, count, sum_g[k], sum_gx[k], a[k], b[k], c[k]);
+    cotangent_dot_terms(gdot[k], f.rstd[k], share, count, a[k], sum_g[k], sum_gx[k], sum_gd[k], sum_mixed[k], d[k], e[k],
+                        h[k]);
     store<Partial>(gbetadot + k * L, sum_gd[k] * share, n);
     store<Partial>(ggammadot + k * L, sum_mixed[k] * share, n);
   }
@@ -299,12 +279,12 @@ void tangent_backward_group(const Plane& s, int64_t n, const T* gp, const T* gpd
       for (int dx = 0; dx < Window && j + dx < s.W; ++dx, at += s.C) {
         MCT_UNROLL for (int k = 0; k < N; ++k) {
           const V<T> x = f.xhat(load<Partial>(z + at + k * L, n), k);
-          const V<T> xdot = f.rstd[k] * load<Partial>(zdot + at + k * L, n) - rm1[k] - x * rm2[k];
+          const V<T> xdot = normalised_dot(load<Partial>(zdot + at + k * L, n), x, f.rstd[k], rm1[k], rm2[k]);
           const V<T> u = f.u(x, k);
-          const V<T> gu = covered ? masked<T>(u, load<Partial>(gp + g_at + k * L, n)) : V<T>{};
-          const V<T> gud = covered ? masked<T>(u, load<Partial>(gpdot + g_at + k * L, n)) : V<T>{};
-          const V<T> v = a[k] * gu - b[k] - x * c[k];
-          const V<T> w = a[k] * gud + d[k] * gu - e[k] - xdot * c[k] - x * h[k] - rm2[k] * v;
+          const V<T> gu = covered ? masked(u, load<Partial>(gp + g_at + k * L, n)) : V<T>{};
+          const V<T> gud = covered ? masked(u, load<Partial>(gpdot + g_at + k * L, n)) : V<T>{};
+          const V<T> v = cotangent(gu, x, a[k], b[k], c[k]);
+          const V<T> w = cotangent_dot(v, gu, gud, x, xdot, a[k], c[k], d[k], e[k], h[k], rm2[k]);
           put<Partial>(s, gz + at + k * L, v, n);
           put<Partial>(s, gzdot + at + k * L, w, n);
         }

@@ -8,7 +8,7 @@ double matching(int64_t n, const T* theta, const T* origin, const T* end, T f, T
   const T rest = 1 - f;
 #pragma omp simd reduction(+ : total)
   for (int64_t i = 0; i < n; ++i) {
-    const T d = theta[i] - (rest * origin[i] + f * end[i]);
+    const T d = miss(theta[i], origin[i], end[i], rest, f);
     grad[i] = scale * d;
     total += static_cast<double>(d) * d;
   }

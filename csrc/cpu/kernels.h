@@ -6,20 +6,9 @@
 
 #include <cstdint>
 
+#include "shared/shapes.h"
+
 namespace mct {
-
-struct BlockShape {
-  int64_t S, B, H, W, C;  // z is (S, B, H, W, C)
-  bool pool;
-};
-
-// A parameter (S)[n...]: its data and the distance from one student to the next.
-template <class T>
-struct Param {
-  const T* data;
-  int64_t stride_s;
-  const T* of(int64_t s) const { return data == nullptr ? nullptr : data + s * stride_s; }
-};
 
 template <class T>
 void block_forward(const BlockShape& shape, const T* z, Param<T> gamma, Param<T> beta, double eps, T* p, T* mean,

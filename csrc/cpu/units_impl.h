@@ -6,6 +6,9 @@
 
 #include "units_vector.h"
 
+#define MCT_FORMULA MCT_INLINE
+#include "shared/formulas.h"
+
 #include "blocks_impl.h"
 #include "flat_impl.h"
 #include "linear_impl.h"
