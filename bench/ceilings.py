@@ -8,7 +8,6 @@ import shutil
 import subprocess
 import tempfile
 import threading
-import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,7 +15,10 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from bench.timing import clock
+
 _COPIED = 256 << 20
+_COPIED_THERE = 2 << 30  # far more than a GPU's second cache
 _ROUNDS = 1 << 21
 
 # Independent multiply-adds that never leave the registers: as many as hide the latency of two units.
@@ -60,8 +62,10 @@ class Ceilings:
         return max(nbytes / self.copy, flops / self.flops)
 
 
-def measure() -> Ceilings:
-    """Measures both on as many threads as PyTorch uses; takes about two seconds."""
+def measure(device: str = "cpu") -> Ceilings:
+    """Measures both, on a processor with as many threads as PyTorch uses; takes about two seconds."""
+    if device != "cpu":
+        return Ceilings(_copy(device, _COPIED_THERE), _tensor_cores(device), "a matrix product in tf32, 8192 cubed")
     spun = _spin()
     if spun is not None:
         return Ceilings(_copy(), spun, "multiply-adds in registers, compiled for this machine")
@@ -70,18 +74,25 @@ def measure() -> Ceilings:
 
 def _best(run: Callable[[], object], times: int = 7) -> float:
     """The least time: a ceiling is what the machine can do when nothing disturbs it."""
-    found = []
-    for _ in range(times):
-        began = time.perf_counter()
-        run()
-        found.append(time.perf_counter() - began)
-    return min(found)
+    return min(clock(run) for _ in range(times))
 
 
-def _copy() -> float:
-    source = torch.ones(_COPIED // 4)
+def _copy(device: str = "cpu", nbytes: int = _COPIED) -> float:
+    source = torch.ones(nbytes // 4, device=device)
     target = torch.zeros_like(source)
-    return 2 * _COPIED / _best(lambda: target.copy_(source))
+    return 2 * nbytes / _best(lambda: target.copy_(source))
+
+
+def _tensor_cores(device: str, size: int = 8192) -> float:
+    """Operations a second of a large product with the precision that PyTorch's convolutions have there by default."""
+    a, b = (torch.randn(size, size, device=device) for _ in range(2))
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = True
+    try:
+        torch.mm(a, b)
+        return 2 * size**3 / _best(lambda: torch.mm(a, b))
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before
 
 
 def _convolution() -> float:

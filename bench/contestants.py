@@ -14,6 +14,7 @@ from bench.reference import Learned
 from bench.torch_func import TorchFuncStudent
 from mct_fast.adjoint import Adjoint, Exact, MatchingProblem, MatchResult, Truncated, Unrolled
 from mct_fast.distill import DistillConfig, adjoint_of
+from mct_fast.graphs import Graphed
 from mct_fast.matching import Matcher
 from mct_fast.models import FunctionalModel
 from mct_fast.student import GenericStudent, Student
@@ -54,23 +55,33 @@ class Contestant:
     grows: bool = False
 
 
-def contestants(mtt: str | None = None, mct: str | None = None) -> dict[str, Contestant]:
-    """All contestants, ours first; ``mtt`` and ``mct`` are the paths of the reference clones, if there are any."""
+def contestants(mtt: str | None = None, mct: str | None = None, tesla: str | None = None) -> dict[str, Contestant]:
+    """All contestants, ours first; ``mtt``, ``mct`` and ``tesla`` are the paths of the reference clones, if there are any.
+
+    MCT's official code took TESLA's loop over as it is: they differ in the networks and augmentation that they import.
+    """
     found = [
         Contestant(OURS, "mct_fast, exact", _ours(adjoint_of(DistillConfig()))),
-        Contestant("mct_fast_lean", "mct_fast, exact, nothing kept", _ours(Exact(keep_bytes=0))),
+        Contestant("mct_fast_lean", "mct_fast, exact, nothing kept", _ours(_recorded(Exact(keep_bytes=0)))),
         Contestant("unrolled", "plain PyTorch, double backward", _ours(Unrolled()), grows=True),
         Contestant("torch_func", "torch.func, jvp of grad", _torch_func(compiled=False)),
         Contestant("torch_compile", "the same, torch.compile", _torch_func(compiled=True)),
     ]
     if mtt is not None:
         found.append(Contestant("mtt", "mtt-distillation", _reference(mtt, reference.mtt_iteration), grows=True))
-    if mct is not None:
-        found += [
-            Contestant("mct_fast_truncated", "mct_fast, truncated", _ours(Truncated()), gradient="truncated"),
-            Contestant("mct", "MCT, official (truncated)", _reference(mct, reference.mct_iteration), "truncated", 0.5),
-        ]
+    if mct is not None or tesla is not None:
+        truncated = _ours(_recorded(Truncated()))
+        found.append(Contestant("mct_fast_truncated", "mct_fast, truncated", truncated, gradient="truncated"))
+    for name, title, path in (("mct", "MCT, official (truncated)", mct), ("tesla", "TESLA (truncated)", tesla)):
+        if path is not None:
+            build = _reference(path, reference.mct_iteration)
+            found.append(Contestant(name, title, build, gradient="truncated", scale=0.5))
     return {contestant.name: contestant for contestant in found}
+
+
+def _recorded(adjoint: Adjoint) -> Adjoint:
+    """As the outer loop takes it: on a GPU an iteration is recorded once and replayed."""
+    return Graphed(adjoint)
 
 
 def judge(problem: Problem, *, truncated: bool = False) -> Outcome:
@@ -85,9 +96,10 @@ def _solve(problem: Problem, student: Student, adjoint: Adjoint, images: Tensor,
     task, plan = Classification(), problem.augmentation(batches)
     ends = (problem.start[None], problem.target[None])
     batches = batches.to(images.device)[None]
-    return adjoint.solve(
+    found = adjoint.solve(
         MatchingProblem(problem.model, student, task, images, problem.labels, syn_lr, *ends, batches, plan)
     )
+    return found.mean()
 
 
 def _updated(learned: Learned, result: MatchResult) -> Outcome:

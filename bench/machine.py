@@ -14,6 +14,8 @@ from typing import Any
 
 import torch
 
+from mct_fast.errors import InputError
+
 ROOT = Path(__file__).resolve().parents[1]
 """The repository, whose commit is reported."""
 
@@ -92,6 +94,14 @@ def set_threads(threads: int | None) -> None:
     """Makes PyTorch use ``threads`` threads; None leaves its choice."""
     if threads is not None:
         torch.set_num_threads(threads)
+
+
+def check_device(name: str) -> None:
+    """Raises :class:`InputError` where PyTorch has no such device."""
+    try:
+        torch.empty(0, device=name)
+    except (RuntimeError, AssertionError) as error:
+        raise InputError(f"device: PyTorch sees no {name!r} here; run this on a machine that has one") from error
 
 
 def _cores() -> int:

@@ -28,9 +28,18 @@ class Peak:
     total: int
 
 
-def peak(name: str, setting: Setting, *, mtt: str | None, mct: str | None, threads: int | None) -> Peak | str:
+def peak(
+    name: str,
+    setting: Setting,
+    *,
+    mtt: str | None,
+    mct: str | None,
+    threads: int | None,
+    tesla: str | None = None,
+) -> Peak | str:
     """The peak of one iteration of contestant ``name``, or why there is none."""
-    request = {"name": name, "setting": asdict(setting), "mtt": mtt, "mct": mct, "threads": threads}
+    clones = {"mtt": mtt, "mct": mct, "tesla": tesla}
+    request = {"name": name, "setting": asdict(setting), "clones": clones, "threads": threads}
     done = subprocess.run(
         [sys.executable, "-m", "bench.memory", json.dumps(request)], capture_output=True, text=True, cwd=machine.ROOT
     )
@@ -54,7 +63,7 @@ def predicted(name: str, setting: Setting, **where: Any) -> int | str:
 def _measure(request: dict[str, Any]) -> Peak:
     machine.set_threads(request["threads"])
     problem = build(Setting(**request["setting"]))
-    iterate = contestants(request["mtt"], request["mct"])[request["name"]].build(problem)
+    iterate = contestants(**request["clones"])[request["name"]].build(problem)
     gc.collect()
     if problem.images.is_cuda:
         torch.cuda.synchronize()

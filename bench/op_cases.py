@@ -59,12 +59,12 @@ class Case:
         return max(_relative(f, w) for f, w in zip(_tensors(self.run()), wanted, strict=True))
 
 
-def cases(students: int, batch: int, width: int = 128, image_size: int = 32) -> Iterator[Case]:
+def cases(students: int, batch: int, width: int = 128, image_size: int = 32, device: str = "cpu") -> Iterator[Case]:
     """All operators at ``students`` times ``batch`` images, layer by layer; built one at a time."""
     generator = torch.Generator().manual_seed(1)
 
     def rand(*shape: int) -> Tensor:
-        return torch.randn(*shape, generator=generator)
+        return torch.randn(*shape, generator=generator).to(device)
 
     side, channels = image_size, 3
     while side >= image_size // 4:
@@ -164,7 +164,7 @@ def _blocks(rand: Rand, shape: tuple[int, ...]) -> Iterator[Case]:
 def _classifier(rand: Rand, s: int, b: int, features: int, classes: int = 10) -> Iterator[Case]:
     h, w, bias = rand(s, b, features), rand(s, classes, features) / features**0.5, rand(s, classes)
     hdot, wdot, biasdot = (rand(*t.shape) for t in (h, w, bias))
-    rows = torch.arange(s * b).view(s, b) % classes
+    rows = torch.arange(s * b, device=h.device).view(s, b) % classes
     y = F.one_hot(rows, classes).float()
     text = f"{s}x{b}x{features} to {classes}"
 
@@ -228,8 +228,8 @@ def _flat(rand: Rand, s: int, width: int, image_size: int) -> Iterator[Case]:
     model = FunctionalModel(ConvNet(width=width, image_size=image_size))
     count, sizes = model.num_params, [shape.numel() for shape in model.shapes]
     theta, origin, end = (rand(s, count) for _ in range(3))
-    frac, denom = torch.rand(s, len(sizes)), torch.full((s,), float(count))
-    offsets = torch.tensor(model.layer_offsets)
+    frac, denom = rand(s, len(sizes)).sigmoid(), rand(s) * 0 + float(count)
+    offsets = torch.tensor(model.layer_offsets, device=theta.device)
     text = f"{s}x{count}"
     leaf = theta.clone().requires_grad_()
 
@@ -245,7 +245,7 @@ def _flat(rand: Rand, s: int, width: int, image_size: int) -> Iterator[Case]:
     own = torch.nn.Parameter(theta.clone())
     own.grad = origin.clone()
     optimizer = torch.optim.SGD([own], lr=1e-6, momentum=0.9, weight_decay=5e-4)
-    args = (theta.clone(), origin, torch.zeros(s, count), torch.full((s,), 1e-6), 0.9, 5e-4)
+    args = (theta.clone(), origin, torch.zeros_like(theta), torch.full_like(denom, 1e-6), 0.9, 5e-4)
     yield Case("sgd_step_", text, args, optimizer.step)
     yield Case("arc_length", text, (origin, end, offsets), lengths, note="PyTorch: squares summed in float32")
 
@@ -255,6 +255,7 @@ def _augmentation(rand: Rand, s: int, b: int, side: int) -> Iterator[Case]:
     for kind in ("color", "crop", "scale", "rotate"):
         plan = DSA(kind).plan(s, 1, b, (3, side, side), torch.Generator().manual_seed(2))
         kinds, params = plan.table(0)
+        params = params.to(x.device)
         for op in ("dsa", "dsa_transpose"):
             plain = getattr(reference, op)
             args = (x, kinds, params)

@@ -44,13 +44,14 @@ class Terms:
     memory: bool = True
     mtt: str | None = None
     mct: str | None = None
+    tesla: str | None = None
     threads: int | None = None
 
     def names(self, entrants: Mapping[str, Contestant]) -> list[str]:
         return [name for name in entrants if not self.only or name in self.only]
 
     def where(self) -> dict[str, Any]:
-        return {"mtt": self.mtt, "mct": self.mct, "threads": self.threads}
+        return {"mtt": self.mtt, "mct": self.mct, "tesla": self.tesla, "threads": self.threads}
 
 
 @dataclass(frozen=True)

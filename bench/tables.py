@@ -19,7 +19,7 @@ SCHEMA = "mct_fast.bench/1"
 """``kind`` names the benchmark; ``machine``, ``versions``, ``commit``, ``dirty``, ``date`` stand beside ``results``."""
 
 
-_PATHS = ("reference", "mct", "data_path", "json", "out")
+_PATHS = ("reference", "mct", "tesla", "data_path", "json", "out")
 
 
 def _without_folders(name: str, value: Any) -> Any:

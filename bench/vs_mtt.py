@@ -53,8 +53,10 @@ class Arguments:
     """A clone of GeorgeCazenavette/mtt-distillation."""
     mct: str | None = None
     """A clone of the official MCT code."""
+    tesla: str | None = None
+    """A clone of justincui03/tesla."""
     only: tuple[str, ...] = ()
-    """Race these alone: mct_fast, mct_fast_lean, unrolled, torch_func, torch_compile, mtt, mct_fast_truncated, mct."""
+    """Race these alone: mct_fast, mct_fast_lean, unrolled, torch_func, torch_compile, mtt, mct_fast_truncated, mct, tesla."""
     rounds: int = 7
     """Rounds; a contestant that is too slow for its budget runs in some of them, at least two."""
     budget: float = 90.0
@@ -108,6 +110,7 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Arguments, console: Console) -> int:
+    machine.check_device(arguments.device)
     machine.set_threads(arguments.threads)
     circumstances = machine.circumstances()
     tables.headline(console, circumstances)
@@ -123,7 +126,7 @@ def _run(arguments: Arguments, console: Console) -> int:
         kind = "accuracy"
     else:
         kind = "vs_mtt"
-        entrants = contestants(arguments.reference, arguments.mct)
+        entrants = contestants(arguments.reference, arguments.mct, arguments.tesla)
         _check(arguments, list(entrants))
         only = arguments.only and tuple(dict.fromkeys((OURS, *arguments.only)))
         terms = Terms(
@@ -133,6 +136,7 @@ def _run(arguments: Arguments, console: Console) -> int:
             arguments.memory,
             arguments.reference,
             arguments.mct,
+            arguments.tesla,
             arguments.threads,
         )
         for ipc in arguments.ipc:
@@ -153,7 +157,7 @@ def _check(arguments: Arguments, names: list[str]) -> None:
     for name in arguments.only:
         if name not in names:
             raise InputError(
-                f"only: no contestant {name!r}; there are {', '.join(names)} (mtt and mct need their paths)"
+                f"only: no contestant {name!r}; there are {', '.join(names)} (mtt, mct and tesla need their paths)"
             )
     if arguments.rounds < 2:
         raise InputError(f"rounds: got {arguments.rounds}; give at least 2")
