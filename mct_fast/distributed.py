@@ -171,8 +171,7 @@ def _peers() -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise PeerError(f"another process of this run has failed; its own message says why ({reason})") from error
+        raise PeerError("another process of this run has failed; its own message says why") from error
 
 
 def check_agreement(communicator: Communicator, what: str, digest: str) -> None:
