@@ -22,6 +22,7 @@ MIN_ROW = 8
 
 # Smaller scales are taken for zero, so that no product of a scale and a code is subnormal: some programs flush those.
 _SMALLEST = 2.0**-100
+_CHUNK = 16384  # values
 
 
 class Encoding(Protocol):
@@ -121,9 +122,10 @@ class Integers:
             size = self._block(shape)
             # A last, shorter block is filled up with zeros: they add no error, and their codes are dropped.
             rows = torch.nn.functional.pad(piece, (0, -len(piece) % size)).view(-1, size)
-            row_codes, row_scales = _fit(rows, self.bits, self.scale_dtype)
-            codes.append(row_codes.reshape(-1)[: len(piece)])
-            scales.append(row_scales)
+            # Few rows at a time: what the search for scales makes on its way stays in the cache.
+            fitted = [_fit(few, self.bits, self.scale_dtype) for few in rows.split(max(_CHUNK // size, 1))]
+            codes.append(torch.cat([few.reshape(-1) for few, _ in fitted])[: len(piece)])
+            scales += [few for _, few in fitted]
         none = values.new_zeros(0)
         flat = torch.cat(codes) if codes else none.to(torch.int8)
         return {
