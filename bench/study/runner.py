@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -138,7 +139,7 @@ def _plan(study: Study) -> dict[str, Any]:
         arm.name: {"path": {"kind": type(arm.path).__name__, **asdict(arm.path)}, "changes": dict(arm.changes)}
         for arm in study.arms
     }
-    return {
+    plan = {
         "name": study.name,
         "experts": experts,
         "distill": asdict(study.distill),
@@ -146,3 +147,4 @@ def _plan(study: Study) -> dict[str, Any]:
         "seeds": list(study.seeds),
         "piece": study.piece,
     }
+    return json.loads(json.dumps(plan))  # tuples become lists

@@ -24,7 +24,10 @@ from mct_fast.trajectory import ConvexTrajectory, TrajectoryStore
 
 TOY = Study(
     "toy",
-    ExpertConfig(num_experts=2, train_epochs=4, depth=1, width=4, batch_train=500, parallel=1, keep_checkpoints=True),
+    ExpertConfig(
+        num_experts=2, train_epochs=4, depth=1, width=4, batch_train=500, parallel=1, keep_checkpoints=True,
+        encoding="float32",
+    ),
     DistillConfig(
         syn_steps=2, lr_img=20.0, lr_teacher=0.05, iterations=5, eval_it=2, eval_test=True, num_eval=2,
         epoch_eval_train=2, checkpoint_every=1,
