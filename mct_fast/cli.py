@@ -695,7 +695,15 @@ def _run_rows(path: Path) -> list[tuple[str, ...]]:
         networks = f"({record['num_eval']} networks, images of iteration {record['iteration']})"
         rows.append(("test", f"{_percent(record['test_mean'], record['test_std'])} {networks}"))
         rows.append(("random real", _percent(record["random_real_mean"], record["random_real_std"])))
+        if record.get("nearest_real"):
+            rows += [("rows", str(path / "distilled.csv")), *_privacy_rows(record["nearest_real"])]
     return rows
+
+
+def _privacy_rows(nearest: Any) -> list[tuple[str, ...]]:
+    from mct_fast.distilled_table import PRIVACY, nearest_text
+
+    return [("nearest real row", nearest_text(nearest)), ("privacy", PRIVACY)]
 
 
 def _distilled_rows(distilled: Any) -> list[tuple[str, ...]]:
@@ -706,7 +714,9 @@ def _distilled_rows(distilled: Any) -> list[tuple[str, ...]]:
         ("step size", f"{distilled.syn_lr:.6g}"),
         ("transform", str(distilled.transform.state()[1].get("kind"))),
     ]
-    return rows + [(key, str(value)) for key, value in distilled.provenance.items()]
+    rows += [(key, str(value)) for key, value in distilled.provenance.items() if key != "nearest_real"]
+    nearest = distilled.provenance.get("nearest_real")
+    return rows + (_privacy_rows(nearest) if nearest else [])
 
 
 def _percent(mean: float, std: float) -> str:

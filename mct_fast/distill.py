@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from mct_fast.adjoint import ADJOINTS, Adjoint, Exact, MatchResult
 from mct_fast.data import DSA, AugmentPlan, Dataset, load_noted, random_real
 from mct_fast.distilled import DistilledDataset
+from mct_fast.distilled_table import nearest_real
 from mct_fast.distributed import Communicator, Single, check_agreement
 from mct_fast.errors import InputError
 from mct_fast.evaluate import EvalConfig, EvalResult, evaluate_random_real, evaluate_splits, split_of
@@ -518,10 +519,14 @@ class _Loop:
             self.run.log(**record, seconds=time.perf_counter() - began)
             best = self._best()
             best.save(self.run.path / "distilled")
-            best.to_png(self.run.path / "images.png")
+            best.write_preview(self.run.path)
 
     def _finish(self, progress: Progress) -> DistilledDataset:
         best, config = self._best(), self._eval_config()
+        near = None
+        if self.dataset.kind != "images":
+            near = nearest_real(best.images, self.dataset)
+            best = replace(best, provenance={**best.provenance, "nearest_real": near})
         if not self.reporting:
             return best
         common: dict[str, Any] = {"model": self.network, "progress": progress, "communicator": self.communicator}
@@ -531,6 +536,7 @@ class _Loop:
         best = replace(best, provenance={**best.provenance, "test_accuracy": _numbers(result)})
         if self.run is not None:
             best.save(self.run.path / "distilled")
+            best.write_preview(self.run.path)
             self.run.log(
                 kind="final",
                 model=result.model,
@@ -545,6 +551,7 @@ class _Loop:
                 random_real_lr=random.lr,
                 distill_seconds=self.seconds,
                 skipped=self.skipped,
+                **({} if near is None else {"nearest_real": {k: v for k, v in near.items() if k != "distances"}}),
             )
         return best
 
@@ -560,6 +567,9 @@ class _Loop:
             "iteration": iteration,
             "experts": len(self.paths),
         }
+        if self.dataset.kind != "images":
+            data = {name: value for name, value in self.dataset.source.items() if name != "data_path"}
+            provenance |= {"task": self.dataset.task, "target": list(self.dataset.target), "data": data}
         return DistilledDataset(
             images.detach().cpu().clone(),
             self.labels.cpu(),

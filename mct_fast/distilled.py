@@ -14,7 +14,9 @@ from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
+from mct_fast.data import Dataset, TableTransform
 from mct_fast.data.transforms import Transform, transform_from_state
+from mct_fast.distilled_table import write_table
 from mct_fast.errors import InputError
 from mct_fast.files import atomic_write, read_json, sha256_file, write_json
 
@@ -24,9 +26,10 @@ _FORMAT_VERSION = 1
 
 @dataclass(frozen=True)
 class DistilledDataset:
-    """Synthetic images with what evaluating them takes.
+    """Synthetic images, rows of a table or series, with what evaluating them takes.
 
-    ``images (n, C, H, W)`` float32 in the space of ``transform`` (normalised or whitened), ordered by class;
+    ``images (n, C, H, W)`` float32 in the space of ``transform`` (normalised or whitened), ordered by class; of a table
+    ``(n, features)``, of series ``(n, time, features)``;
     ``labels (n,)`` int64 or ``(n, classes)`` float32; ``syn_lr`` the learned step size; ``provenance`` says how it was made.
     """
 
@@ -46,6 +49,8 @@ class DistilledDataset:
 
     def pixels(self) -> Tensor:
         """The images ``(n, C, H, W)`` as people see them: transform undone, clipped to [0, 1]."""
+        if isinstance(self.transform, TableTransform):
+            raise InputError("pixels: this distilled set holds rows of a table, not images; use to_csv")
         return self.transform.inverse(self.images).clamp(0, 1)
 
     def save(self, folder: str | Path) -> Path:
@@ -122,6 +127,19 @@ class DistilledDataset:
         except OSError as error:
             raise InputError(f"path: cannot write {path} ({error.strerror}); choose a writable folder") from error
         return path
+
+    def to_csv(self, path: str | Path, dataset: Dataset | None = None) -> Path:
+        """Writes a table's rows in original units and categories, and a JSON file beside them.
+
+        See :func:`mct_fast.distilled_table.write_table`: what it says about privacy, and about the distance to real rows.
+        """
+        return write_table(self, path, dataset)
+
+    def write_preview(self, folder: str | Path) -> Path:
+        """Writes what people look at into ``folder``: ``images.png``, or ``distilled.csv`` of a table."""
+        if isinstance(self.transform, TableTransform):
+            return self.to_csv(Path(folder) / "distilled.csv")
+        return self.to_png(Path(folder) / "images.png")
 
     def to_mtt(self, folder: str | Path) -> Path:
         """Writes ``images_best.pt`` and ``labels_best.pt``, which MTT's users and DD-Ranking read.

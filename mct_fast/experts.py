@@ -157,7 +157,7 @@ def train_experts(
         "shapes": [list(shape) for shape in model.shapes],
         "init": None if model.init_plan is None else [fill.to_json() for fill in model.init_plan],
         "dataset": {**dataset.source, "name": dataset.name, "fingerprint": dataset.fingerprint},
-        "recipe": _recipe(config),
+        "recipe": _recipe(config, dataset),
     }
     with contextlib.ExitStack() as held:
 
@@ -286,7 +286,7 @@ def _recorder(config: ExpertConfig, model: FunctionalModel, init_seed: int) -> P
     )
 
 
-def _recipe(config: ExpertConfig) -> dict[str, Any]:
+def _recipe(config: ExpertConfig, dataset: Dataset) -> dict[str, Any]:
     """What makes two experts comparable: the training recipe without what does not change the result."""
     where = {
         "dataset",
@@ -303,6 +303,8 @@ def _recipe(config: ExpertConfig) -> dict[str, Any]:
         "encoding",  # of each expert by itself, in its entry
     }
     shape = {"model", "depth", "width", "norm", "activation", "pooling"}
+    if dataset.kind != "images":
+        where |= {"dsa", "dsa_strategy"}
     recipe = {k: v for k, v in asdict(config).items() if k not in where | shape | {"num_experts"}}
     return {"kind": "sgd", "torch": torch.__version__, **recipe}
 

@@ -22,15 +22,18 @@ from PIL import Image
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 
+from mct_fast.data import TableTransform
 from mct_fast.distilled import DistilledDataset
+from mct_fast.distilled_table import PRIVACY, nearest_text, table_frame
 from mct_fast.errors import InputError
 from mct_fast.files import atomic_write
 from mct_fast.progress import duration
 from mct_fast.run import Run
 from mct_fast.trajectory import TrajectoryStore
 
-PAGE, CURVES, IMAGES, DISTILLED = "report.html", "curves.png", "images.png", "distilled"
+PAGE, CURVES, IMAGES, TABLE, DISTILLED = "report.html", "curves.png", "images.png", "distilled.csv", "distilled"
 _MTT_CHECKPOINTS = 51  # what MTT's buffer.py keeps of an expert: 50 epochs and the beginning
+_SHOWN_ROWS = 100  # rows of a table on the page
 _SHOWN_A_CLASS = 50  # images of a class on the page; a distilled set can hold thousands
 
 
@@ -50,7 +53,9 @@ _ON_WHITE = _Ink(text="#333333", grid="#dddddd", ground="white")
 
 
 def write_report(path: str | Path) -> Path:
-    """Writes ``report.html``, ``images.png`` and ``curves.png`` into the run's folder ``path``; returns the page's path.
+    """Writes ``report.html``, ``curves.png`` and ``images.png`` into the run's folder ``path``; returns the page's path.
+
+    A table's rows are written to ``distilled.csv`` in place of ``images.png``.
 
     Raises:
         InputError: ``path`` holds no run, or a part of it is damaged.
@@ -59,10 +64,17 @@ def write_report(path: str | Path) -> Path:
     facts = _Facts.of(run)
     write_curves(run, run.path / CURVES)
     if facts.distilled is not None:
-        write_images(facts.distilled, run.path / IMAGES)
+        _write_preview(facts.distilled, run.path)
     page = _page(facts)
     atomic_write(run.path / PAGE, lambda temporary: _write_text(temporary, page))
     return run.path / PAGE
+
+
+def _write_preview(distilled: DistilledDataset, folder: Path) -> None:
+    if isinstance(distilled.transform, TableTransform):
+        distilled.to_csv(folder / TABLE)
+    else:
+        write_images(distilled, folder / IMAGES)
 
 
 def write_images(distilled: DistilledDataset, path: str | Path) -> Path:
@@ -121,6 +133,12 @@ class _Facts:
 
     def of_kind(self, kind: str) -> list[dict[str, Any]]:
         return [record for record in self.records if record.get("kind") == kind]
+
+    @property
+    def noun(self) -> str:
+        """What the set holds, in the plural."""
+        is_table = self.distilled is not None and isinstance(self.distilled.transform, TableTransform)
+        return "rows" if is_table else "images"
 
     @property
     def final(self) -> dict[str, Any] | None:
@@ -244,10 +262,10 @@ def _data_uri(png: bytes) -> str:
 def _page(facts: _Facts) -> str:
     config = facts.run.config
     name = str(config.get("dataset", "a dataset"))
-    title = f"{name}, {config.get('ipc', '?')} image{'' if config.get('ipc') == 1 else 's'} a class"
+    title = f"{name}, {config.get('ipc', '?')} {facts.noun[: -1 if config.get('ipc') == 1 else None]} a class"
     sections = [
         _tiles(facts),
-        _section("Images", _images(facts)),
+        _section(facts.noun.capitalize(), _rows(facts) if facts.noun == "rows" else _images(facts)),
         _section("Curves", _curves(facts)),
         _section("Other networks", _evaluations(facts)),
         _section("Storage of the experts", _storage(facts)),
@@ -271,7 +289,7 @@ def _tiles(facts: _Facts) -> str:
         tiles += [
             ("Test accuracy", _percent(final["test_mean"], final["test_std"]), count),
             (
-                "As many random real images",
+                f"As many random real {facts.noun}",
                 _percent(final["random_real_mean"], final["random_real_std"]),
                 f"the distilled ones are {abs(gain):.1f} points {'better' if gain >= 0 else 'worse'}",
             ),
@@ -289,8 +307,8 @@ def _tiles(facts: _Facts) -> str:
         )
     if facts.distilled is not None:
         shape = "×".join(str(size) for size in facts.distilled.images.shape[1:])
-        tiles.append(("Images", str(len(facts.distilled)), f"of {shape} values"))
-        tiles.append(("Learned step size", f"{facts.distilled.syn_lr:.4g}", "saved with the images"))
+        tiles.append((facts.noun.capitalize(), str(len(facts.distilled)), f"of {shape} values"))
+        tiles.append(("Learned step size", f"{facts.distilled.syn_lr:.4g}", f"saved with the {facts.noun}"))
     if iterations:
         wanted = facts.run.config.get("iterations", "?")
         skipped = iterations[-1].get("skipped", 0)
@@ -313,7 +331,7 @@ def _images(facts: _Facts) -> str:
     if len(pixels) == distilled.num_classes:
         order = torch.argsort(classes, stable=True).tolist()
         return '<div class="cards">\n' + "\n".join(_card(pixels[i], names[int(classes[i])]) for i in order) + "\n</div>"
-    rows = []
+    rows: list[str] = []
     for number, name in enumerate(names):
         own = pixels[classes == number]
         left_out = len(own) - _SHOWN_A_CLASS
@@ -321,6 +339,26 @@ def _images(facts: _Facts) -> str:
         strip = "".join(_picture(image, f"{name}, image {i + 1}") for i, image in enumerate(own[:_SHOWN_A_CLASS]))
         rows.append(f'<tr><th scope="row">{escape(name)}</th><td class="strip">{strip}{more}</td></tr>')
     return '<table class="classes">\n' + "\n".join(rows) + "\n</table>"
+
+
+def _rows(facts: _Facts) -> str:
+    """A table's rows in original units and categories, under what they are not."""
+    distilled = facts.distilled
+    if distilled is None:
+        return "<p>None yet: they are written at the first evaluation.</p>"
+    frame = table_frame(distilled)
+    nearest = distilled.provenance.get("nearest_real")
+    note = f"<p>{escape(PRIVACY)}</p>" + (f"<p>{escape(nearest_text(nearest))}</p>" if nearest else "")
+    cells = [[_cell(value) for value in row] for row in frame.head(_SHOWN_ROWS).itertuples(index=False)]
+    left_out = len(frame) - len(cells)
+    more = f'<p class="note">and {left_out} more in {TABLE}</p>' if left_out > 0 else ""
+    return f'{note}<div class="wide">{_grid([str(name) for name in frame.columns], cells)}</div>{more}'
+
+
+def _cell(value: Any) -> str:
+    if value is None or value != value or str(value) == "<NA>":
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _card(image: Tensor, name: str) -> str:
@@ -339,7 +377,7 @@ def _curves(facts: _Facts) -> str:
     if not facts.records:
         return ""
     drawn = [
-        (_draw_accuracy, "Accuracy of fresh networks trained on the images; the band is one standard deviation"),
+        (_draw_accuracy, f"Accuracy of fresh networks trained on the {facts.noun}; the band is one standard deviation"),
         (_draw_loss, "Matching loss at each iteration"),
         (_draw_step_size, "The learned step size at each iteration"),
     ]
@@ -367,7 +405,7 @@ def _evaluations(facts: _Facts) -> str:
                 f"{record['lr']:.4g}",
             ]
         )
-    return _grid(["network", "accuracy", "random real images", "split", "networks", "step size"], rows)
+    return _grid(["network", "accuracy", f"random real {facts.noun}", "split", "networks", "step size"], rows)
 
 
 def _storage(facts: _Facts) -> str:
@@ -484,6 +522,7 @@ h2 { font-size: 1.1rem; margin: 2.5rem 0 .75rem; font-weight: 600; }
 .card { margin: 0; text-align: center; }
 .card img { width: 100%; }
 .card figcaption { font-size: .85rem; color: var(--faint); overflow-wrap: anywhere; }
+.wide { overflow-x: auto; }
 .pixels { image-rendering: pixelated; border-radius: .2rem; vertical-align: top; }
 .strip img { width: 3.25rem; margin: 0 .2rem .2rem 0; }
 .curves { display: grid; grid-template-columns: repeat(auto-fit, minmax(20rem, 1fr)); gap: 1rem; }
@@ -505,7 +544,7 @@ _FRAME = """<!DOCTYPE html>
 <body>
 <main>
 <h1>{title}</h1>
-<p class="note">A dataset distilled by mct_fast: training on these images stands in for training on all of them.</p>
+<p class="note">A dataset distilled by mct_fast: training on it stands in for training on all of them.</p>
 {sections}
 </main>
 </body>

@@ -12,7 +12,8 @@ from mct_fast import cli
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
-COMMANDS = re.findall(r"^    (mct-fast .*)$", README, flags=re.MULTILINE)
+CLINICAL = (ROOT / "docs" / "clinical.md").read_text(encoding="utf-8")
+COMMANDS, OF_TABLES = (re.findall(r"^    (mct-fast .*)$", text, flags=re.MULTILINE) for text in (README, CLINICAL))
 
 
 def test_the_python_example_runs(
@@ -28,10 +29,10 @@ def test_the_python_example_runs(
 
 
 def test_there_are_commands_to_try() -> None:
-    assert len(COMMANDS) == 6
+    assert len(COMMANDS) == 6 and len(OF_TABLES) >= 15
 
 
-@pytest.mark.parametrize("command", COMMANDS, ids=lambda command: " ".join(command.split()[1:5]))
+@pytest.mark.parametrize("command", COMMANDS + OF_TABLES, ids=lambda command: " ".join(command.split()[1:6]))
 def test_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each command is parsed by the real parser; the work behind it is left out."""
     given = []

@@ -78,6 +78,7 @@ class Dataset:
     task: "classification" (labels (n,) int64), "binary" (the same, 1 is positive) or "multilabel" (labels (n, k) float32
         of 0 and 1).
     kind: "images" (n, C, H, W), "table" (n, features) or "series" (n, time, features).
+    target: the target columns of a table or of series; none for images.
     source: the arguments of `load_dataset` that give it again, as JSON; `load_noted` reads them.
     """
 
@@ -90,6 +91,7 @@ class Dataset:
     fingerprint: str
     task: str = "classification"
     kind: str = "images"
+    target: tuple[str, ...] = ()
     source: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -428,6 +430,7 @@ def _tabular(
         fingerprint=fingerprint,
         task=raw.task,
         kind="series" if transform.series else "table",
+        target=raw.target,
         source={"name": name, "val_fraction": val_fraction, "split_seed": split_seed, **source},
     )
 

@@ -20,6 +20,7 @@ from mct_fast.data.tables import (
     choose_features,
     encode_features,
     encode_target,
+    features_among,
     read_frame,
 )
 from mct_fast.errors import InputError
@@ -113,12 +114,12 @@ def _load_arrays(path: Path, argument: str) -> dict[str, np.ndarray]:
         loaded: Any = np.load(path, allow_pickle=False)
         return dict(loaded) if path.suffix.lower() == ".npz" else {"x": loaded}
     except ValueError as error:
-        if "allow_pickle" in str(error):
+        if "Object arrays" in str(error):
             raise InputError(
                 f"{argument}: {path.name} holds ragged series or objects, not plain arrays; "
                 "pad the series to one length, or give a long table with an id and a time column"
             ) from error
-        raise InputError(f"{argument}: {path} is no array file ({error}); save it with numpy.savez") from error
+        raise InputError(f"{argument}: {path} is no array file; save it with numpy.savez") from error
     except (OSError, EOFError) as error:
         raise InputError(f"{argument}: {path} cannot be read ({error}); save it with numpy.savez") from error
 
@@ -198,8 +199,7 @@ def long_table(frame: pd.DataFrame, labels: pd.DataFrame | None, spec: TableSpec
     else:
         if key not in labels.columns:
             raise InputError(f"labels_path: has no column {key!r}; it needs the id of each series")
-        apart = {key, time, *spec.drop}
-        features = [name for name in frame.columns if (name in spec.features if spec.features else name not in apart)]
+        features = features_among(frame, spec, {key, time, *spec.drop})
     if labels[key].duplicated().any():
         twice = labels.loc[labels[key].duplicated(), key].tolist()[0]
         raise InputError(f"labels_path: {key!r} {twice!r} has two rows; keep one for each series")

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import bz2
 import dataclasses
+import gzip
+import itertools
+import lzma
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -130,10 +134,10 @@ def read_frame(path: Path, argument: str, columns: Sequence[str] | None = None) 
         if kinds[-1:] and kinds[-1] in (".parquet", ".pq"):
             frame = _read_parquet(path, argument, columns)
         elif ".csv" in kinds or ".tsv" in kinds:
-            separator = "\t" if ".tsv" in kinds else ","
-            header = pd.read_csv(path, sep=separator, header=None, nrows=1, dtype=str, keep_default_na=False)
+            options: dict[str, Any] = {"sep": "\t" if ".tsv" in kinds else ",", "skiprows": _comment_lines(path)}
+            header = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False, **options)
             _check_names([str(name).strip() for name in header.iloc[0]], path, argument)
-            frame = pd.read_csv(path, sep=separator, usecols=columns, low_memory=False, skipinitialspace=True)
+            frame = pd.read_csv(path, usecols=columns, low_memory=False, skipinitialspace=True, **options)
         else:
             raise InputError(f"{argument}: {path.name} is neither .csv, .tsv nor .parquet; convert it to one of them")
     except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
@@ -145,6 +149,13 @@ def read_frame(path: Path, argument: str, columns: Sequence[str] | None = None) 
     if not len(frame):
         raise InputError(f"{argument}: {path} has no rows; give a table with rows")
     return frame
+
+
+def _comment_lines(path: Path) -> int:
+    """How many lines at the beginning start with #: those that distilled tables carry."""
+    open_text = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(path.suffix.lower(), open)
+    with open_text(path, "rt", encoding="utf-8", errors="replace") as file:
+        return sum(1 for _ in itertools.takewhile(lambda line: line.startswith("#"), file))
 
 
 def _read_parquet(path: Path, argument: str, columns: Sequence[str] | None) -> pd.DataFrame:
@@ -229,7 +240,12 @@ def choose_features(frame: pd.DataFrame, spec: TableSpec, reserved: Sequence[str
     both = sorted({*spec.numeric} & {*spec.categorical})
     if both:
         raise InputError(f"numeric: column {both[0]!r} is also in categorical; name it in one of them")
-    apart = {*spec.target, *spec.drop, *_others(spec), *reserved}
+    return features_among(frame, spec, {*spec.target, *spec.drop, *_others(spec), *reserved})
+
+
+def features_among(frame: pd.DataFrame, spec: TableSpec, apart: Collection[str]) -> list[str]:
+    """Names of the features among columns of which those `apart` have another part to play."""
+    _check_given(frame, spec.features, "features")
     claimed = [name for name in spec.features if name in apart]
     if claimed:
         raise InputError(f"features: column {claimed[0]!r} has another part to play; remove it from features")
