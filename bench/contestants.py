@@ -18,6 +18,7 @@ from mct_fast.graphs import Graphed
 from mct_fast.matching import Matcher
 from mct_fast.models import FunctionalModel
 from mct_fast.student import GenericStudent, Student
+from mct_fast.targets import DenseTargets
 from mct_fast.tasks import Classification
 
 LR_IMG, LR_LR = 1e-3, 1e-9
@@ -94,7 +95,7 @@ def judge(problem: Problem, *, truncated: bool = False) -> Outcome:
 def _solve(problem: Problem, student: Student, adjoint: Adjoint, images: Tensor, syn_lr: Tensor) -> MatchResult:
     batches = problem.batches()
     task, plan = Classification(), problem.augmentation(batches)
-    ends = (problem.start[None], problem.target[None])
+    ends = (problem.start[None], DenseTargets.of_values(problem.target[None]))
     batches = batches.to(images.device)[None]
     found = adjoint.solve(
         MatchingProblem(problem.model, student, task, images, problem.labels, syn_lr, *ends, batches, plan)

@@ -21,6 +21,7 @@ from mct_fast.fused import FusedStudent
 from mct_fast.microbatch import MicroBatched
 from mct_fast.models import FunctionalModel
 from mct_fast.student import GenericStudent, Student
+from mct_fast.targets import DenseTargets
 from mct_fast.tasks import Classification
 
 
@@ -71,7 +72,7 @@ class Count:
 def count(setting: Setting, adjoint: Adjoint, *, micro_batch: int | None = None, fused: bool = True) -> Count:
     """What one match of ``setting`` holds at most; ``fused`` on the project's operators, else on PyTorch's."""
     problem = _problem(setting, micro_batch=micro_batch, fused=fused)
-    named = (problem.images, problem.labels, problem.start, problem.target, problem.batches)
+    named = (problem.images, problem.labels, problem.start, problem.target.dense(), problem.batches)
     meter = Meter()
     for tensor in (*named, problem.syn_lr):
         meter.ignore(tensor)
@@ -89,9 +90,10 @@ def _problem(setting: Setting, *, micro_batch: int | None, fused: bool) -> Match
     labels = torch.empty(setting.num_images, dtype=torch.int64, device="meta")
     ends = torch.empty(2, 1, model.num_params, device="meta")
     batches = torch.empty(1, setting.syn_steps, setting.batch_syn, dtype=torch.int64, device="meta")
+    target = DenseTargets.of_values(ends[1])
     alpha = torch.empty((), device="meta")
     shapes = torch.zeros(1, setting.syn_steps, setting.batch_syn, dtype=torch.int64)
-    problem = MatchingProblem(model, student, Classification(), images, labels, alpha, ends[0], ends[1], batches, None)
+    problem = MatchingProblem(model, student, Classification(), images, labels, alpha, ends[0], target, batches, None)
     problem.fix_shapes(replace(problem, batches=shapes))
     return problem
 

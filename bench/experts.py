@@ -191,7 +191,7 @@ def _plain(arguments: Arguments, images: Tensor, labels: Tensor) -> Trainer:
     def make(params: Tensor) -> ModuleStack:
         module = arguments.setting.convnet()
         nn.utils.vector_to_parameters(params[0].clone(), module.parameters())
-        return ModuleStack([module], Classification(), SGD())
+        return ModuleStack([module], Classification(), SGD(), [0])
 
     def read(stack: ModuleStack) -> Tensor:
         return nn.utils.parameters_to_vector(stack._modules[0].parameters()).detach()

@@ -20,11 +20,11 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mct_fast import ops
 from mct_fast.data.augment import AugmentPlan
 from mct_fast.distributed import Communicator
 from mct_fast.models import FunctionalModel
 from mct_fast.student import Student, Tape
+from mct_fast.targets import Targets
 from mct_fast.tasks import Task
 
 
@@ -111,7 +111,7 @@ class MatchingProblem:
     labels: Tensor
     syn_lr: Tensor
     start: Tensor
-    target: Tensor
+    target: Targets
     batches: Tensor
     augment: AugmentPlan | None
 
@@ -130,7 +130,7 @@ class MatchingProblem:
         rows = slice(students.start, students.stop)
         augment = None if self.augment is None else AugmentPlan(self.augment.draws[rows])
         return replace(
-            self, start=self.start[rows], target=self.target[rows], batches=self.batches[rows], augment=augment
+            self, start=self.start[rows], target=self.target.of(rows), batches=self.batches[rows], augment=augment
         )
 
     @cached_property
@@ -138,19 +138,14 @@ class MatchingProblem:
         """Images in the batch of each step, the same for all students."""
         return tuple((self.batches[0] >= 0).sum(1).tolist())
 
-    @cached_property
-    def _whole(self) -> Tensor:
-        """The flat vector as one layer, in the form of ``ops.matching_loss``."""
-        return torch.tensor([0, self.start.shape[1]], device=self.start.device)
-
     def fix_shapes(self, like: MatchingProblem) -> None:
         """Takes over from ``like``, of the same shapes, what must be known before a recording: no device is asked."""
-        self.__dict__.update(sizes=like.sizes, _whole=like._whole)
+        self.__dict__.update(sizes=like.sizes)
 
     @cached_property
     def denominator(self) -> Tensor:
         """|start - target|^2 of each student, ``(S,)``."""
-        return ops.arc_length(self.start, self.target, self._whole)[:, 0].square().to(self.start.dtype)
+        return self.target.distance(self.start, self.start.new_ones(self.num_students))[0]
 
     def indices(self, step: int) -> Tensor:
         """Rows ``(S, b)`` of the synthetic set used at ``step``; a shorter batch is padded by -1 at its end."""
@@ -168,8 +163,7 @@ class MatchingProblem:
 
     def terminal(self, theta: Tensor) -> tuple[Tensor, Tensor]:
         """The loss ``(S,)`` at ``theta (S, P)`` and its gradient, each student's by itself."""
-        whole = theta.new_zeros(self.num_students, 1)
-        return ops.matching_loss(theta, self.target, self.target, whole, self._whole, self.denominator)
+        return self.target.distance(theta, self.denominator)
 
 
 class Adjoint(Protocol):
@@ -188,7 +182,8 @@ class Unrolled:
 
     def solve(self, problem: MatchingProblem) -> StudentGradients:
         soft = problem.labels.is_floating_point()
-        rows = [self._solve_one(problem, s, soft=soft) for s in range(problem.num_students)]
+        targets = problem.target.dense()
+        rows = [self._solve_one(problem, s, targets[s], soft=soft) for s in range(problem.num_students)]
         loss, images, lr, labels, final = zip(*rows, strict=True)
         return StudentGradients(
             torch.stack(loss),
@@ -198,13 +193,13 @@ class Unrolled:
             torch.stack(final),
         )
 
-    def _solve_one(self, problem: MatchingProblem, s: int, *, soft: bool) -> tuple[Tensor, ...]:
+    def _solve_one(self, problem: MatchingProblem, s: int, target: Tensor, *, soft: bool) -> tuple[Tensor, ...]:
         with torch.enable_grad():
             images = problem.images.detach().requires_grad_()
             labels = problem.labels.detach().requires_grad_(soft)
             syn_lr = problem.syn_lr.detach().requires_grad_()
             final = self._unroll(problem, s, images, labels, syn_lr)
-            loss = (final - problem.target[s]).square().sum() / problem.denominator[s]
+            loss = (final - target).square().sum() / problem.denominator[s]
             wanted = (images, syn_lr, labels) if soft else (images, syn_lr)
             found = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
         return loss.detach(), found[0], found[1], found[-1], final.detach()

@@ -186,6 +186,34 @@ def _compress(words: list[str]) -> None:
     _print_rows(_store_rows(store))
 
 
+def _bezier(words: list[str]) -> None:
+    """Fit the control points of Bézier paths for the experts of a store."""
+    from statistics import fmean
+
+    from mct_fast.bezier_fit import BezierConfig, fit_bezier
+
+    @dataclasses.dataclass(frozen=True)
+    class Arguments:
+        """Fit a control point between the two ends of each expert, so that the loss stays low along a quadratic Bézier
+        curve, and add it to the store (4 bytes a parameter and expert).
+
+        Then 'mct-fast distill --trajectory bezier' matches these curves. Experts that have a control point keep it; the
+        same command again goes on where an interrupted one stopped.
+        """
+
+        store: Positional[Path]
+        """Trajectory store that 'mct-fast experts' or 'mct-fast compress' wrote."""
+        config: OmitArgPrefixes[BezierConfig] = BezierConfig()
+
+    given = _parse("bezier", Arguments, words)
+    with _resumable("the same command again goes on with the experts that are missing"):
+        store = fit_bezier(given.store, given.config, progress=_progress())
+    infos = [store.entry(i)["control"]["info"] for i in range(len(store))]
+    line, curve = (fmean(fmean(info[name]) for info in infos) for name in ("loss_line", "loss_curve"))
+    rows = [("store", str(store.path)), ("control points", str(len(infos)))]
+    _print_rows([*rows, ("training loss between the ends", f"{line:.4g} on the line, {curve:.4g} on the curve")])
+
+
 def _distill(words: list[str]) -> None:
     """Distil a dataset along the trajectories of a store."""
     from mct_fast.distill import DistillConfig, distill
@@ -472,6 +500,7 @@ def _demo(words: list[str]) -> None:
 _COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "experts": _experts,
     "compress": _compress,
+    "bezier": _bezier,
     "distill": _distill,
     "evaluate": _evaluate,
     "report": _report,

@@ -48,7 +48,7 @@ class DistillConfig:
     min_start_epoch: float = 0.0
     """Earliest start, in epochs."""
     trajectory: str = "convex"
-    """The expert's path: 'convex' (MCT) or 'discrete' (MTT; the store must hold checkpoints)."""
+    """The expert's path: 'convex' (MCT), 'discrete' (MTT; the store must hold checkpoints) or 'bezier' (control points)."""
     sampling: str = "continuous"
     """Starts: 'continuous' (real times) or 'integer' (whole epochs)."""
     growth_iterations: int = 0
@@ -260,7 +260,7 @@ def check_config(config: DistillConfig, dataset: Dataset, paths: Sequence[Trajec
         "adjoint": tuple(ADJOINTS),
         "pix_init": ("real", "noise"),
         "img_optimizer": ("sgd", "adam"),
-        "trajectory": ("convex", "discrete"),
+        "trajectory": ("convex", "discrete", "bezier"),
         "select_on": ("val", "test"),
     }
     for name, allowed in choices.items():

@@ -20,10 +20,11 @@ from mct_fast.adjoint import Adjoint, MatchingProblem, StudentGradients
 from mct_fast.data.augment import AugmentPlan
 from mct_fast.fused import FusedStudent
 from mct_fast.microbatch import MicroBatched
+from mct_fast.targets import DenseTargets
 
 log = logging.getLogger("mct_fast")
 
-_INPUTS = ("images", "labels", "syn_lr", "start", "target", "batches")
+_INPUTS = ("images", "labels", "syn_lr", "start", "batches")
 
 Run = Callable[[], StudentGradients]
 
@@ -99,7 +100,8 @@ class _Recording:
     def __init__(self, adjoint: Adjoint, recorder: Recorder, problem: MatchingProblem) -> None:
         self._inputs = {name: getattr(problem, name).clone() for name in _INPUTS}
         self._tables = None if problem.augment is None else _Tables.of(problem.augment, problem.images.device)
-        held = replace(problem, **self._inputs, augment=self._tables)
+        self._target = DenseTargets.of_values(problem.target.dense().clone())
+        held = replace(problem, **self._inputs, target=self._target, augment=self._tables)
 
         def run() -> StudentGradients:
             fresh = replace(held)  # nothing computed from an earlier run's inputs
@@ -111,6 +113,7 @@ class _Recording:
     def __call__(self, problem: MatchingProblem) -> StudentGradients:
         for name, buffer in self._inputs.items():
             buffer.copy_(getattr(problem, name), non_blocking=True)
+        self._target.values.copy_(problem.target.dense(), non_blocking=True)
         if self._tables is not None and problem.augment is not None:
             self._tables.copy_(problem.augment)
         self._replay()

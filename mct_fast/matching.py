@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor, nn
 
@@ -13,7 +15,9 @@ from mct_fast.fused import student_for
 from mct_fast.microbatch import MicroBatched, check_pieces
 from mct_fast.models import FunctionalModel
 from mct_fast.student import Student
+from mct_fast.targets import DenseTargets, targets_of
 from mct_fast.tasks import Classification, Task
+from mct_fast.trajectory import PathPoint
 
 __all__ = ["MatchResult", "Matcher", "match"]
 
@@ -24,7 +28,7 @@ def match(
     labels: Tensor,
     syn_lr: float | Tensor,
     start: Tensor,
-    target: Tensor,
+    target: Tensor | PathPoint | Sequence[PathPoint],
     batches: Tensor,
     *,
     augment: AugmentPlan | None = None,
@@ -36,7 +40,8 @@ def match(
     ``images (n, C, H, W)`` (or rows ``(n, features)``, series ``(n, time, features)``, as the model takes them) float32 or
     float64; ``labels`` as ``task`` has them: ``(n,)`` int64, or float of the images' dtype, ``(n, classes)`` for classes,
     ``(n,)`` or ``(n, 1)`` for a binary task, ``(n, k)`` for k labels; ``task`` is cross-entropy over classes by default;
-    ``syn_lr`` the positive step size alpha; ``start``, ``target`` ``(P,)`` or ``(S, P)``, the same dtype;
+    ``syn_lr`` the positive step size alpha; ``start``, ``target`` ``(P,)`` or ``(S, P)``, the same dtype; ``target`` also
+    as points of paths (``path.point(t)``), one a student, which are interpolated while the loss is summed up and never made;
     ``batches`` int64 ``(syn_steps, b)`` or ``(S, syn_steps, b)`` with rows of ``images``, no row twice in a batch;
     a shorter batch is padded with -1 at its end.  ``augment`` holds the drawn augmentation of every student and step.
     ``adjoint`` is ``"exact"`` (default), ``"unrolled"`` (exact, memory grows with syn_steps) or ``"truncated"``
@@ -80,7 +85,7 @@ class Matcher:
         labels: Tensor,
         syn_lr: float | Tensor,
         start: Tensor,
-        target: Tensor,
+        target: Tensor | PathPoint | Sequence[PathPoint],
         batches: Tensor,
         *,
         augment: AugmentPlan | None = None,
@@ -89,10 +94,13 @@ class Matcher:
         images, labels = images.detach(), labels.detach()
         _check_images(images)
         start = _per_student("start", start, self._model.num_params, images)
-        target = _per_student("target", target, self._model.num_params, images)
-        if start.shape != target.shape:
+        points = targets_of(target, images)
+        if isinstance(points, Tensor):
+            points = DenseTargets.of_values(_per_student("target", points, self._model.num_params, images))
+        if points.shape != tuple(start.shape):
             raise InputError(
-                f"target: holds {target.shape[0]} students but start holds {start.shape[0]}; give equally many"
+                f"target: holds {points.shape[0]} students of {points.shape[1]} parameters but start holds "
+                f"{start.shape[0]} of {start.shape[1]}; give equally many"
             )
         batches = _check_batches(batches, len(start), len(images))
         alpha = _check_syn_lr(syn_lr, images)
@@ -102,7 +110,7 @@ class Matcher:
         if augment is not None:
             _check_augment(augment, *batches.shape[:2])
         problem = MatchingProblem(
-            self._model, self._student, self._task, images, labels, alpha, start, target, batches, augment
+            self._model, self._student, self._task, images, labels, alpha, start, points, batches, augment
         )
         if not bool((problem.denominator > 0).all()):
             raise InputError("target: equals start, so the loss is undefined; pick a target further along the path")

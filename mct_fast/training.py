@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from mct_fast import ops
-from mct_fast.data.augment import DSA, AugmentPlan
+from mct_fast.data.augment import Augment, AugmentPlan
 from mct_fast.fused import student_for
-from mct_fast.models import FunctionalModel
-from mct_fast.seeds import generator
+from mct_fast.models import FunctionalModel, has_dropout, without_dropout
+from mct_fast.seeds import derive_seed, generator
 from mct_fast.student import Student
-from mct_fast.tasks import Task
+from mct_fast.tasks import Task, spread_order
 
 
 @dataclass(frozen=True)
@@ -73,10 +73,14 @@ class FlatStack:
 
 
 class ModuleStack:
-    """Networks with state beside their parameters (batch norm's running statistics), one after another."""
+    """Networks with state beside their parameters (batch norm's running statistics) or dropout, one after another.
 
-    def __init__(self, modules: Sequence[nn.Module], task: Task, rule: SGD) -> None:
-        self._modules, self._task, self._rule = list(modules), task, rule
+    ``seeds``: one a network, from which its dropout is drawn; the global generators keep their states.
+    """
+
+    def __init__(self, modules: Sequence[nn.Module], task: Task, rule: SGD, seeds: Sequence[int]) -> None:
+        self._modules, self._task, self._rule, self._seeds = list(modules), task, rule, list(seeds)
+        self._steps = 0
         self._optimizers: list[torch.optim.SGD] = []
         self.forget_momentum()
 
@@ -85,14 +89,18 @@ class ModuleStack:
 
     def step(self, x: Tensor, y: Tensor, lr: float) -> Tensor:
         losses = []
-        for module, optimizer, images, labels in zip(self._modules, self._optimizers, x, y, strict=True):
+        rows = zip(self._modules, self._optimizers, self._seeds, x, y, strict=True)
+        for module, optimizer, seed, images, labels in rows:
             optimizer.param_groups[0]["lr"] = lr
             module.train()
-            loss = self._task.loss(module(images), labels)
+            with torch.random.fork_rng(devices=[x.device] if x.is_cuda else []):
+                torch.manual_seed(derive_seed(seed, "dropout", self._steps))
+                loss = self._task.loss(module(images), labels)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             losses.append(loss.detach())
+        self._steps += 1
         return torch.stack(losses)
 
     def forget_momentum(self) -> None:
@@ -112,16 +120,16 @@ def build_stack(
 ) -> NetworkStack:
     """One freshly initialised network a seed; ``make`` builds the architecture."""
     template = make()
-    functional = FunctionalModel(template)
+    functional = FunctionalModel(without_dropout(template))
     initial = torch.stack([functional.init(seed) for seed in seeds])
-    if not any(True for _ in template.buffers()):
+    if not has_dropout(template) and not any(True for _ in template.buffers()):
         return FlatStack(student_for(functional, task), initial.to(device), rule)
     modules = []
     for params in initial:
         module = make()
         nn.utils.vector_to_parameters(params, module.parameters())
         modules.append(module.to(device))
-    return ModuleStack(modules, task, rule)
+    return ModuleStack(modules, task, rule, seeds)
 
 
 @dataclass(frozen=True)
@@ -146,15 +154,17 @@ def train_epochs(
     streams: Sequence[tuple[int | str, ...]],
     *,
     seed: int,
-    augment: DSA | None,
+    augment: Augment | None,
     shared: bool = True,
+    strata: Tensor | None = None,
     tick: Callable[[int, Tensor], None] | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Trains ``stack`` and yields ``(epoch, mean loss (E,))`` after each epoch, from 1.
 
     ``images (n, ...)`` are ``shared`` by all networks, or ``(E, n, ...)`` their own, labels likewise.  ``streams`` names
-    the random stream of each network: its order of batches and its augmentation.  ``tick(images, losses (E,))`` is called
-    after each step with the number of images that all networks together have seen in it.
+    the random stream of each network: its order of batches and its augmentation.  ``strata (n,)`` int64 are groups of
+    shared rows of which every batch gets its share (:func:`mct_fast.tasks.spread_order`).  ``tick(images, losses (E,))``
+    is called after each step with the number of images that all networks together have seen in it.
     """
     count = images.shape[0] if shared else images.shape[1]
     own = torch.arange(len(stack), device=images.device)[:, None]
@@ -163,7 +173,7 @@ def train_epochs(
         lr = schedule.lr_at(epoch)
         if epoch > 0 and lr != schedule.lr_at(epoch - 1):
             stack.forget_momentum()
-        order = torch.stack([torch.randperm(count, generator=g) for g in generators]).to(images.device)
+        order = torch.stack([_order(count, strata, g) for g in generators]).to(images.device)
         total = torch.zeros(len(stack), dtype=torch.float64, device=images.device)
         for rows in order.split(schedule.batch, dim=1):
             x, y = (images[rows], labels[rows]) if shared else (images[own, rows], labels[own, rows])
@@ -176,6 +186,10 @@ def train_epochs(
             if tick is not None:
                 tick(rows.numel(), losses)
         yield epoch + 1, total / count
+
+
+def _order(count: int, strata: Tensor | None, generator: torch.Generator) -> Tensor:
+    return torch.randperm(count, generator=generator) if strata is None else spread_order(strata.cpu(), generator)
 
 
 def scores(stack: NetworkStack, images: Tensor, labels: Tensor, task: Task, chunk: int = 512) -> list[float]:

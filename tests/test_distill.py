@@ -63,7 +63,7 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
 
     class Recorder(Matcher):
         def __call__(
-            self, images: Tensor, labels: Tensor, syn_lr: Any, start: Tensor, target: Tensor, batches: Tensor, **kw: Any
+            self, images: Tensor, labels: Tensor, syn_lr: Any, start: Tensor, target: Any, batches: Tensor, **kw: Any
         ) -> MatchResult:
             result = super().__call__(images, labels, syn_lr, start, target, batches, **kw)
             seen.append(

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from mct_fast.data import DSA
-from mct_fast.models import ConvNet, FunctionalModel, build_model
+from mct_fast.models import MLP, ConvNet, FunctionalModel, build_model
 from mct_fast.seeds import generator
-from mct_fast.tasks import Classification
+from mct_fast.tasks import Binary, Classification
 from mct_fast.training import SGD, FlatStack, ModuleStack, NetworkStack, Schedule, build_stack, scores, train_epochs
 
 CLASSES = 3
@@ -104,3 +104,46 @@ def test_the_step_size_drops_once() -> None:
     schedule = Schedule(epochs=6, batch=1, lr=0.5, decay_after=3)
     assert [schedule.lr_at(epoch) for epoch in range(6)] == [0.5, 0.5, 0.5, 0.5, 0.05, 0.05]
     assert Schedule(epochs=6, batch=1, lr=0.5).lr_at(5) == 0.5
+
+
+def test_dropout_trains_reproducibly_and_leaves_the_generators_alone() -> None:
+    x = torch.randn(12, 4, generator=torch.Generator().manual_seed(0))
+    y = torch.arange(12) % 2
+
+    def train(rate: float, seed: int) -> torch.Tensor:
+        stack = build_stack(
+            lambda: MLP(1, 16, channels=4, image_size=1, num_classes=1, dropout=rate), [seed], Binary(), SGD(), "cpu"
+        )
+        state = torch.get_rng_state()  # building a module draws from it
+        for _ in range(3):
+            stack.step(x[None], y[None], 0.5)
+        assert torch.equal(torch.get_rng_state(), state)
+        return stack.logits(x)
+
+    first = train(0.5, 1)
+    assert torch.equal(first, train(0.5, 1))
+    assert not torch.allclose(first, train(0.0, 1))
+
+
+def test_strata_are_spread_over_every_epoch() -> None:
+    labels = (torch.arange(40) < 4).long()
+    seen: list[int] = []
+
+    class Watcher:
+        def __len__(self) -> int:
+            return 1
+
+        def step(self, x: torch.Tensor, y: torch.Tensor, lr: float) -> torch.Tensor:
+            seen.append(int(y.sum()))
+            return torch.zeros(1)
+
+    images = torch.zeros(40, 3)
+    for _ in train_epochs(
+        Watcher(), images, labels, Schedule(3, 10, 0.1), [("a",)], seed=0, augment=None, strata=labels
+    ):
+        pass
+    assert len(seen) == 12
+    assert sum(seen) == 12
+    assert max(seen) <= 2
+    assert min(seen) >= 0
+    assert seen.count(1) >= 8

@@ -1,6 +1,6 @@
 """Real data on one device: images, tables and series, splits, transforms and DSA augmentation."""
 
-from mct_fast.data.augment import DSA, AugmentPlan
+from mct_fast.data.augment import DSA, Augment, AugmentPlan, Jitter, augmentation
 from mct_fast.data.columns import Column, TableTransform
 from mct_fast.data.datasets import Dataset, load_dataset, load_noted, register_dataset, table_dataset
 from mct_fast.data.series import TimeGrid
@@ -11,16 +11,19 @@ from mct_fast.data.transforms import ZCA, Identity, Normalize, Transform, transf
 __all__ = [
     "DSA",
     "ZCA",
+    "Augment",
     "AugmentPlan",
     "Column",
     "Dataset",
     "Identity",
+    "Jitter",
     "Normalize",
     "Split",
     "TableSpec",
     "TableTransform",
     "TimeGrid",
     "Transform",
+    "augmentation",
     "load_dataset",
     "load_noted",
     "random_real",

@@ -42,7 +42,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -353,10 +353,48 @@ class AugmentDraw:
 
 
 @dataclass(frozen=True)
+class JitterDraw:
+    """Gaussian noise drawn from a seed and added to a batch: replays exactly on every device, holds no generator.
+
+    Attributes:
+        batch: number of rows.
+        std: standard deviation of the noise.
+        seed: of the noise, below 2^63.
+    """
+
+    batch: int
+    std: float
+    seed: int
+
+    def apply(self, x: Tensor) -> Tensor:
+        """``x (b, ...)`` plus the noise."""
+        if x.shape[0] != self.batch:
+            raise InputError(f"this noise was drawn for {self.batch} rows: pass as many, not {tuple(x.shape)}")
+        stream = torch.Generator().manual_seed(self.seed)
+        return x + self.std * torch.randn(x.shape, generator=stream).to(x)
+
+    def linear(self, x: Tensor) -> Tensor:
+        """The linear part alone, which is the identity."""
+        return x
+
+    def transpose(self, g: Tensor) -> Tensor:
+        """The adjoint of the linear part."""
+        return g
+
+    def table(self) -> tuple[int, Tensor]:
+        """There is none: noise is no row of four numbers."""
+        raise RuntimeError("noise has no parameter table")
+
+    def to(self, device: torch.device | str) -> JitterDraw:
+        """The same noise; it is made on the CPU and brought to the rows' device."""
+        return self
+
+
+@dataclass(frozen=True)
 class AugmentPlan:
     """All draws of one matching problem: ``draws[s][i]`` augments student ``s`` at step ``i``."""
 
-    draws: tuple[tuple[AugmentDraw, ...], ...]
+    draws: tuple[tuple[AugmentDraw | JitterDraw, ...], ...]
 
     def __post_init__(self) -> None:
         if not self.draws or any(len(row) != len(self.draws[0]) for row in self.draws):
@@ -382,31 +420,110 @@ class AugmentPlan:
         return torch.tensor([kind for kind, _ in tables]), torch.stack([params for _, params in tables])
 
     def apply(self, step: int, x: Tensor) -> Tensor:
-        """Augment ``x`` (S, b, C, H, W) with the draws of ``step``."""
-        return self._each(step, x, AugmentDraw.apply, ops.dsa)
+        """Augment ``x`` (S, b, C, H, W), or rows or series (S, b, ...) by noise, with the draws of ``step``."""
+        return self._each(step, x, lambda draw, one: draw.apply(one), ops.dsa)
 
     def transpose(self, step: int, g: Tensor) -> Tensor:
-        """Adjoint of the linear part of :meth:`apply` on ``g`` (S, b, C, H, W)."""
-        return self._each(step, g, AugmentDraw.transpose, ops.dsa_transpose)
+        """Adjoint of the linear part of :meth:`apply` on ``g``, shaped as there."""
+        return self._each(step, g, lambda draw, one: draw.transpose(one), ops.dsa_transpose)
 
     def _each(
         self,
         step: int,
         x: Tensor,
-        run: Callable[[AugmentDraw, Tensor], Tensor],
+        run: Callable[[AugmentDraw | JitterDraw, Tensor], Tensor],
         fused: Callable[[Tensor, Tensor, Tensor], Tensor],
     ) -> Tensor:
-        if x.ndim != 5 or x.shape[0] != self.students:
+        noise = isinstance(self.draws[0][step], JitterDraw)
+        if (x.ndim != 5 and not noise) or x.shape[0] != self.students:
             raise InputError(
                 f"this plan is for {self.students} students: pass ({self.students}, b, C, H, W), not {tuple(x.shape)}"
             )
         # The kernel takes all students in one pass, but has no second derivative and no images one pixel high.
-        if ops.extension_loaded() and not x.requires_grad and min(x.shape[3:]) > 1:
+        if not noise and ops.extension_loaded() and not x.requires_grad and min(x.shape[3:]) > 1:
             kinds, params = self.table(step)
             return fused(x.contiguous(), kinds, params.to(x.device))
         if self.students == 1:
             return run(self.draws[0][step], x[0])[None]
         return torch.stack([run(row[step], x[s]) for s, row in enumerate(self.draws)])
+
+
+class Augment(Protocol):
+    """A kind of augmentation, from which draws are taken."""
+
+    def draw(self, batch: int, image_shape: Sequence[int], generator: torch.Generator) -> AugmentDraw | JitterDraw:
+        """One draw for a batch of ``image_shape``."""
+        ...
+
+    def plan(
+        self,
+        students: int,
+        steps: int,
+        batches: Sequence[int] | int,
+        image_shape: Sequence[int],
+        generator: torch.Generator,
+    ) -> AugmentPlan:
+        """A draw for every student and step; ``batches`` is the batch size, or one size a step."""
+        ...
+
+
+def _plan(
+    augment: Augment,
+    students: int,
+    steps: int,
+    batches: Sequence[int] | int,
+    image_shape: Sequence[int],
+    generator: torch.Generator,
+) -> AugmentPlan:
+    sizes = [batches] * steps if isinstance(batches, int) else list(batches)
+    if len(sizes) != steps:
+        raise InputError(f"batches has {len(sizes)} sizes for {steps} steps: pass one size a step")
+    return AugmentPlan(
+        tuple(tuple(augment.draw(size, image_shape, generator) for size in sizes) for _ in range(students))
+    )
+
+
+@dataclass(frozen=True)
+class Jitter:
+    """Gaussian noise of standard deviation ``std`` on rows of tables and on series, which are standardised.
+
+    Raises:
+        InputError: ``std`` is not a positive finite number.
+    """
+
+    std: float
+
+    def __post_init__(self) -> None:
+        if not 0 < self.std < math.inf:
+            raise InputError(f"jitter: got {self.std}; give a positive standard deviation, such as 0.1")
+
+    def draw(self, batch: int, image_shape: Sequence[int], generator: torch.Generator) -> JitterDraw:
+        """Noise for ``batch`` rows; a CPU ``generator`` gives the seed."""
+        return JitterDraw(batch, self.std, int(torch.randint(2**63 - 1, (), generator=generator)))
+
+    def plan(
+        self,
+        students: int,
+        steps: int,
+        batches: Sequence[int] | int,
+        image_shape: Sequence[int],
+        generator: torch.Generator,
+    ) -> AugmentPlan:
+        """Draw for every student and step; ``batches`` is the batch size, or one size a step."""
+        return _plan(self, students, steps, batches, image_shape, generator)
+
+
+def augmentation(kind: str, dsa: bool, strategy: str, jitter: float) -> Augment | None:
+    """What augments data of ``kind``: images by DSA with ``strategy`` if ``dsa``, tables and series by ``jitter`` if above 0.
+
+    Raises:
+        InputError: an unknown strategy, a negative jitter, or jitter for images.
+    """
+    if kind != "images":
+        return None if jitter == 0 else Jitter(jitter)
+    if jitter != 0:
+        raise InputError("jitter: is for tables and series; leave it out for images, which DSA augments")
+    return DSA(strategy) if dsa else None
 
 
 @dataclass(frozen=True)
@@ -499,9 +616,4 @@ class DSA:
         generator: torch.Generator,
     ) -> AugmentPlan:
         """Draw for every student and step; ``batches`` is the batch size, or one size a step."""
-        sizes = [batches] * steps if isinstance(batches, int) else list(batches)
-        if len(sizes) != steps:
-            raise InputError(f"batches has {len(sizes)} sizes for {steps} steps: pass one size a step")
-        return AugmentPlan(
-            tuple(tuple(self.draw(size, image_shape, generator) for size in sizes) for _ in range(students))
-        )
+        return _plan(self, students, steps, batches, image_shape, generator)

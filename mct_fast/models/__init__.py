@@ -10,7 +10,7 @@ from torch import nn
 
 from mct_fast.errors import InputError
 from mct_fast.models.convnet import ConvNet
-from mct_fast.models.functional import FunctionalModel
+from mct_fast.models.functional import FunctionalModel, has_dropout, without_dropout
 from mct_fast.models.mlp import MLP
 from mct_fast.models.series import GRU, TCN
 from mct_fast.models.zoo import ZOO, ZooModel, build_zoo
@@ -25,8 +25,10 @@ __all__ = [
     "ZooModel",
     "build_model",
     "build_zoo",
+    "has_dropout",
     "model_spec",
     "spec_for",
+    "without_dropout",
 ]
 
 _NETWORKS: dict[str, tuple[type[nn.Module], tuple[str, ...]]] = {

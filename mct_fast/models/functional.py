@@ -113,6 +113,27 @@ class FunctionalModel:
         return self.flatten([parameter.detach() for parameter in module.parameters()]).float()
 
 
+def has_dropout(module: nn.Module) -> bool:
+    """Whether a step of ``module`` in training is random."""
+    return any(_dropout_rate(submodule) > 0 for submodule in module.modules())
+
+
+def without_dropout(module: nn.Module) -> nn.Module:
+    """A copy of ``module`` with all dropout switched off; ``module`` itself where it has none."""
+    if not has_dropout(module):
+        return module
+    module = copy.deepcopy(module)
+    for submodule in module.modules():
+        if _dropout_rate(submodule) > 0:
+            setattr(submodule, "p" if isinstance(submodule, _DropoutNd) else "dropout", 0.0)
+    return module
+
+
+def _dropout_rate(module: nn.Module) -> float:
+    rate = module.p if isinstance(module, _DropoutNd) else getattr(module, "dropout", 0)
+    return float(rate) if isinstance(rate, int | float) else 0.0
+
+
 def _pure_copy(module: nn.Module) -> nn.Module:
     """A copy whose forward pass depends on its parameters and inputs alone."""
     for name, parameter in module.named_parameters():
@@ -121,8 +142,7 @@ def _pure_copy(module: nn.Module) -> nn.Module:
         if not parameter.requires_grad:
             raise InputError(f"parameter {name} is frozen: register it as a buffer, or set requires_grad=True")
     for name, submodule in module.named_modules():
-        rate = submodule.p if isinstance(submodule, _DropoutNd) else getattr(submodule, "dropout", 0)
-        if isinstance(rate, int | float) and rate > 0:
+        if _dropout_rate(submodule) > 0:
             raise InputError(
                 f"dropout in {name or type(submodule).__name__} makes a step random: set its rate to 0 or remove it"
             )

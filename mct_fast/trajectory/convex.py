@@ -14,6 +14,7 @@ from torch import Tensor
 
 from mct_fast.errors import InputError
 from mct_fast.trajectory.path import check_checkpoints, check_time, flatten
+from mct_fast.trajectory.point import PathPoint
 
 
 class ConvexTrajectory:
@@ -94,6 +95,16 @@ class ConvexTrajectory:
             else:
                 point[span] = (1 - share) * self.waypoints[piece, span] + share * self.waypoints[piece + 1, span]
         return point
+
+    def point(self, t: float) -> PathPoint:
+        """The point at time ``t`` between the two waypoints around it."""
+        pace = self.pace(t)
+        # Every layer passes a waypoint at the same epoch, so all lie in one piece; at its end a share is 1.
+        piece = min(int(pace.min()), len(self.waypoints) - 2)
+        share = pace - piece
+        return PathPoint(
+            (self.waypoints[piece], self.waypoints[piece + 1]), torch.stack([1 - share, share]), self._shapes
+        )
 
 
 class PathRecorder:

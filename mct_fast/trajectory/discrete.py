@@ -11,6 +11,7 @@ from torch import Tensor
 
 from mct_fast.errors import InputError
 from mct_fast.trajectory.path import check_checkpoints, check_time, flatten
+from mct_fast.trajectory.point import PathPoint
 
 
 class DiscreteTrajectory:
@@ -50,6 +51,10 @@ class DiscreteTrajectory:
         if t != int(t):
             raise InputError(f"t: {t} lies between checkpoints; use sampling='integer' or a convex trajectory")
         return self._checkpoint(int(t))
+
+    def point(self, t: float) -> PathPoint:
+        """The checkpoint of epoch ``t``, alone in its mixture."""
+        return PathPoint((self.at(t),), torch.ones(1, len(self._shapes), dtype=torch.float64), self._shapes)
 
     def _checkpoint(self, epoch: int) -> Tensor:
         return self.checkpoints[epoch]

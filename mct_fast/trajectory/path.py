@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mct_fast.errors import InputError
+from mct_fast.trajectory.point import PathPoint
 
 
 class Trajectory(Protocol):
@@ -32,6 +33,10 @@ class Trajectory(Protocol):
 
     def at(self, t: float) -> Tensor:
         """The parameters ``(P,)`` at time ``t`` in [0, epochs]."""
+        ...
+
+    def point(self, t: float) -> PathPoint:
+        """The same, as a mixture of the models that are stored; it takes no memory of their size."""
         ...
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 from mct_fast.errors import InputError
 from mct_fast.files import atomic_write, exclusive, read_json, sha256_file, write_safetensors
 from mct_fast.models.init import GENERATOR, draw, plan_from_json
+from mct_fast.trajectory.bezier import BezierTrajectory
 from mct_fast.trajectory.convex import ConvexTrajectory
 from mct_fast.trajectory.discrete import StoredCheckpoints
 from mct_fast.trajectory.encoding import Encoding, find_encoding
@@ -36,7 +37,7 @@ _READABLE = (1, 2)
 _LOCK = ".lock"
 _REQUIRED = ("model", "shapes", "dataset", "recipe", "experts")
 _BLANK = "0" * 64
-_TEMPORARY = re.compile(r"\.(expert_\d+|manifest)-[0-9a-f]{16}\.(safetensors|json)")
+_TEMPORARY = re.compile(r"\.(expert_\d+(_control)?|manifest)-[0-9a-f]{16}\.(safetensors|json)")
 
 
 class TrajectoryStore:
@@ -99,12 +100,15 @@ class TrajectoryStore:
             )
         return cls(path, _read_manifest(path / MANIFEST), cache_bytes=cache_bytes)
 
-    def _check_same(self, fresh: Mapping[str, Any]) -> None:
+    def _check_extensible(self) -> None:
         if self.manifest["format_version"] != FORMAT_VERSION:
             raise InputError(
                 f"out: {self.path / MANIFEST} is of format {self.manifest['format_version']}, which is read but not "
                 "extended; choose an empty folder"
             )
+
+    def _check_same(self, fresh: Mapping[str, Any]) -> None:
+        self._check_extensible()
         for key in fresh.keys() - {"experts", "dataset"}:
             if self.manifest.get(key) != fresh[key]:
                 raise InputError(
@@ -168,7 +172,9 @@ class TrajectoryStore:
     # Reading
 
     def trajectory(self, i: int, kind: str = "convex") -> Trajectory:
-        """The i-th complete expert's path: ``"convex"``, or ``"discrete"`` if its checkpoints were kept.
+        """The i-th complete expert's path: ``"convex"``, ``"discrete"`` if its checkpoints were kept, ``"bezier"`` if a
+
+        control point was fitted.
 
         A discrete path reads a checkpoint when it is asked for it.  The tensors of a convex path are shared with later
         calls: do not write into them.
@@ -177,8 +183,10 @@ class TrajectoryStore:
         file = self._check_file(entry)
         if kind == "convex":
             return self._cached(entry, file)
+        if kind == "bezier":
+            return self._curve(i, entry, file)
         if kind != "discrete":
-            raise InputError(f"trajectory: unknown kind {kind!r}; choose 'convex' or 'discrete'")
+            raise InputError(f"trajectory: unknown kind {kind!r}; choose 'convex', 'discrete' or 'bezier'")
         with _naming(file):
             with safe_open(str(file), framework="pt") as shard:
                 kept = "checkpoints" in shard.keys()  # noqa: SIM118 (not a dict)
@@ -186,8 +194,26 @@ class TrajectoryStore:
                 return StoredCheckpoints(file, "checkpoints", self.shapes)
         raise InputError(f"trajectory: {file} keeps no checkpoints; train with --keep-checkpoints, or use 'convex'")
 
+    def has_control(self, i: int) -> bool:
+        """Whether the i-th complete expert has a control point."""
+        return "control" in self._entry(i)
+
+    def _curve(self, i: int, entry: Mapping[str, Any], file: Path) -> BezierTrajectory:
+        if "control" not in entry:
+            raise InputError(
+                f"trajectory: expert {self.experts[i]} of {self.path} has no control point; "
+                f"run 'mct-fast bezier {self.path}', or use 'convex'"
+            )
+        line = self._cached(entry, file)
+        shard = self._check_file(entry["control"])
+        with _naming(shard):
+            with safe_open(str(shard), framework="pt") as opened:
+                control = opened.get_tensor("control")
+            points = torch.stack([line.waypoints[0], control, line.waypoints[-1]])
+            return BezierTrajectory(points, line.epochs, self.shapes)
+
     def verify(self) -> None:
-        """Reads everything: the hash of every shard, every path, every drawn theta_0.
+        """Reads everything: the hash of every shard, every path, every control point, every drawn theta_0.
 
         Raises:
             InputError: naming every expert that is damaged.
@@ -198,7 +224,7 @@ class TrajectoryStore:
         broken = []
         for i in range(len(self)):
             try:
-                self.trajectory(i)
+                self.trajectory(i, "bezier" if self.has_control(i) else "convex")
             except InputError as error:
                 broken.append(str(error).removeprefix("trajectories: "))
         if broken:
@@ -351,11 +377,7 @@ class TrajectoryStore:
             ) from error
         file = self.path / f"expert_{number:05d}.safetensors"
         with self.writing():
-            if self.manifest["format_version"] != FORMAT_VERSION:
-                raise InputError(
-                    f"out: {self.path / MANIFEST} is of format {self.manifest['format_version']}, which is read but not "
-                    "extended; choose an empty folder"
-                )
+            self._check_extensible()
             if str(number) in self.manifest["experts"]:
                 raise InputError(f"number: {self.path} holds expert {number} already; give another number")
             digest = write_safetensors(file, {name: tensors[name] for name in order})
@@ -369,6 +391,34 @@ class TrajectoryStore:
                 "info": noted,
             }
             added = {**self.manifest, "experts": {**self.manifest["experts"], str(number): entry}}
+            try:
+                self._write_manifest(added)
+            except BaseException:
+                file.unlink(missing_ok=True)
+                raise
+            self.manifest = added
+
+    def add_control(self, number: int, control: Tensor, info: Mapping[str, Any]) -> None:
+        """Writes the control point ``(P,)`` of a Bézier curve between the ends of expert ``number``, in float32.
+
+        ``info`` (JSON) says how it was fitted.  Raises :class:`InputError` if the expert is missing or has one already.
+        """
+        count = sum(shape.numel() for shape in self.shapes)
+        if control.shape != (count,) or not bool(torch.isfinite(control).all()):
+            raise InputError(
+                f"control: of expert {number} is not {count} finite numbers; fit it with a smaller step size"
+            )
+        file = self.path / f"expert_{number:05d}_control.safetensors"
+        with self.writing():
+            self._check_extensible()
+            entry = self.manifest["experts"].get(str(number))
+            if entry is None or "control" in entry:
+                state = "is not in the store" if entry is None else "has a control point already"
+                raise InputError(f"number: expert {number} {state}; give another number")
+            digest = write_safetensors(file, {"control": control.detach().cpu().float().contiguous()})
+            noted = {"file": file.name, "sha256": digest, "bytes": file.stat().st_size, "info": dict(info)}
+            changed = {**self.manifest["experts"], str(number): {**entry, "control": noted}}
+            added = {**self.manifest, "experts": changed}
             try:
                 self._write_manifest(added)
             except BaseException:
@@ -441,14 +491,20 @@ def _check_entries(file: Path, version: int, experts: Any) -> None:
             raise InputError(
                 f"trajectories: {file} says too little about expert {number}; the file is damaged, restore it"
             )
-        name = entry["file"]
-        if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*\.safetensors", name):
+        control = entry.get("control")
+        if control is not None and not (isinstance(control, dict) and {"file", "sha256", "bytes"} <= control.keys()):
             raise InputError(
-                f"trajectories: {file} names {name!r} for expert {number}, which is no file of this folder; restore the manifest"
+                f"trajectories: {file} says too little about the control point of expert {number}; restore the manifest"
             )
-        if name in names:
-            raise InputError(f"trajectories: {file} names {name} as two experts; restore the manifest")
-        names.add(name)
+        for name in [entry["file"], *([] if control is None else [control["file"]])]:
+            if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*\.safetensors", name):
+                raise InputError(
+                    f"trajectories: {file} names {name!r} for expert {number}, which is no file of this folder; "
+                    "restore the manifest"
+                )
+            if name in names:
+                raise InputError(f"trajectories: {file} names {name} as two experts; restore the manifest")
+            names.add(name)
 
 
 def _same_data(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
