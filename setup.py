@@ -209,7 +209,7 @@ def extension() -> dict[str, object]:
 
 
 setup(
-    packages=[*find_packages(include=["mct_fast", "mct_fast.*"]), "mct_fast.kernels"],
+    packages=[*find_packages(include=["mct_fast", "mct_fast.*"], exclude=["mct_fast.kernels"]), "mct_fast.kernels"],
     package_dir={"mct_fast": "mct_fast", "mct_fast.kernels": "kernels"},
     **extension(),
 )

@@ -240,8 +240,9 @@ def arc_length(previous: Tensor, current: Tensor, offsets: Tensor) -> Tensor:
 def dsa(x: Tensor, kinds: Tensor, params: Tensor) -> Tensor:
     """Augment the images of each student by one operation, its parameters drawn per image: y = A x + c.
 
-    x (S,B,C,H,W) contiguous, H and W at least 2; kinds (S,) int64 on the CPU; params (S,B,4) float32: the parameter table
-    of `mct_fast.data.augment` (`AugmentPlan.table`), which has the formulas. First derivative only, by x.
+    x (S,B,C,H,W) contiguous, H and W at least 2; kinds (S,) int64 on the CPU, or with x on a GPU, where they are trusted to
+    be 0 to 6 (another number is taken for 0); params (S,B,4) float32: the parameter table of `mct_fast.data.augment`
+    (`AugmentPlan.table`), which has the formulas. First derivative only, by x.
     """
     return _ops.dsa(x, kinds, params)
 

@@ -302,11 +302,13 @@ def _augment(name: str, x: Tensor, kinds: Tensor, params: Tensor) -> Tensor:
     check.activation(name, x, "S B C H W")
     if x.shape[3] < 2 or x.shape[4] < 2:
         raise InputError(f"{name}: images of {x.shape[3]}x{x.shape[4]} are too small to augment; use 2x2 or larger")
-    if kinds.dtype != torch.int64 or kinds.shape != x.shape[:1] or kinds.device.type not in ("cpu", "meta"):
+    placed = kinds.device.type in ("cpu", "meta") or kinds.device == x.device
+    if kinds.dtype != torch.int64 or kinds.shape != x.shape[:1] or not placed:
         raise InputError(f"kinds: {kinds.dtype} {tuple(kinds.shape)} on {kinds.device}, expected int64 (S,) on the CPU")
     if not kinds.is_contiguous():
         raise InputError("kinds: must be contiguous; call .contiguous()")
-    if not kinds.is_meta and type(kinds) is Tensor and not 0 <= int(kinds.min()) <= int(kinds.max()) <= 6:
+    # on a device the numbers are not looked at: that would wait for it, and break the capture of a graph
+    if kinds.device.type == "cpu" and type(kinds) is Tensor and not 0 <= int(kinds.min()) <= int(kinds.max()) <= 6:
         raise InputError(f"kinds: {kinds.tolist()} has a number that is no augmentation; use 0 to 6")
     check("params", params, "S B 4", dtype=torch.float32)
     if not params.is_contiguous():

@@ -1,7 +1,8 @@
 """Puts the operators into PyTorch's dispatcher, once a process: schemas, kernels, fake kernels, differentiation.
 
 With the compiled extension the schemas and the CPU kernels come from `csrc/ops.cpp`. Without it the same schemas are
-defined here and `reference` serves every device. Where a device has no kernel of its own, `reference` serves it too.
+defined here and `reference` serves every device. Where a device has no kernel of its own, `reference` serves it too;
+`cuda` says which kernel a CUDA device has.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mct_fast.ops import checks, reference
+from mct_fast.ops import checks, cuda, reference
 from mct_fast.ops.schema import NAMESPACE, SCHEMAS, op_name
 
 log = logging.getLogger("mct_fast")
@@ -56,6 +57,7 @@ def register(loaded: bool) -> torch.library.Library:
             torch.library.register_autograd(f"{NAMESPACE}::{name}", backward, setup_context=setup, lib=library)
         else:
             library.impl(name, _refuse_grad(name), "Autograd", with_keyset=True)
+    cuda.register(library)
     return library
 
 

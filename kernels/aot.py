@@ -1,0 +1,144 @@
+"""Which kernels a call launches, and what the compiler makes of them: without a GPU.
+
+`launches` runs a launcher on ``meta`` tensors and records instead of starting; `compile_for` makes the cubin that the same
+launch would make on a card of a given architecture, and reads its registers, spills and shared memory.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import subprocess
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import triton
+from torch import Tensor
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from triton.runtime.jit import JITFunction
+
+_OPTIONS = ("num_warps", "num_stages")
+_POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.int64: "*i64"}
+
+
+@dataclass(frozen=True)
+class Launch:
+    """One kernel with all that its compilation depends on, and the grid it was started with."""
+
+    kernel: str
+    grid: tuple[int, ...]
+    signature: tuple[tuple[str, str], ...]
+    constants: tuple[tuple[str, Any], ...]
+    aligned: tuple[int, ...]
+    options: tuple[tuple[str, int], ...]
+
+    @property
+    def variant(self) -> tuple[Any, ...]:
+        """Equal for launches that share a cubin."""
+        return self.kernel, self.signature, self.constants, self.aligned, self.options
+
+    @property
+    def programs(self) -> int:
+        count = 1
+        for size in self.grid:
+            count *= size
+        return count
+
+    def describe(self) -> str:
+        """Its block sizes and switches, in one line."""
+        blocks = [f"{k}={v}" for k, v in self.constants if k.isupper() and v is not None]
+        return " ".join([*blocks, *(f"{k.removeprefix('num_')}={v}" for k, v in self.options)])
+
+
+@dataclass(frozen=True)
+class Binary:
+    """What the compiler reports of a cubin. `stack` is in bytes a thread: 0 where nothing is spilled."""
+
+    launch: Launch
+    arch: int
+    registers: int
+    stack: int
+    shared: int
+
+
+_KERNELS: dict[str, Any] = {}
+"""Kernels seen by `launches`, by name: a Launch stays a plain value."""
+
+
+@contextmanager
+def _recording(found: list[Launch]) -> Iterator[None]:
+    original = JITFunction.run
+
+    def record(self: Any, *args: Any, grid: tuple[int, ...], warmup: bool, **options: Any) -> None:
+        found.append(_launch(self, grid, args, options))
+
+    JITFunction.run = record
+    try:
+        yield
+    finally:
+        JITFunction.run = original
+
+
+def launches(function: Callable[..., Any], *args: Any, **options: Any) -> list[Launch]:
+    """The kernels that ``function(*args)`` would start; its tensors lie on the meta device."""
+    found: list[Launch] = []
+    with _recording(found):
+        function(*args, **options)
+    return found
+
+
+def _launch(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], keywords: dict[str, Any]) -> Launch:
+    """Specialise as Triton does: 1 is a constant, multiples of 16 and aligned pointers are known to be such."""
+    _KERNELS[kernel.__name__] = kernel
+    values = dict(zip(kernel.arg_names, args, strict=False)) | {
+        name: keywords[name] for name in kernel.arg_names if name in keywords
+    }
+    signature, constants, aligned = {}, {}, []
+    for i, parameter in enumerate(kernel.params):
+        value = values[parameter.name]
+        if parameter.is_constexpr or (type(value) is int and value == 1):
+            signature[parameter.name], constants[parameter.name] = "constexpr", value
+        elif isinstance(value, Tensor):
+            signature[parameter.name] = _POINTERS[value.dtype]
+            if value.storage_offset() * value.itemsize % 16 == 0:
+                aligned.append(i)
+        elif isinstance(value, float):
+            signature[parameter.name] = "fp32"
+        else:
+            signature[parameter.name] = "i32" if -(2**31) <= value < 2**31 else "i64"
+            if value % 16 == 0:
+                aligned.append(i)
+    chosen = tuple((name, keywords[name]) for name in _OPTIONS if name in keywords)
+    return Launch(
+        kernel.__name__, grid, tuple(signature.items()), tuple(constants.items()), tuple(aligned), chosen
+    )  # fmt: skip
+
+
+@functools.cache
+def _disassembler() -> str:
+    return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
+
+
+def compile_for(launch: Launch, arch: int) -> Binary:
+    """Compile for ``sm_<arch>`` (80, 90, ...) down to a cubin. Triton keeps it in its cache, by content."""
+    kernel = _KERNELS[launch.kernel]
+    source = ASTSource(
+        fn=kernel,
+        signature=dict(launch.signature),
+        constexprs=dict(launch.constants),
+        attrs={(i,): [["tt.divisibility", 16]] for i in launch.aligned},
+    )
+    compiled: Any = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(launch.options))
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [_disassembler(), "--dump-resource-usage", file.name]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    use = {key: int(value) for key, value in re.findall(r"\b(REG|STACK):(\d+)", report)}
+    return Binary(launch, arch, use["REG"], use["STACK"], compiled.metadata.shared)

@@ -1,0 +1,98 @@
+"""The interpreter's process: reads a check a line, [law, *arguments] as JSON, and answers with what failed.
+
+The operators run on the Triton kernels here: the compiled extension is hidden and they are registered for the CPU. Memory
+that an operator allocates is filled with NaN and lies between guard bands of NaN.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import sys
+import traceback
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
+sys.modules["mct_fast._C"] = None
+
+import torch
+from torch import Tensor
+from triton.runtime.interpreter import InterpretedFunction
+
+from mct_fast import ops
+from mct_fast.ops import cuda
+from mct_fast.ops.schema import NAMESPACE
+from tests.kernels import laws
+
+BAND = 4096
+
+
+@contextmanager
+def guarded_memory() -> Iterator[None]:
+    """Allocations of torch.empty_like and new_empty: NaN within, and bands of NaN around that must stay so."""
+    bands: list[Tensor] = []
+
+    def allocate(shape: Any, dtype: torch.dtype) -> Tensor:
+        shape = torch.Size(shape)
+        flat = torch.full((shape.numel() + 2 * BAND,), torch.nan, dtype=dtype)
+        bands.extend((flat[:BAND], flat[-BAND:]))
+        return flat[BAND : BAND + shape.numel()].view(shape)
+
+    def empty_like(t: Tensor) -> Tensor:
+        return allocate(t.shape, t.dtype)
+
+    def new_empty(t: Tensor, *shape: Any, dtype: torch.dtype | None = None, **others: Any) -> Tensor:
+        if others:  # the interpreter's own
+            return before[1](t, *shape, dtype=dtype, **others)
+        return allocate(shape[0] if not isinstance(shape[0], int) else shape, dtype or t.dtype)
+
+    before = torch.empty_like, Tensor.new_empty
+    torch.empty_like, Tensor.new_empty = empty_like, new_empty
+    try:
+        yield
+    finally:
+        torch.empty_like, Tensor.new_empty = before
+    assert all(band.isnan().all() for band in bands), "written outside of an output"
+
+
+def guarded(op: str) -> Any:
+    kernel = cuda.triton_kernel(op)
+
+    @functools.wraps(kernel)
+    def call(*args: Any) -> Any:
+        with guarded_memory():
+            return kernel(*args)
+
+    return call
+
+
+def main() -> None:
+    launched: set[str] = set()
+    run = InterpretedFunction.run
+
+    def counting(self: Any, *args: Any, **options: Any) -> None:
+        launched.add(self.__name__)
+        run(self, *args, **options)
+
+    InterpretedFunction.run = counting
+    assert not ops.extension_loaded()
+    library = torch.library.Library(NAMESPACE, "IMPL")
+    for op in ops.__all__:
+        if op != "extension_loaded":
+            library.impl(op, guarded(op), "CPU")
+    for line in sys.stdin:
+        name, *args = json.loads(line)
+        launched.clear()
+        error = None
+        try:
+            getattr(laws, name)(*args, device="cpu")
+        except Exception:
+            error = traceback.format_exc()
+        print(json.dumps({"error": error, "kernels": sorted(launched)}), flush=True)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,134 @@
+"""The Triton kernels on a GPU: what the interpreter shows, and what only a device can."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mct_fast import ops
+from tests.kernels import laws
+from tests.ops.conftest import OPS, Arguments, Dims
+
+pytestmark = pytest.mark.gpu
+
+MIDDLE = Dims(3, 4, 16, 16, 32, 128, 10, 700)
+"""Blocks of the size that the reference ConvNet uses."""
+
+
+@pytest.fixture(autouse=True)
+def exact_products() -> Iterator[None]:
+    """float32 products of PyTorch itself, and tf32x3 for the convolutions, whatever the session's setting."""
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    yield
+    torch.backends.cuda.matmul.fp32_precision = before
+
+
+@pytest.mark.parametrize(("op", "shape"), laws.cases(), ids=map("-".join, laws.cases()))
+@pytest.mark.usefixtures("poisoned_memory")
+def test_device_agrees_with_the_reference(op: str, shape: str) -> None:
+    laws.agrees(op, shape, "cuda")
+
+
+@pytest.mark.parametrize("shape", ["odd-S2", "no-norm"])
+@pytest.mark.parametrize("op", laws.DIFFERENTIABLE)
+def test_gradients_agree_on_the_device(op: str, shape: str) -> None:
+    laws.gradients_agree(op, shape, "cuda")
+
+
+@pytest.mark.parametrize("image", laws.IMAGES)
+@pytest.mark.parametrize("kind", [str(kind) for kind in laws.TABLES])
+def test_every_augmentation_agrees_on_the_device(kind: str, image: str) -> None:
+    laws.augmentation_agrees(kind, image, "cuda")
+
+
+@pytest.mark.parametrize("name", ["convnet", "convnet-no-norm", "mlp"])
+def test_student_on_the_device(name: str) -> None:
+    laws.student_agrees(name, "cuda")
+
+
+@pytest.mark.parametrize("norm", ["norm", "no-norm"])
+def test_nan_passes_relu_on_the_device(norm: str) -> None:
+    laws.nan_is_not_hidden(norm, "cuda")
+
+
+def test_laws_of_single_operators_on_the_device() -> None:
+    laws.accurate_far_from_zero("odd-S2", "cuda")
+    laws.accurate_far_from_zero("large", "cuda")
+    laws.target_is_exact_at_both_ends("cuda")
+    laws.finite_at_large_logits("cuda")
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_float64_on_the_device(op: str) -> None:
+    laws.double_precision_is_the_references(op, "cuda")
+
+
+def _arguments(op: str, dims: Dims) -> list[Any]:
+    args = laws.place(Arguments(dims, torch.float32).of(op), "cuda")
+    if op.startswith("dsa"):
+        args[1] = args[1].cpu()
+    return args
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_same_bits_again(op: str) -> None:
+    first = laws.outputs(getattr(ops, op), _arguments(op, MIDDLE))
+    for _ in range(3):
+        again = laws.outputs(getattr(ops, op), _arguments(op, MIDDLE))
+        for a, b in zip(first, again, strict=True):
+            assert torch.equal(a, b)
+
+
+def _student(a: Any, s: int, op: str, i: int) -> Any:
+    """Argument i of one student alone."""
+    if not isinstance(a, Tensor) or (op in ("matching_loss", "arc_length") and a.dtype == torch.int64):
+        return a
+    return a[s : s + 1]
+
+
+@pytest.mark.parametrize("op", OPS)
+def test_students_do_not_see_each_other(op: str) -> None:
+    together = laws.outputs(getattr(ops, op), _arguments(op, MIDDLE))
+    for s in range(MIDDLE.S):
+        args = [_student(a, s, op, i) for i, a in enumerate(_arguments(op, MIDDLE))]
+        alone = laws.outputs(getattr(ops, op), args)
+        for a, b in zip(alone, together, strict=True):
+            # block sizes depend on the number of students: equal but for rounding
+            torch.testing.assert_close(a[0], b[s], rtol=2e-5, atol=2e-5 * b[s].abs().max().item())
+
+
+def test_tf32_where_it_is_allowed() -> None:
+    """The short mantissa is used when asked for, and only then."""
+    args = _arguments("conv3x3", MIDDLE)
+    truth = ops.conv3x3(*[a.double() for a in args])
+
+    def error() -> float:
+        return ((ops.conv3x3(*args).double() - truth).norm() / truth.norm()).item()
+
+    assert error() < 3e-6
+    torch.backends.cuda.matmul.fp32_precision = "tf32"
+    assert 2e-5 < error() < 2e-3
+
+
+def test_a_captured_graph_replays() -> None:
+    """Every launcher can be captured: no synchronisation, no allocation outside the pool."""
+    for op in OPS:
+        args = _arguments(op, MIDDLE)
+        if op.startswith("dsa"):
+            args[1] = args[1].cuda()  # read by the kernel, not by the host
+        if op == "sgd_step_":
+            continue  # in place: a replay is another step
+        wanted = laws.outputs(getattr(ops, op), args)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = laws.outputs(getattr(ops, op), args)
+        graph.replay()
+        torch.cuda.synchronize()
+        for a, b in zip(found, wanted, strict=True):
+            assert torch.equal(a, b), op
