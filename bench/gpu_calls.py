@@ -98,6 +98,19 @@ def reference_steps() -> tuple[list[Call], ...]:
     return tuple(step_calls(1, batch) for batch in IPC_BATCHES.values())
 
 
+def binary_calls(students: int, batch: int, features: int = 2048, labels: int = 10) -> list[Call]:
+    """The last layer of a network with a binary cross-entropy, and its tangent: what a classification does not call."""
+    with torch.device("meta"):
+        h, y = torch.empty(students, batch, features), torch.empty(students, batch, labels)
+        w, b, weights = torch.empty(students, labels, features), torch.empty(students, labels), torch.empty(labels)
+
+    def run() -> None:
+        ops.linear_bce(h, w, b, y, weights, weights)
+        ops.linear_bce_tangent(h, h, w, w, b, b, y, weights, weights)
+
+    return record(run)
+
+
 def launches_of(calls: Iterable[Call]) -> list[Launch]:
     """All kernels that the calls launch, in order."""
     return [launch for call in calls for launch in launches(launcher(call.op), *call.args)]

@@ -16,7 +16,7 @@ import triton
 import tyro
 
 from bench.document import replace_section, table
-from bench.gpu_calls import launches_of, reference_steps
+from bench.gpu_calls import binary_calls, launches_of, reference_steps
 from mct_fast.kernels.aot import Binary, Launch, compile_for
 
 ARCHITECTURES = (80, 90)
@@ -33,14 +33,14 @@ def _allowing(precision: str) -> Any:
 
 
 def variants(precisions: Iterable[str] = ("ieee",)) -> list[Launch]:
-    """One launch for each cubin that the reference ConvNet needs at IPC 1 and IPC 10.
+    """One launch for each cubin that the reference ConvNet needs at IPC 1 and IPC 10, and a binary cross-entropy's.
 
     `precisions` are settings of ``torch.backends.cuda.matmul.fp32_precision``: "ieee" gives tf32x3, "tf32" tf32.
     """
     found: dict[Any, Launch] = {}
     for precision in precisions:
         with _allowing(precision):
-            for calls in reference_steps():
+            for calls in (*reference_steps(), binary_calls(1, 100)):
                 for launch in launches_of(calls):
                     found.setdefault(launch.variant, launch)
     return list(found.values())

@@ -25,6 +25,8 @@ MODULES: dict[str, str] = {
     "block_tangent_backward": "blocks",
     "linear_ce": "linear",
     "linear_ce_tangent": "linear",
+    "linear_bce": "linear",
+    "linear_bce_tangent": "linear",
     "matching_loss": "matching",
     "arc_length": "matching",
     "sgd_step_": "sgd",

@@ -1,4 +1,4 @@
-"""Classifier and cross-entropy with their tangents: cuBLAS products around one fused softmax kernel.
+"""Last layer and loss (cross-entropy, binary cross-entropy) with their tangents: cuBLAS products around one fused kernel.
 
 The products follow PyTorch's own setting (``torch.backends.cuda.matmul.fp32_precision``).
 """
@@ -69,23 +69,115 @@ def cross_entropy_tangent_kernel(
     _store_sums(loss_dot, gbdot, -target * logp_dot / B, cotangent_dot, k, K)
 
 
+@triton.jit
+def _binary(logits, y, pos, neg, at, inside, k, K):
+    """Logit, sigmoid of it and of its negative, weights of both terms, and the tangent's weight by y, of each label."""
+    x = tl.load(logits + at, mask=inside, other=0)
+    target = tl.load(y + at, mask=inside, other=0)
+    on = 1 / (1 + tl.exp(-x))
+    off = 1 / (1 + tl.exp(x))
+    p = tl.load(pos + k, mask=k < K, other=0)[None, :]
+    n = tl.load(neg + k, mask=k < K, other=0)[None, :]
+    # rows that do not exist weigh nothing
+    return x, on, off, tl.where(inside, p * target, 0), tl.where(inside, n * (1 - target), 0), p * off + n * on
+
+
+@triton.jit
+def _softplus(x):
+    """log(1 + exp x), for large x too; log1p by Kahan's correction of log (HP-15C Advanced Functions Handbook, 1982)."""
+    e = tl.exp(-tl.abs(x))
+    u = 1 + e
+    d = u - 1
+    return tl.maximum(x, 0) + tl.where(d == 0, e, tl.log(u) * (e / tl.where(d == 0, 1, d)))
+
+
+@triton.jit
+def binary_kernel(logits, y, pos, neg, g, loss, gb, B, K, ROWS: tl.constexpr, COLUMNS: tl.constexpr):
+    """g = (neg (1 - y) sigmoid l - pos y sigmoid -l) / B of some rows of one student, their loss, and the sum of g."""
+    at, inside, k = _tile(B, K, ROWS, COLUMNS)
+    x, on, off, a, c, _ = _binary(logits, y, pos, neg, at, inside, k, K)
+    cotangent = (c * on - a * off) / B
+    tl.store(g + at, cotangent, mask=inside)
+    _store_sums(loss, gb, (a * _softplus(-x) + c * _softplus(x)) / B, cotangent, k, K)
+
+
+@triton.jit
+def binary_tangent_kernel(
+    logits, logits_dot, y, pos, neg, g, gdot, gydot, loss_dot, gbdot, B, K, ROWS: tl.constexpr, COLUMNS: tl.constexpr
+):
+    """g as `binary_kernel`'s, its tangent, that of the derivative by y, and the sums of the tangents."""
+    at, inside, k = _tile(B, K, ROWS, COLUMNS)
+    _, on, off, a, c, by_target = _binary(logits, y, pos, neg, at, inside, k, K)
+    dot = tl.load(logits_dot + at, mask=inside, other=0)
+    cotangent = (c * on - a * off) / B
+    cotangent_dot = (a + c) * on * off * dot / B
+    tl.store(g + at, cotangent, mask=inside)
+    tl.store(gdot + at, cotangent_dot, mask=inside)
+    tl.store(gydot + at, -by_target * dot / B, mask=inside)
+    _store_sums(loss_dot, gbdot, cotangent * dot, cotangent_dot, k, K)
+
+
 def linear_ce(h: Tensor, w: Tensor, b: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """As `mct_fast.ops.linear_ce`."""
-    students, batch, classes = y.shape
-    logits = torch.baddbmm(b.unsqueeze(1), h, w.transpose(1, 2))
-    config = tuning.softmax(batch, classes)
-    parts = ceil_div(batch, config.blocks["ROWS"])
-    g = torch.empty_like(y)
-    loss, gb = y.new_empty(students, parts), y.new_empty(students, parts, classes)
-    launch(cross_entropy_kernel, (parts, students), config, logits, y, g, loss, gb, batch, classes)
-    loss, gb = _sums(loss, gb)
-    return loss, torch.bmm(g, w), torch.bmm(g.transpose(1, 2), h), gb
+    return _gradient(cross_entropy_kernel, h, w, b, y)
+
+
+def linear_bce(
+    h: Tensor, w: Tensor, b: Tensor, y: Tensor, pos: Tensor, neg: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """As `mct_fast.ops.linear_bce`."""
+    return _gradient(binary_kernel, h, w, b, y, pos, neg)
 
 
 def linear_ce_tangent(
     h: Tensor, hdot: Tensor, w: Tensor, wdot: Tensor, b: Tensor, bdot: Tensor, y: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
     """As `mct_fast.ops.linear_ce_tangent`."""
+    return _tangent(cross_entropy_tangent_kernel, h, hdot, w, wdot, b, bdot, y)
+
+
+def linear_bce_tangent(
+    h: Tensor,
+    hdot: Tensor,
+    w: Tensor,
+    wdot: Tensor,
+    b: Tensor,
+    bdot: Tensor,
+    y: Tensor,
+    pos: Tensor,
+    neg: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """As `mct_fast.ops.linear_bce_tangent`."""
+    return _tangent(binary_tangent_kernel, h, hdot, w, wdot, b, bdot, y, pos, neg)
+
+
+def _gradient(
+    kernel: object, h: Tensor, w: Tensor, b: Tensor, y: Tensor, *weights: Tensor
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """(loss, gh, gw, gb) of a loss of the logits; `kernel` takes y and the weights of its terms."""
+    students, batch, classes = y.shape
+    logits = torch.baddbmm(b.unsqueeze(1), h, w.transpose(1, 2))
+    config = tuning.softmax(batch, classes)
+    parts = ceil_div(batch, config.blocks["ROWS"])
+    g = torch.empty_like(y)
+    loss, gb = y.new_empty(students, parts), y.new_empty(students, parts, classes)
+    launch(kernel, (parts, students), config, logits, y, *weights, g, loss, gb, batch, classes)
+    loss, gb = _sums(loss, gb)
+    return loss, torch.bmm(g, w), torch.bmm(g.transpose(1, 2), h), gb
+
+
+def _tangent(
+    kernel: object,
+    h: Tensor,
+    hdot: Tensor,
+    w: Tensor,
+    wdot: Tensor,
+    b: Tensor,
+    bdot: Tensor,
+    y: Tensor,
+    *weights: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """(loss_dot, gh, ghdot, gwdot, gbdot, gydot), likewise."""
     students, batch, classes = y.shape
     logits = torch.baddbmm(b.unsqueeze(1), h, w.transpose(1, 2))
     logits_dot = torch.baddbmm(bdot.unsqueeze(1), hdot, w.transpose(1, 2)).baddbmm_(h, wdot.transpose(1, 2))
@@ -94,8 +186,7 @@ def linear_ce_tangent(
     g, gdot, gydot = torch.empty_like(y), torch.empty_like(y), torch.empty_like(y)
     loss, gb = y.new_empty(students, parts), y.new_empty(students, parts, classes)
     launch(
-        cross_entropy_tangent_kernel, (parts, students), config, logits, logits_dot, y, g, gdot, gydot, loss, gb, batch,
-        classes,
+        kernel, (parts, students), config, logits, logits_dot, y, *weights, g, gdot, gydot, loss, gb, batch, classes
     )  # fmt: skip
     loss, gb = _sums(loss, gb)
     ghdot = torch.bmm(gdot, w).baddbmm_(g, wdot)

@@ -11,6 +11,7 @@ from typing import Any
 
 import torch
 
+from mct_fast.kernels import MODULES, launcher
 from mct_fast.ops import checks, reference
 from mct_fast.ops.schema import NAMESPACE, SCHEMAS, op_name
 
@@ -23,7 +24,7 @@ def _has_compiled(op: str) -> bool:
 
 
 def _has_triton(op: str) -> bool:
-    return importlib.util.find_spec("triton") is not None
+    return op in MODULES and importlib.util.find_spec("triton") is not None
 
 
 def _has_reference(op: str) -> bool:
@@ -55,8 +56,6 @@ def triton_kernel(op: str) -> Callable[..., Any]:
         check(*args)
         if args[0].dtype != torch.float32:
             return plain(*args)
-        from mct_fast.kernels import launcher
-
         with torch.cuda.device_of(args[0]):
             return launcher(op)(*args)
 

@@ -61,6 +61,8 @@ CONCERNED = {
     "block_tangent_backward": (*_PLANES, *LARGE),
     "linear_ce": (*_FEW, "first-layer", *MANY_CLASSES),
     "linear_ce_tangent": (*_FEW, "first-layer", *MANY_CLASSES),
+    "linear_bce": (*_FEW, "first-layer", *MANY_CLASSES),
+    "linear_bce_tangent": (*_FEW, "first-layer", *MANY_CLASSES),
 }
 """The shapes that differ to an operator; `_FEW` for the others."""
 
@@ -115,12 +117,12 @@ def close(found: Tensor, truth: Tensor, what: str, tolerance: float = TOLERANCE)
     assert error <= tolerance * scale + 1e-7, f"{what}: relative error {error / (scale or 1):.2e}"
 
 
-def agrees(op: str, shape: str, device: str) -> None:
-    """Outputs as the reference's, and fresh ones; inputs are left alone."""
+def agrees(op: str, shape: str, device: str, function: Any = None) -> None:
+    """Outputs as the reference's; inputs are left alone. `function` stands in for the registered operator."""
     args = arguments(op, shape, device)
     before = [a.clone() if isinstance(a, Tensor) else a for a in args]
     truth = outputs(getattr(reference, op), [a.clone() if isinstance(a, Tensor) else a for a in wide(op, args)])
-    found = outputs(getattr(ops, op), args)
+    found = outputs(function or getattr(ops, op), args)
     for i, (value, wanted) in enumerate(zip(found, truth, strict=True)):
         assert value.dtype == (torch.float64 if op == "arc_length" else torch.float32)
         close(value, wanted, f"output {i}")
@@ -219,6 +221,13 @@ def target_is_exact_at_both_ends(device: str) -> None:
 
 
 def finite_at_large_logits(device: str) -> None:
+    """No overflow, and no loss lost: a label that is surely right costs exp(-logit)."""
+    for logit, wanted in ((-300.0, 0.0), (-20.0, math.exp(-20.0)), (20.0, 20.0), (300.0, 300.0)):
+        h, w, b = (torch.full(shape, 1.0, device=device) for shape in ((1, 1, 1), (1, 1, 1), (1, 1)))
+        y, pos, neg = (torch.full(shape, 1.0, device=device) for shape in ((1, 1, 1), (1,), (1,)))
+        loss, *grads = ops.linear_bce(h * logit, w, b * 0, y * 0, pos, neg)
+        assert all(torch.isfinite(g).all() for g in grads)
+        assert abs(loss.item() - wanted) <= 1e-6 * wanted
     h = torch.full((1, 2, 8), 300.0, device=device)
     w = torch.stack([torch.ones(8), -torch.ones(8), torch.zeros(8)])[None].to(device)
     loss, *grads = ops.linear_ce(h, w, torch.zeros(1, 3, device=device), torch.eye(3, device=device)[None, :2])
