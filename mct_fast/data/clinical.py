@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -13,8 +13,8 @@ import numpy as np
 import torch
 
 from mct_fast.data.columns import Column
-from mct_fast.data.series import TimeGrid, long_table, read_series, resample
-from mct_fast.data.tables import RawTable, TableSpec, assemble, merged, raw_table, read_frame
+from mct_fast.data.series import Resampler, TimeGrid, read_series, resample
+from mct_fast.data.tables import RawTable, TableSpec, assemble, exact_floats, merged, raw_table, read_frame
 from mct_fast.errors import InputError
 from mct_fast.progress import Progress, quiet
 
@@ -175,18 +175,21 @@ def read_eicu_vitals(options: TableOptions) -> tuple[RawTable, TableSpec]:
     folder = _folder("eicu-vitals", options, "the folder with eICU's patient.csv.gz and vitalPeriodic.csv.gz")
     grid = merged(TimeGrid(id="patientunitstayid", time="observationoffset", step=60.0), options.grid)
     patients = _eicu_patients(folder)
-    names = ("patientunitstayid", "observationoffset", *_PERIODIC)
-    rows = _eicu_file(folder, "vitalPeriodic", names, within=(0.0, grid.step * grid.steps))
-    patients = patients.loc[patients["patientunitstayid"].isin(rows["patientunitstayid"])]
+    key, time = str(grid.id), str(grid.time)
+    # 146 million rows: they are put on the grid piece by piece.
+    measured = Resampler(patients[key], len(_PERIODIC), grid)
+    for piece in _eicu_pieces(folder, "vitalPeriodic", (key, time, *_PERIODIC)):
+        measured.add(piece[key], piece[time], piece.loc[:, list(_PERIODIC)].to_numpy(np.float64))
     base = TableSpec(
         target=("hospitaldischargestatus",),
         positive="Expired",
         group="uniquepid",
         missing_mask=True,
-        features=_PERIODIC,
     )
     spec = merged(base, options.table)
-    return long_table(rows, patients.reset_index(drop=True), spec, grid), spec
+    columns = tuple(Column(name) for name in _PERIODIC)
+    series = measured.partial()[torch.from_numpy(measured.found)]
+    return assemble(patients.loc[measured.found].reset_index(drop=True), spec, series, columns), spec
 
 
 def _eicu_patients(folder: Path) -> pd.DataFrame:
@@ -196,10 +199,15 @@ def _eicu_patients(folder: Path) -> pd.DataFrame:
     return patients.loc[known].reset_index(drop=True).replace({"age": {"> 89": "90"}}).astype({"age": float})
 
 
-def _eicu_file(
-    folder: Path, name: str, columns: tuple[str, ...], within: tuple[float, float] | None = None
-) -> pd.DataFrame:
-    """Columns of an eICU table; with `within` only the rows whose second column lies in that range, read in pieces."""
+def _eicu_file(folder: Path, name: str, columns: tuple[str, ...]) -> pd.DataFrame:
+    """Columns of an eICU table."""
+    import pandas as pd
+
+    return pd.concat(_eicu_pieces(folder, name, columns), ignore_index=True)
+
+
+def _eicu_pieces(folder: Path, name: str, columns: tuple[str, ...]) -> Iterator[pd.DataFrame]:
+    """Columns of an eICU table, a million rows at a time."""
     import pandas as pd
 
     for path in (folder / f"{name}.csv", folder / f"{name}.csv.gz"):
@@ -208,10 +216,10 @@ def _eicu_file(
     else:
         raise InputError(f"data_path: {folder} has neither {name}.csv nor {name}.csv.gz; give eICU's folder")
     try:
-        if within is None:
-            return pd.read_csv(path, usecols=list(columns), low_memory=False)
-        pieces = pd.read_csv(path, usecols=list(columns), chunksize=1_000_000)
-        return pd.concat([piece[piece[columns[1]].between(*within)] for piece in pieces], ignore_index=True)
+        options = {"usecols": list(columns), "low_memory": False, **exact_floats()}
+        reader: Any = pd.read_csv(path, chunksize=1_000_000, **options)
+        with reader as pieces:
+            yield from pieces
     except ValueError as error:
         message = str(error).splitlines()[0]
         raise InputError(f"data_path: {path} cannot be read ({message}); give eICU's own file") from error

@@ -220,36 +220,76 @@ def _one_row_each(frame: pd.DataFrame, key: str, parts: Sequence[str]) -> pd.Dat
     return rows.loc[~rows[key].duplicated()].reset_index(drop=True)
 
 
-def resample(ids: pd.Series, times: pd.Series, values: Tensor, wanted: Iterable[Any], grid: TimeGrid) -> Tensor:
-    """Raw values (series, steps, C) of rows `values (rows, C)` at `times`, for the series `wanted`, in their order.
+class Resampler:
+    """Rows of measurements, given in any order and in pieces, to regular series.
 
     As the MIMIC-III benchmark's discretiser: a row at time t > 0 belongs to the step that ends at or after t, one at 0
-    to the first; of several values in a step the last one counts.
-    """
-    import pandas as pd
+    to the first; of several values in a step the last one counts (at one time, the one given last).
 
-    names = list(wanted)
-    numbers = as_numbers(times)
-    if np.isnan(numbers).any():
-        bad = np.asarray(times, dtype=object)[np.isnan(numbers)][0]
-        raise InputError(
-            f"time: column {times.name!r} holds {bad!r}, which is no number; give the time since the start"
-        )
-    rows = pd.Index(names).get_indexer(pd.Index(ids))
-    inside = (rows >= 0) & (numbers >= 0) & (numbers <= grid.steps * grid.step + EPS)
-    lacking = np.setdiff1d(np.arange(len(names)), rows[inside])
-    if len(lacking):
-        raise InputError(
-            f"id: {len(lacking):,} of {len(names):,} series, first {names[lacking[0]]!r}, have no row within "
-            f"{grid.steps} steps of {grid.step:g}; remove them, or mend the times"
-        )
-    order = np.argsort(numbers, kind="stable")
-    order = order[inside[order]]
-    steps = np.minimum((numbers[order] / grid.step - EPS).astype(np.int64), grid.steps - 1).clip(min=0)
-    series = torch.full((len(names), grid.steps, values.shape[1]), torch.nan, dtype=torch.float64)
-    flat, chosen = series.numpy(), values.numpy()[order]
-    for channel in range(values.shape[1]):
-        seen = ~np.isnan(chosen[:, channel])
-        # With several values for one place NumPy keeps the last, which is the latest.
-        flat[rows[order][seen], steps[seen], channel] = chosen[seen, channel]
-    return series
+    Args:
+        wanted: ids of the series, in their order; rows of others play no part.
+        channels: values in a row.
+    """
+
+    def __init__(self, wanted: Iterable[Any], channels: int, grid: TimeGrid) -> None:
+        import pandas as pd
+
+        self._names, self._grid = list(wanted), grid
+        self._index = pd.Index(self._names)
+        shape = (len(self._names) * grid.steps, channels)
+        self._values, self._when = np.full(shape, np.nan), np.full(shape, -np.inf)
+        self.found = np.zeros(len(self._names), dtype=bool)
+        """Which series have had a row within the grid."""
+
+    def add(self, ids: pd.Series, times: pd.Series, values: np.ndarray) -> None:
+        """Take in rows `values (rows, channels)`, NaN where missing, at `times`.
+
+        Raises:
+            InputError: a time is no number.
+        """
+        import pandas as pd
+
+        grid, numbers = self._grid, as_numbers(times)
+        if np.isnan(numbers).any():
+            bad = np.asarray(times, dtype=object)[np.isnan(numbers)][0]
+            raise InputError(
+                f"time: column {times.name!r} holds {bad!r}, which is no number; give the time since the start"
+            )
+        series = self._index.get_indexer(pd.Index(ids))
+        order = np.argsort(numbers, kind="stable")
+        inside = (series >= 0) & (numbers >= 0) & (numbers <= grid.steps * grid.step + EPS)
+        order = order[inside[order]]
+        series, numbers, values = series[order], numbers[order], values[order]
+        self.found[series] = True
+        steps = np.minimum((numbers / grid.step - EPS).astype(np.int64), grid.steps - 1).clip(min=0)
+        places = series * grid.steps + steps
+        for channel in range(values.shape[1]):
+            newer = ~np.isnan(values[:, channel]) & (numbers >= self._when[places, channel])
+            # With several values for one place NumPy keeps the last, which is the latest.
+            self._values[places[newer], channel] = values[newer, channel]
+            self._when[places[newer], channel] = numbers[newer]
+
+    def finish(self) -> Tensor:
+        """Raw values (series, steps, channels), NaN where nothing was measured.
+
+        Raises:
+            InputError: a series has had no row within the grid.
+        """
+        lacking = np.flatnonzero(~self.found)
+        if len(lacking):
+            raise InputError(
+                f"id: {len(lacking):,} of {len(self._names):,} series, first {self._names[lacking[0]]!r}, have no row "
+                f"within {self._grid.steps} steps of {self._grid.step:g}; remove them, or mend the times"
+            )
+        return self.partial()
+
+    def partial(self) -> Tensor:
+        """What `finish` gives, with series that have had no row (see `found`) all NaN."""
+        return torch.from_numpy(self._values).view(len(self._names), self._grid.steps, -1)
+
+
+def resample(ids: pd.Series, times: pd.Series, values: Tensor, wanted: Iterable[Any], grid: TimeGrid) -> Tensor:
+    """Raw values (series, steps, C) of rows `values (rows, C)` at `times`, for the series `wanted`; see `Resampler`."""
+    resampler = Resampler(wanted, values.shape[1], grid)
+    resampler.add(ids, times, values.numpy())
+    return resampler.finish()

@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from mct_fast.data import Column, Dataset, TableSpec, TableTransform, TimeGrid, load_dataset, load_noted
-from mct_fast.data.series import resample
+from mct_fast.data.series import Resampler, resample
 from mct_fast.errors import InputError
 
 SPEC = TableSpec(target=("died",))
@@ -109,6 +109,22 @@ def test_steps_of_an_hour_given_in_minutes() -> None:
     values = torch.tensor([[0.0], [1.0], [2.0], [3.0]], dtype=torch.float64)
     series = resample(ids, times, values, [1], TimeGrid(step=60.0, steps=2))
     assert series.flatten().tolist() == [2.0, 3.0]
+
+
+@pytest.mark.parametrize("cuts", [1, 3, 50])
+def test_rows_may_come_in_pieces_and_in_any_order(cuts: int) -> None:
+    table, labels = stays()
+    table = table.drop_duplicates(["stay", "hours"])  # of two rows at one time the one given last counts
+    values = torch.tensor(table[["heart_rate"]].to_numpy(np.float64))
+    whole = resample(table["stay"], table["hours"], values, labels["stay"], GRID)
+    for seed in (0, 1):
+        order = np.random.default_rng(seed).permutation(len(table))
+        resampler = Resampler(labels["stay"], 1, GRID)
+        for rows in np.array_split(order, cuts):
+            resampler.add(table["stay"].iloc[rows], table["hours"].iloc[rows], values.numpy()[rows])
+        assert torch.equal(resampler.finish().nan_to_num(-1), whole.nan_to_num(-1))
+    expected = np.stack([oracle(table[table["stay"] == stay], T)[:, :1] for stay in labels["stay"]])
+    assert np.array_equal(whole.numpy(), expected, equal_nan=True)
 
 
 def test_patients_stay_together_and_the_window_moves(tmp_path: Path) -> None:

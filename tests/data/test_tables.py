@@ -25,6 +25,7 @@ from mct_fast.data import (
     table_dataset,
     transform_from_state,
 )
+from mct_fast.data.tables import read_frame
 from mct_fast.errors import InputError
 
 SPEC = TableSpec(target=("died",))
@@ -239,6 +240,12 @@ def test_parquet_is_read_as_csv_is(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setitem(__import__("sys").modules, "pyarrow", None)
     with pytest.raises(InputError, match="pip install pyarrow"):
         load_dataset("table", data_path=tmp_path / "t.parquet", table=SPEC)
+
+
+def test_numbers_are_read_to_the_nearest_double(tmp_path: Path) -> None:
+    values = [0.1 + i * 1e-3 + i**5 * 1e-13 for i in range(500)]
+    (tmp_path / "t.csv").write_text("x,died\n" + "".join(f"{x!r},{i % 2}\n" for i, x in enumerate(values)))
+    assert read_frame(tmp_path / "t.csv", "data_path")["x"].tolist() == values
 
 
 def test_one_positive_in_a_hundred() -> None:
