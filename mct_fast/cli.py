@@ -655,7 +655,7 @@ def _dataset_of(distilled: Any, run_path: Path | None, name: str | None, data_pa
     kind = distilled.transform.state()[1].get("kind")
     noted: dict[str, Any] = {"name": distilled.provenance.get("dataset"), "zca": kind == "zca"}
     if kind not in ("table", "series"):
-        noted["image_size"] = distilled.images.shape[-1]
+        noted["image_size"] = distilled.provenance.get("image_shape", distilled.images.shape)[-1]
     noted |= distilled.provenance.get("data", {})
     store = Run.open(run_path).config.get("trajectories") if run_path is not None else None
     if isinstance(store, str):

@@ -22,12 +22,14 @@ from mct_fast.errors import InputError
 from mct_fast.evaluate import EvalConfig, EvalResult, evaluate_random_real, evaluate_splits, split_of
 from mct_fast.files import sha256_tensor
 from mct_fast.graphs import Graphed
+from mct_fast.learned import HardLabels, ImageAverage, Labels, SoftLabels, StepSize, assigned, smoothed
 from mct_fast.matching import Matcher
-from mct_fast.models import build_model, model_spec
+from mct_fast.models import FunctionalModel, build_model, model_spec
 from mct_fast.progress import Progress, quiet
 from mct_fast.run import Run
 from mct_fast.sampling import SegmentSampler, draw_batches
 from mct_fast.seeds import derive_seed, generator
+from mct_fast.textures import Sheet, real_canvases
 from mct_fast.trajectory import Trajectory, TrajectoryStore
 
 __all__ = ["DistillConfig", "DistilledDataset", "distill"]
@@ -55,6 +57,8 @@ class DistillConfig:
     """Iterations over which the latest start grows to max_start_epoch (floating upper bound); 0: fixed."""
     initial_start_epoch: float = 0.0
     """Latest start at the first iteration when it grows."""
+    initial_min_start_epoch: float | None = None
+    """Earliest start at the first iteration when it grows, too; None: min_start_epoch throughout."""
     lr_img: float = 1000.0
     """Step size for the pixels."""
     lr_lr: float = 1e-5
@@ -73,6 +77,14 @@ class DistillConfig:
     """Momentum of the pixels and of the step size."""
     lr_decay: float = 1.0
     """Factor on lr_img every lr_decay_every iterations."""
+    ema: float = 0.0
+    """Decay of the moving average of the pixels that is evaluated and saved (FTD, DATM: 0.99 to 0.9999); 0: the pixels."""
+    canvas: int = 1
+    """Textures: images are windows of canvases so many times as wide and high, whose edges meet (MTT: 2); 1: plain images."""
+    labels: str = "hard"
+    """Labels at the beginning: 'hard', or 'expert': soft, what the trained experts see in the first images."""
+    lr_label: float = 0.0
+    """Step size for soft labels, learned through a softmax (DATM); 0: they stay as they are. Hard ones begin at 0.9."""
     lr_decay_every: int = 0
     """Iterations between decays of lr_img; 0: never."""
     students: int = 1
@@ -90,7 +102,7 @@ class DistillConfig:
     dsa_strategy: str = "color_crop_cutout_flip_scale_rotate"
     """The augmentations to draw from, joined by underscores."""
     max_loss: float = 10.0
-    """An iteration with a larger matching loss counts as exploding: it is skipped and counted."""
+    """An iteration with a larger matching loss is skipped and counted: it explodes, or harms (DATM's threshold: 1)."""
     eval_it: int = 100
     """Iterations between evaluations; 0 evaluates the last images only."""
     num_eval: int = 5
@@ -234,6 +246,7 @@ def check_config(config: DistillConfig, dataset: Dataset, paths: Sequence[Trajec
         "syn_steps",
         "iterations",
         "students",
+        "canvas",
         "checkpoint_every",
         "num_eval",
         "epoch_eval_train",
@@ -242,7 +255,7 @@ def check_config(config: DistillConfig, dataset: Dataset, paths: Sequence[Trajec
     for name in counts:
         if getattr(config, name) < 1:
             raise InputError(f"{name}: got {getattr(config, name)}; give at least 1")
-    for name in ("eval_it", "keep_mb", "growth_iterations", "lr_decay_every", "lr_img", "lr_lr"):
+    for name in ("eval_it", "keep_mb", "growth_iterations", "lr_decay_every", "lr_img", "lr_lr", "lr_label"):
         if not 0 <= getattr(config, name) < math.inf:
             raise InputError(f"{name}: got {getattr(config, name)}; give a finite number of at least 0")
     if config.batch_syn is not None and config.batch_syn < 1:
@@ -254,9 +267,18 @@ def check_config(config: DistillConfig, dataset: Dataset, paths: Sequence[Trajec
     for name in ("max_loss", "lr_decay"):
         if not 0 < getattr(config, name) < math.inf:
             raise InputError(f"{name}: got {getattr(config, name)}; give a positive finite number")
+    if not ImageAverage.check(config.ema):
+        raise InputError(f"ema: got {config.ema}; give a decay of at least 0, below 1, such as 0.999")
+    if config.canvas > 1 and dataset.kind != "images":
+        raise InputError(f"canvas: {dataset.name} holds no images; leave out canvas")
+    if config.canvas > 1 and dataset.transform.state()[1].get("kind") == "zca":
+        raise InputError("canvas: textures cannot be whitened with ZCA, which knows every pixel's place; leave out zca")
+    if config.canvas > 1 and config.labels == "expert":
+        raise InputError("labels: 'expert' labels whole images, not canvases; use labels='hard' with canvas")
     if config.dsa:
         DSA(config.dsa_strategy)  # refuses a strategy that it does not know
     choices = {
+        "labels": ("hard", "expert"),
         "adjoint": tuple(ADJOINTS),
         "pix_init": ("real", "noise"),
         "img_optimizer": ("sgd", "adam"),
@@ -267,9 +289,10 @@ def check_config(config: DistillConfig, dataset: Dataset, paths: Sequence[Trajec
         if getattr(config, name) not in allowed:
             raise InputError(f"{name}: unknown {getattr(config, name)!r}; choose one of {', '.join(allowed)}")
     smallest = int(torch.bincount(dataset.train.labels, minlength=dataset.num_classes).min())
-    if config.ipc > smallest:
+    tiles = config.canvas**2 if config.pix_init == "real" else 1
+    if config.ipc * tiles > smallest:
         raise InputError(
-            f"ipc: {config.ipc} exceeds the smallest class of {dataset.name} ({smallest} training images); lower it"
+            f"ipc: {config.ipc * tiles} exceeds the smallest class of {dataset.name} ({smallest} training images); lower it"
         )
     split_of(dataset, config.select_on)
     first = paths[0]
@@ -292,29 +315,8 @@ def _sampler(config: DistillConfig) -> SegmentSampler:
         config.sampling,
         config.growth_iterations,
         config.initial_start_epoch,
+        config.initial_min_start_epoch,
     )
-
-
-class StepSize:
-    """The student's learnable step size alpha > 0: SGD with momentum that cannot cross zero.
-
-    One step at most halves or doubles alpha; where it would do more, its momentum is dropped.  In the references alpha
-    can turn negative, or leap to where every student explodes, and the run ends in NaN.
-    """
-
-    def __init__(self, value: float, lr: float, momentum: float) -> None:
-        self.value, self.velocity = value, 0.0
-        self._lr, self._momentum = lr, momentum
-
-    def step(self, grad: float) -> None:
-        """One descent step along ``grad``, dloss/dalpha."""
-        if self._lr == 0:
-            return
-        self.velocity = self._momentum * self.velocity + grad
-        moved = self.value - self._lr * self.velocity
-        if not self.value / 2 <= moved <= self.value * 2:
-            moved, self.velocity = min(max(moved, self.value / 2), self.value * 2), 0.0
-        self.value = moved
 
 
 class _Loop:
@@ -334,8 +336,9 @@ class _Loop:
         self.run: Run | None = None
         self.reporting = False
         self.network: nn.Module | dict[str, Any] = spec if model is None else model
+        template = FunctionalModel(build_model(spec) if model is None else model)
         self.matcher = Matcher(
-            build_model(spec) if model is None else model,
+            template,
             adjoint=adjoint_of(config),
             micro_batch=config.micro_batch,
             communicator=communicator,
@@ -343,13 +346,14 @@ class _Loop:
         self.sampler = _sampler(config)
         self.dsa = DSA(config.dsa_strategy) if config.dsa and dataset.kind == "images" else None
         self.images = self._initial_images().requires_grad_()
-        self.labels = torch.arange(dataset.num_classes).repeat_interleave(config.ipc).to(config.device)
+        self.labels = self._initial_labels(template)
+        self.average = ImageAverage(self.images, config.ema)
         self.optimizer = self._optimizer()
         self.step_size = StepSize(config.lr_teacher, config.lr_lr, config.mom_img)
         self.iteration, self.skipped, self.seconds = 0, 0, 0.0
         self.evaluated = -1  # the last iteration whose images were evaluated
         self.best: dict[str, Any] = {"score": -1.0, "iteration": 0, "syn_lr": config.lr_teacher}
-        self.best_images = self.images.detach().clone()
+        self.best_images, self.best_labels = self.images.detach().clone(), self.labels.value
 
     def attach(self, run: Run | None) -> None:
         """Writes to ``run`` from now on, after going back to its last checkpoint if it has one.
@@ -361,10 +365,25 @@ class _Loop:
 
     def _initial_images(self) -> Tensor:
         config, stream = self.config, generator(self.config.seed, "pix-init")
+        if config.pix_init == "real" and config.canvas > 1:
+            return real_canvases(self.dataset.train, config.ipc, config.canvas, stream).to(config.device)
         if config.pix_init == "real":
             return random_real(self.dataset.train, config.ipc, stream)[0].clone().to(config.device)
-        shape = (self.dataset.num_classes * config.ipc, *self.dataset.image_shape)
-        return torch.randn(shape, generator=stream).to(config.device)
+        shape = self.dataset.image_shape
+        if config.canvas > 1:
+            shape = (shape[0], *(config.canvas * side for side in shape[1:]))
+        return torch.randn((self.dataset.num_classes * config.ipc, *shape), generator=stream).to(config.device)
+
+    def _initial_labels(self, model: FunctionalModel) -> Labels:
+        config = self.config
+        classes = torch.arange(self.dataset.num_classes).repeat_interleave(config.ipc).to(config.device)
+        if config.labels == "expert":
+            experts = [self.paths[i] for i in range(len(self.paths))]
+            return SoftLabels(assigned(self.images.detach(), model, experts), config.lr_label, config.mom_img)
+        if config.lr_label == 0:
+            return HardLabels(classes)
+        first = smoothed(classes, self.dataset.num_classes, self.images.dtype)
+        return SoftLabels(first, config.lr_label, config.mom_img)
 
     def _optimizer(self) -> torch.optim.Optimizer:
         if self.config.img_optimizer == "adam":
@@ -406,6 +425,7 @@ class _Loop:
         if not (accepted and self._descend(result)):
             self.skipped += 1
         self.iteration += 1
+        self.average.update(self.images, self.iteration)
         spent = time.perf_counter() - began
         self.seconds += spent
         metrics = {
@@ -435,6 +455,7 @@ class _Loop:
             self.optimizer.state.clear()  # the momentum has overflowed as well
             return False
         self.step_size.step(float(result.grad_lr))
+        self.labels.step(result.grad_labels)
         return True
 
     def _match(self) -> tuple[MatchResult, list[tuple[float, float]]]:
@@ -451,16 +472,23 @@ class _Loop:
             batches.append(draw_batches(count, config.batch_syn or count, config.syn_steps, stream))
         plan = self._plan(batches, stream)
         device = config.device
-        result = self.matcher(
-            self.images,
-            self.labels,
-            self.step_size.value,
-            torch.stack(starts).to(device),
-            torch.stack(targets).to(device),
-            torch.stack(batches).to(device),
-            augment=plan,
+        ends = torch.stack(starts).to(device), torch.stack(targets).to(device)
+        rows, labels, alpha = torch.stack(batches).to(device), self.labels.value, self.step_size.value
+        if config.canvas == 1:
+            return self.matcher(self.images, labels, alpha, *ends, rows, augment=plan), segments
+        # Each image of each step is a window of its own: the matcher sees as many images, and their gradients come back.
+        _, height, width = self.dataset.image_shape
+        sheet = Sheet.draw(rows, self.images.shape, (height, width), stream)
+        windows = sheet.windows
+        found = self.matcher(
+            windows.cut(self.images.detach()), labels[windows.rows], alpha, *ends, sheet.batches, augment=plan
         )
-        return result, segments
+        by_labels = found.grad_labels
+        return replace(
+            found,
+            grad_images=windows.transpose(found.grad_images, self.images.shape),
+            grad_labels=None if by_labels is None else torch.zeros_like(labels).index_add_(0, windows.rows, by_labels),
+        ), segments
 
     def _expert(self, turn: int) -> int:
         """Experts take turns in a fresh order each round."""
@@ -496,7 +524,8 @@ class _Loop:
     def _evaluate(self, progress: Progress) -> None:
         began = time.perf_counter()
         check_agreement(self.communicator, "images", sha256_tensor(self.images))
-        candidate = self._distilled(self.images, self.step_size.value, self.iteration)
+        images, labels = self._current(), self.labels.value
+        candidate = self._distilled(images, labels, self.step_size.value, self.iteration)
         chosen = self.config.select_on
         splits = tuple(dict.fromkeys((chosen, "test"))) if self.config.eval_test else (chosen,)
         results = evaluate_splits(
@@ -511,7 +540,7 @@ class _Loop:
         result, self.evaluated = results[chosen], self.iteration
         if result.mean > self.best["score"]:
             self.best = {"score": result.mean, "iteration": self.iteration, "syn_lr": self.step_size.value}
-            self.best_images = self.images.detach().clone()
+            self.best_images, self.best_labels = images.clone(), labels.clone()
         if self.run is not None:
             record = {"kind": "eval", "iteration": self.iteration, **_numbers(result)}
             if self.config.eval_test:
@@ -520,6 +549,10 @@ class _Loop:
             best = self._best()
             best.save(self.run.path / "distilled")
             best.write_preview(self.run.path)
+
+    def _current(self) -> Tensor:
+        """The images that are evaluated and saved."""
+        return self.average.value if self.config.ema else self.images.detach()
 
     def _finish(self, progress: Progress) -> DistilledDataset:
         best, config = self._best(), self._eval_config()
@@ -546,6 +579,7 @@ class _Loop:
                 test_mean=result.mean,
                 test_std=result.std,
                 test_accuracies=list(result.accuracies),
+                labels="soft" if best.labels.is_floating_point() else "hard",
                 random_real_mean=random.mean,
                 random_real_std=random.std,
                 random_real_lr=random.lr,
@@ -556,9 +590,9 @@ class _Loop:
         return best
 
     def _best(self) -> DistilledDataset:
-        return self._distilled(self.best_images, self.best["syn_lr"], self.best["iteration"])
+        return self._distilled(self.best_images, self.best_labels, self.best["syn_lr"], self.best["iteration"])
 
-    def _distilled(self, images: Tensor, syn_lr: float, iteration: int) -> DistilledDataset:
+    def _distilled(self, images: Tensor, labels: Tensor, syn_lr: float, iteration: int) -> DistilledDataset:
         provenance = {
             "dataset": self.dataset.name,
             "fingerprint": self.dataset.fingerprint,
@@ -566,13 +600,14 @@ class _Loop:
             "config": asdict(self.config),
             "iteration": iteration,
             "experts": len(self.paths),
+            "image_shape": list(self.dataset.image_shape),
         }
         if self.dataset.kind != "images":
             data = {name: value for name, value in self.dataset.source.items() if name != "data_path"}
             provenance |= {"task": self.dataset.task, "target": list(self.dataset.target), "data": data}
         return DistilledDataset(
             images.detach().cpu().clone(),
-            self.labels.cpu(),
+            labels.cpu(),
             syn_lr,
             self.dataset.transform,
             self.dataset.class_names,
@@ -582,7 +617,8 @@ class _Loop:
     def _save(self) -> None:
         if self.run is None:
             return
-        tensors = {"images": self.images.detach(), "best_images": self.best_images}
+        tensors = {"images": self.images.detach(), "best_images": self.best_images, "best_labels": self.best_labels}
+        tensors |= {"average": self.average.value, **self.labels.tensors()}
         moments = self.optimizer.state[self.images]
         tensors |= {f"optimizer.{name}": value for name, value in moments.items() if isinstance(value, Tensor)}
         state = {
@@ -603,6 +639,9 @@ class _Loop:
         with torch.no_grad():
             self.images.copy_(tensors["images"])
         self.best_images = tensors["best_images"].to(self.config.device)
+        self.best_labels = tensors["best_labels"].to(self.config.device)
+        self.average.value = tensors["average"].to(self.config.device)
+        self.labels.restore(tensors)
         prefix = "optimizer."
         moments = {name[len(prefix) :]: value for name, value in tensors.items() if name.startswith(prefix)}
         if moments:

@@ -125,7 +125,7 @@ def evaluate_splits(
     processes of ``communicator``, which all get the whole result.  Raises :class:`InputError` if shapes, classes or
     transforms do not fit.
     """
-    if distilled.images.shape[1:] != dataset.image_shape or distilled.num_classes != dataset.num_classes:
+    if not _fits(distilled.images, dataset.image_shape) or distilled.num_classes != dataset.num_classes:
         raise InputError(
             f"dataset: {dataset.name} has {dataset.num_classes} classes of shape {dataset.image_shape}, the distilled set "
             f"{distilled.num_classes} of {tuple(distilled.images.shape[1:])}; evaluate on the dataset it came from"
@@ -145,6 +145,20 @@ def evaluate_splits(
     Classification().check(distilled.labels, distilled.num_classes)
     images, labels = distilled.images.to(config.device), distilled.labels.to(config.device)
     return _train_and_score(images, labels, distilled.syn_lr, dataset, config, model, splits, progress, communicator)
+
+
+def _fits(images: Tensor, shape: tuple[int, ...]) -> bool:
+    """Whether ``images`` are examples of ``shape``, or canvases (:mod:`mct_fast.textures`) a whole number of times as large."""
+    found = tuple(images.shape[1:])
+    if found == shape or len(shape) != 3 or len(found) != 3:
+        return found == shape
+    factors = {found[1] / shape[1], found[2] / shape[2]}
+    return found[0] == shape[0] and len(factors) == 1 and factors.pop().is_integer()
+
+
+def _window(images: Tensor, shape: tuple[int, ...]) -> tuple[int, int] | None:
+    """The size of the windows to train on where ``images`` are canvases."""
+    return None if tuple(images.shape[-len(shape) :]) == shape else (shape[1], shape[2])
 
 
 def evaluate_random_real(
@@ -235,8 +249,9 @@ def _networks(
     stack = build_stack(make, seeds, task, SGD(config.mom, config.l2), config.device)
     schedule = Schedule(config.epoch_eval_train, config.batch_train, lr, decay_after=config.epoch_eval_train // 2)
     streams = [("eval", i) for i in numbers]
+    window = _window(images, tuple(next(iter(held_out.values())).images.shape[1:]))
     for _, loss in train_epochs(
-        stack, images, labels, schedule, streams, seed=config.seed, augment=augment, shared=shared
+        stack, images, labels, schedule, streams, seed=config.seed, augment=augment, shared=shared, window=window
     ):
         bar.advance(1, loss=float(loss.mean()))
     return {

@@ -24,7 +24,7 @@ from mct_fast.models import FunctionalModel, build_model, model_spec, spec_for
 from mct_fast.progress import Progress, quiet
 from mct_fast.seeds import derive_seed
 from mct_fast.tasks import Classification
-from mct_fast.training import SGD, FlatStack, Schedule, scores, train_epochs
+from mct_fast.training import GSAM, SGD, Descent, FlatStack, Schedule, Steepest, scores, train_epochs
 from mct_fast.trajectory import ConvexTrajectory, PathRecorder, TrajectoryStore
 from mct_fast.trajectory.encoding import find_encoding
 
@@ -74,6 +74,10 @@ class ExpertConfig:
     """Momentum of SGD."""
     l2: float = 0.0
     """Weight decay of SGD."""
+    rho: float = 0.0
+    """Radius of GSAM, which finds flatter experts at twice the time (FTD: 0.01); 0: plain SGD."""
+    gsam_alpha: float = 0.3
+    """Weight of GSAM's orthogonal part (FTD: 0.3); without rho it plays no part."""
     batch_train: int = 256
     """Real images a step."""
     dsa: bool = True
@@ -220,7 +224,7 @@ def _train_group(
     task = Classification()
     seeds = [_init_seed(config, number) for number in numbers]
     initial = torch.stack([model.init(seed) for seed in seeds])
-    stack = FlatStack(student_for(model, task), initial.to(config.device), SGD(config.mom, config.l2))
+    stack = FlatStack(student_for(model, task), initial.to(config.device), SGD(config.mom, config.l2), _descent(config))
     del initial
     recorders = [_recorder(config, model, seed) for seed in seeds]
     half = config.train_epochs // 2
@@ -275,6 +279,10 @@ def _init_seed(config: ExpertConfig, number: int) -> int:
     return derive_seed(config.seed, "expert-init", number)
 
 
+def _descent(config: ExpertConfig) -> Descent:
+    return GSAM(config.rho, config.gsam_alpha) if config.rho else Steepest()
+
+
 def _recorder(config: ExpertConfig, model: FunctionalModel, init_seed: int) -> PathRecorder:
     return PathRecorder(
         model.shapes,
@@ -316,5 +324,8 @@ def _check(config: ExpertConfig) -> None:
     find_encoding(config.encoding)
     if config.dsa:
         DSA(config.dsa_strategy)  # refuses a strategy that it does not know
+    for name in ("rho", "gsam_alpha"):
+        if not 0 <= getattr(config, name) < math.inf:
+            raise InputError(f"{name}: got {getattr(config, name)}; give a finite number of at least 0")
     if not 0 < config.lr_teacher < math.inf:
         raise InputError(f"lr_teacher: got {config.lr_teacher}; give a positive step size, the field's is 0.01")

@@ -19,7 +19,8 @@ class SegmentSampler:
     ``continuous``: start ~ U[min_start_epoch, bound], real (MCT, "continuous sampling").  ``integer``: a whole epoch
     from min_start_epoch up to but excluding the bound, as MTT draws it.  The target lies ``expert_epochs`` later, at most
     at the path's end.  With ``growth_iterations`` > 0 the bound rises linearly from ``initial_start_epoch`` to
-    ``max_start_epoch`` over that many iterations ("floating upper bound" of MCT, growing window of DATM).
+    ``max_start_epoch`` over that many iterations ("floating upper bound" of MCT, growing window of DATM), and the earliest
+    start from ``initial_min_start_epoch`` (None: fixed) to ``min_start_epoch``.
     """
 
     expert_epochs: float
@@ -28,6 +29,7 @@ class SegmentSampler:
     sampling: str = "continuous"
     growth_iterations: int = 0
     initial_start_epoch: float = 0.0
+    initial_min_start_epoch: float | None = None
 
     def check(self, epochs: int, *, continuous_path: bool) -> None:
         """Raises :class:`InputError` if no segment of a path of ``epochs`` fits."""
@@ -40,6 +42,11 @@ class SegmentSampler:
         if not 0 <= self.min_start_epoch <= self.max_start_epoch:
             raise InputError(
                 f"min_start_epoch: {self.min_start_epoch:g} is not in 0..max_start_epoch ({self.max_start_epoch:g}); lower it"
+            )
+        first = self.initial_min_start_epoch
+        if first is not None and not 0 <= first <= self.min_start_epoch:
+            raise InputError(
+                f"initial_min_start_epoch: {first:g} is not in 0..min_start_epoch ({self.min_start_epoch:g}); lower it"
             )
         if self.max_start_epoch > epochs or self.min_start_epoch >= epochs:
             raise InputError(
@@ -56,23 +63,28 @@ class SegmentSampler:
                 "sampling: 'continuous' needs a convex trajectory; use sampling='integer' with checkpoints"
             )
 
-    def bound(self, iteration: int) -> float:
-        """The upper bound of the start at ``iteration``."""
+    def window(self, iteration: int) -> tuple[float, float]:
+        """The bounds of the start at ``iteration``."""
         if iteration >= self.growth_iterations:
-            return self.max_start_epoch
+            return self.min_start_epoch, self.max_start_epoch
         share = iteration / self.growth_iterations
-        first = max(self.initial_start_epoch, self.min_start_epoch)
-        return min(first + share * (self.max_start_epoch - first), self.max_start_epoch)
+        first = self.min_start_epoch if self.initial_min_start_epoch is None else self.initial_min_start_epoch
+        last = max(self.initial_start_epoch, first)
+        low = first + share * (self.min_start_epoch - first)
+        if self.sampling == "integer":
+            low = float(int(low))
+        high = min(last + share * (self.max_start_epoch - last), self.max_start_epoch)
+        return low, max(high, low)
 
     def draw(self, epochs: int, iteration: int, generator: torch.Generator) -> tuple[float, float]:
         """``(start, target)`` on a path of ``epochs``."""
-        bound = self.bound(iteration)
+        low, high = self.window(iteration)
         share = float(torch.rand((), dtype=torch.float64, generator=generator))
         if self.sampling == "integer":
-            count = max(int(bound - self.min_start_epoch), 1)
-            start = self.min_start_epoch + min(int(share * count), count - 1)
+            count = max(int(high - low), 1)
+            start = low + min(int(share * count), count - 1)
         else:
-            start = self.min_start_epoch + share * (bound - self.min_start_epoch)
+            start = low + share * (high - low)
         # A start at the very end of the path would leave an empty segment.
         start = min(start, epochs - min(self.expert_epochs, 1e-3))
         return start, min(start + self.expert_epochs, float(epochs))

@@ -19,6 +19,7 @@ from mct_fast.models import FunctionalModel, has_dropout, without_dropout
 from mct_fast.seeds import derive_seed, generator
 from mct_fast.student import Student
 from mct_fast.tasks import Task, spread_order
+from mct_fast.textures import draw_windows
 
 
 @dataclass(frozen=True)
@@ -27,6 +28,39 @@ class SGD:
 
     momentum: float = 0.0
     weight_decay: float = 0.0
+
+
+class Descent(Protocol):
+    """The direction in which a step goes: losses ``(E,)`` and directions ``(E, P)`` from parameters and a batch."""
+
+    def __call__(self, student: Student, params: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]: ...
+
+
+class Steepest:
+    """The gradient."""
+
+    def __call__(self, student: Student, params: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        return student.gradient(params, x, y)
+
+
+@dataclass(frozen=True)
+class GSAM:
+    """Towards flat minima: GSAM (Zhuang et al., ICLR 2022, algorithm 1), with which FTD trains its experts.
+
+    With g the gradient at theta and g_p that at theta + rho g / |g|, the direction is g_p - alpha g_perp, where g_perp is the
+    part of g orthogonal to g_p.  Costs two gradients a step.
+    """
+
+    rho: float
+    alpha: float
+
+    def __call__(self, student: Student, params: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        loss, grad = student.gradient(params, x, y)
+        tiny = torch.finfo(params.dtype).tiny
+        perturbed = params + self.rho * grad / grad.norm(dim=1, keepdim=True).clamp_min(tiny)
+        _, flat = student.gradient(perturbed, x, y)
+        along = (grad * flat).sum(1, keepdim=True) / flat.square().sum(1, keepdim=True).clamp_min(tiny)
+        return loss, flat - self.alpha * (grad - along * flat)
 
 
 class NetworkStack(Protocol):
@@ -50,16 +84,17 @@ class NetworkStack(Protocol):
 class FlatStack:
     """Networks without buffers, as rows of one parameter matrix ``params (E, P)``, stepped together."""
 
-    def __init__(self, student: Student, params: Tensor, rule: SGD) -> None:
+    def __init__(self, student: Student, params: Tensor, rule: SGD, descent: Descent | None = None) -> None:
         self.params = params.clone()
         self._student, self._rule = student, rule
+        self._descent: Descent = descent or Steepest()
         self._velocity = torch.zeros_like(self.params) if rule.momentum else None
 
     def __len__(self) -> int:
         return len(self.params)
 
     def step(self, x: Tensor, y: Tensor, lr: float) -> Tensor:
-        loss, grad = self._student.gradient(self.params, x, y)
+        loss, grad = self._descent(self._student, self.params, x, y)
         lrs = torch.full((len(self),), lr, dtype=self.params.dtype, device=self.params.device)
         ops.sgd_step_(self.params, grad, self._velocity, lrs, self._rule.momentum, self._rule.weight_decay)
         return loss
@@ -157,14 +192,16 @@ def train_epochs(
     augment: Augment | None,
     shared: bool = True,
     strata: Tensor | None = None,
+    window: tuple[int, int] | None = None,
     tick: Callable[[int, Tensor], None] | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Trains ``stack`` and yields ``(epoch, mean loss (E,))`` after each epoch, from 1.
 
     ``images (n, ...)`` are ``shared`` by all networks, or ``(E, n, ...)`` their own, labels likewise.  ``streams`` names
     the random stream of each network: its order of batches and its augmentation.  ``strata (n,)`` int64 are groups of
-    shared rows of which every batch gets its share (:func:`mct_fast.tasks.spread_order`).  ``tick(images, losses (E,))``
-    is called after each step with the number of images that all networks together have seen in it.
+    shared rows of which every batch gets its share (:func:`mct_fast.tasks.spread_order`).  With ``window`` the images are
+    canvases, of which each batch takes random windows of that size (:mod:`mct_fast.textures`).  ``tick(images, losses
+    (E,))`` is called after each step with the number of images that all networks together have seen in it.
     """
     count = images.shape[0] if shared else images.shape[1]
     own = torch.arange(len(stack), device=images.device)[:, None]
@@ -177,6 +214,8 @@ def train_epochs(
         total = torch.zeros(len(stack), dtype=torch.float64, device=images.device)
         for rows in order.split(schedule.batch, dim=1):
             x, y = (images[rows], labels[rows]) if shared else (images[own, rows], labels[own, rows])
+            if window is not None:
+                x = torch.stack([_random_windows(xs, window, g) for xs, g in zip(x, generators, strict=True)])
             if augment is not None:
                 shape = tuple(x.shape[2:])
                 plan = AugmentPlan(tuple((augment.draw(x.shape[1], shape, g),) for g in generators))
@@ -190,6 +229,11 @@ def train_epochs(
 
 def _order(count: int, strata: Tensor | None, generator: torch.Generator) -> Tensor:
     return torch.randperm(count, generator=generator) if strata is None else spread_order(strata.cpu(), generator)
+
+
+def _random_windows(canvases: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    rows = torch.arange(len(canvases), device=canvases.device)
+    return draw_windows(rows, canvases.shape, size, generator).cut(canvases)
 
 
 def scores(stack: NetworkStack, images: Tensor, labels: Tensor, task: Task, chunk: int = 512) -> list[float]:

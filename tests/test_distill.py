@@ -493,6 +493,74 @@ def test_a_run_in_pieces_is_the_run_in_one(
     assert torch.equal(final_images(tmp_path / "pieces"), final_images(tmp_path / "whole"))
 
 
+# Levers
+
+LEVERS: dict[str, dict[str, Any]] = {
+    "ema": {"ema": 0.7},
+    "textures": {"canvas": 2, "students": 2},
+    "textures from noise": {"canvas": 2, "pix_init": "noise", "lr_label": 0.1},
+    "assigned labels": {"labels": "expert"},
+    "learned labels": {"labels": "expert", "lr_label": 5.0, "ema": 0.5},
+    "labels learned from hard ones": {"lr_label": 5.0},
+    "growing window": {"growth_iterations": 4, "min_start_epoch": 1.0, "initial_min_start_epoch": 0.0},
+    "threshold": {"max_loss": 0.5},
+}
+
+
+@pytest.mark.parametrize("lever", LEVERS)
+def test_levers_survive_pauses_to_the_same_bits(
+    lever: str, digits: Dataset, store: TrajectoryStore, tmp_path: Path
+) -> None:
+    config = replace(TINY, **LEVERS[lever])
+    whole = distill(config, store, digits, out=tmp_path / "whole")
+    for stop in (1, 3, 4):
+        distill(config, store, digits, out=tmp_path / "pieces", until=stop)
+    made = distill(config, store, digits, out=tmp_path / "pieces")
+    assert torch.equal(made.images, whole.images) and torch.equal(made.labels, whole.labels)
+    assert records(tmp_path / "pieces") == records(tmp_path / "whole")
+    plain = distill(TINY, store, digits, out=tmp_path / "plain")
+    # Either the course differs, or (the average) only what is kept.
+    same_course = records(tmp_path / "plain", "iter") == records(tmp_path / "whole", "iter")
+    assert same_course == (lever == "ema")
+    assert not torch.equal(plain.images, whole.images)
+    assert plain.labels.dtype == torch.int64 and plain.images.shape[-1] == 8
+    soft = "label" in lever or "noise" in lever
+    assert records(tmp_path / "whole", "final")[0]["labels"] == ("soft" if soft else "hard")
+    assert whole.images.shape[-1] == (16 if "textures" in lever else 8)
+    if soft:
+        assert torch.allclose(whole.labels.sum(1), torch.ones(10))
+
+
+def test_the_average_is_what_is_kept(
+    digits: Dataset, store: TrajectoryStore, calls: list[Call], tmp_path: Path
+) -> None:
+    config = replace(TINY, ema=0.5, eval_it=0)
+    made = distill(config, store, digits, out=tmp_path / "run")
+    history = [*(call.images for call in calls), final_images(tmp_path / "run")]
+    average = history[0].double()
+    for i, images in enumerate(history[1:], start=1):
+        decay = min(0.5, (1 + i) / (10 + i))
+        average = decay * average + (1 - decay) * images
+    assert torch.allclose(made.images.double(), average, atol=1e-5)
+    assert not torch.allclose(made.images, history[-1], atol=1e-3)
+
+
+def test_learned_labels_follow_their_gradient(
+    digits: Dataset, store: TrajectoryStore, calls: list[Call], tmp_path: Path
+) -> None:
+    distill(replace(TINY, lr_label=5.0, eval_it=0), store, digits, out=tmp_path / "run")
+    z = torch.full((10, 10), 0.1 / 9, dtype=torch.float64).fill_diagonal_(0.9).log().requires_grad_()
+    optimizer = torch.optim.SGD([z], lr=5.0, momentum=0.5)
+    for call in calls:
+        assert call.result.grad_labels is not None
+        optimizer.zero_grad()
+        (z.softmax(1) * call.result.grad_labels.double()).sum().backward()
+        optimizer.step()
+    made = DistilledDataset.load(tmp_path / "run" / "distilled").labels
+    assert torch.allclose(made.double(), z.detach().softmax(1), atol=1e-5)
+    assert not torch.allclose(made[0, 0], torch.tensor(0.9), atol=1e-4)
+
+
 # Refusals
 
 BAD: dict[str, dict[str, Any]] = {
@@ -510,6 +578,13 @@ BAD: dict[str, dict[str, Any]] = {
     "lr_lr": {"lr_lr": math.inf},
     "mom_img": {"mom_img": 1.0},
     "max_loss": {"max_loss": math.inf},
+    "ema": {"ema": 1.0},
+    "lr_label": {"lr_label": -1.0},
+    "labels": {"labels": "wild"},
+    "labels ": {"labels": "expert", "canvas": 2},
+    "canvas": {"canvas": 0},
+    "ipc  ": {"canvas": 20},
+    "initial_min_start_epoch": {"initial_min_start_epoch": 0.5},
     "expert_epochs": {"expert_epochs": 4.5},
     "max_start_epoch": {"max_start_epoch": 5.0},
     "min_start_epoch": {"min_start_epoch": 3.0},
@@ -532,6 +607,13 @@ def test_bad_settings_are_named_and_leave_no_run_behind(
         distill(replace(TINY, **BAD[field]), store, digits, out=tmp_path / "run")
     assert "\n" not in str(caught.value)
     assert not (tmp_path / "run").exists()
+
+
+def test_textures_are_not_whitened(tmp_path: Path) -> None:
+    white = load_dataset("digits", zca=True)
+    whitened = train_experts(replace(EXPERTS, zca=True, num_experts=1), tmp_path / "experts", white)
+    with pytest.raises(InputError, match="^canvas: .*leave out zca"):
+        distill(replace(TINY, canvas=2), whitened, white)
 
 
 def test_other_data_than_the_experts_saw_is_refused(store: TrajectoryStore) -> None:

@@ -31,8 +31,10 @@ def some(digits: Dataset) -> DistilledDataset:
     return DistilledDataset(images, labels, 0.1, digits.transform, digits.class_names)
 
 
-def plain(images: Tensor, labels: Tensor, lr: float, dataset: Dataset, config: EvalConfig, row: int) -> float:
-    """One network's accuracy by torch.optim.SGD in float64."""
+def plain(
+    images: Tensor, labels: Tensor, lr: float, dataset: Dataset, config: EvalConfig, row: int, window: int | None = None
+) -> float:
+    """One network's accuracy by torch.optim.SGD in float64; with ``window`` on random windows of canvases."""
     network = build_model({**SMALL, "channels": 1, "image_size": 8, "num_classes": 10})
     initial = FunctionalModel(network).init(derive_seed(config.seed, "eval-init", row))
     nn.utils.vector_to_parameters(initial, network.parameters())
@@ -43,6 +45,15 @@ def plain(images: Tensor, labels: Tensor, lr: float, dataset: Dataset, config: E
             optimizer = torch.optim.SGD(network.parameters(), lr=0.1 * lr, momentum=0.9, weight_decay=5e-4)
         for rows in torch.randperm(len(images), generator=stream).split(config.batch_train):
             x = images[rows].double()
+            if window is not None:
+                corners = torch.stack(
+                    [torch.randint(side, (len(rows),), generator=stream) for side in images.shape[-2:]], 1
+                )
+                rolled = [
+                    torch.roll(one, (-down, -right), (1, 2))
+                    for one, (down, right) in zip(x, corners.tolist(), strict=True)
+                ]
+                x = torch.stack(rolled)[..., :window, :window]
             if config.dsa:
                 x = DSA().draw(len(rows), (1, 8, 8), stream).apply(x)
             optimizer.zero_grad()
@@ -127,6 +138,17 @@ def test_the_baseline_takes_its_best_step_size(
     result = evaluate_random_real(2, digits, config, model=SMALL, lrs=(1e-5, 0.1))
     assert asked == [(1e-5, select_on), (0.1, select_on), (0.1, "test")]
     assert result.lr == 0.1 and result.split == "test"
+
+
+def test_canvases_are_trained_on_by_windows(digits: Dataset, some: DistilledDataset) -> None:
+    canvases = replace(some, images=some.images.repeat(1, 1, 2, 2))
+    result = evaluate(canvases, digits, QUICK, model=SMALL)
+    expected = [plain(canvases.images, some.labels, some.syn_lr, digits, QUICK, row, window=8) for row in range(2)]
+    assert result.accuracies == pytest.approx(expected, abs=1.01 / len(digits.test))
+    assert result != evaluate(some, digits, QUICK, model=SMALL)
+    for size in ((16, 8), (12, 12)):
+        with pytest.raises(InputError, match="^dataset: "):
+            evaluate(replace(some, images=torch.zeros(len(some), 1, *size)), digits, QUICK, model=SMALL)
 
 
 def test_several_splits_score_the_same_networks(digits: Dataset, some: DistilledDataset) -> None:

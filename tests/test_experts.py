@@ -41,14 +41,36 @@ def plain_sgd(config: ExpertConfig, dataset: Dataset, number: int) -> list[Tenso
             x = dataset.train.images[rows].double()
             if config.dsa:
                 x = DSA(config.dsa_strategy).draw(len(rows), dataset.image_shape, stream).apply(x)
+            y = dataset.train.labels[rows]
             optimizer.zero_grad()
-            nn.functional.cross_entropy(network(x), dataset.train.labels[rows]).backward()
+            nn.functional.cross_entropy(network(x), y).backward()
+            if config.rho:
+                _gsam_(network, x, y, config)
             optimizer.step()
         checkpoints.append(nn.utils.parameters_to_vector(network.parameters()).detach().clone())
     return checkpoints
 
 
+def _gsam_(network: nn.Module, x: Tensor, y: Tensor, config: ExpertConfig) -> None:
+    """Puts GSAM's direction in place of the gradients."""
+    params = list(network.parameters())
+
+    def gradient() -> Tensor:
+        return torch.cat([p.grad.flatten() for p in params if p.grad is not None])
+
+    here, before = gradient(), nn.utils.parameters_to_vector(params).detach().clone()
+    nn.utils.vector_to_parameters(before + config.rho * here / here.norm(), params)
+    network.zero_grad()
+    nn.functional.cross_entropy(network(x), y).backward()
+    there = gradient()
+    nn.utils.vector_to_parameters(before, params)
+    direction = there - config.gsam_alpha * (here - (here @ there) / (there @ there) * there)
+    for p, part in zip(params, direction.split([p.numel() for p in params]), strict=True):
+        p.grad = part.view_as(p).clone()
+
+
 RECIPES = {
+    "gsam": replace(TINY, rho=0.1, gsam_alpha=0.5),
     "plain": replace(TINY, dsa=False),
     "dsa": TINY,
     "momentum-decay": replace(TINY, mom=0.9, l2=5e-3, decay=True, train_epochs=5),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -30,8 +32,23 @@ def test_integer_draws_whole_epochs_below_the_bound() -> None:
 
 def test_floating_upper_bound_grows_linearly() -> None:
     sampler = SegmentSampler(2, max_start_epoch=8, growth_iterations=100, initial_start_epoch=2)
-    assert [sampler.bound(i) for i in (0, 50, 100, 500)] == [2, 5, 8, 8]
+    assert [sampler.window(i) for i in (0, 50, 100, 500)] == [(0, 2), (0, 5), (0, 8), (0, 8)]
     assert max(s for s, _ in draws(sampler, 10, iteration=50)) <= 5
+
+
+def test_both_bounds_grow() -> None:
+    sampler = SegmentSampler(
+        1, 8, min_start_epoch=4, growth_iterations=100, initial_start_epoch=2, initial_min_start_epoch=1
+    )
+    assert [sampler.window(i) for i in (0, 50, 100)] == [(1, 2), (2.5, 5), (4, 8)]
+    starts = [s for s, _ in draws(sampler, 10, iteration=50)]
+    assert 2.5 <= min(starts) < 2.6 and 4.9 < max(starts) <= 5
+    whole = replace(sampler, sampling="integer")
+    assert {s for s, _ in draws(whole, 10, iteration=50)} == {2, 3, 4}
+    assert {s for s, _ in draws(whole, 10, iteration=0)} == {1}
+    # Where the latest start begins below the earliest, it begins there.
+    late = SegmentSampler(1, 5, min_start_epoch=4, growth_iterations=10, initial_min_start_epoch=3)
+    assert late.window(0) == (3, 3) and late.window(5) == (3.5, 4) and late.window(10) == (4, 5)
 
 
 def test_a_start_at_the_end_still_leaves_a_segment() -> None:
@@ -47,6 +64,7 @@ def test_a_start_at_the_end_still_leaves_a_segment() -> None:
         ({"expert_epochs": 0, "max_start_epoch": 3}, "expert_epochs"),
         ({"expert_epochs": 2, "max_start_epoch": 12}, "max_start_epoch"),
         ({"expert_epochs": 2, "max_start_epoch": 3, "min_start_epoch": 4}, "min_start_epoch"),
+        ({"expert_epochs": 2, "max_start_epoch": 3, "initial_min_start_epoch": 1}, "initial_min_start_epoch"),
         ({"expert_epochs": 2.5, "max_start_epoch": 3, "sampling": "integer"}, "sampling"),
         ({"expert_epochs": 2, "max_start_epoch": 3, "sampling": "often"}, "sampling"),
     ],

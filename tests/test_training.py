@@ -7,10 +7,21 @@ import torch
 from torch import Tensor, nn
 
 from mct_fast.data import DSA
+from mct_fast.fused import student_for
 from mct_fast.models import MLP, ConvNet, FunctionalModel, build_model
 from mct_fast.seeds import generator
 from mct_fast.tasks import Binary, Classification
-from mct_fast.training import SGD, FlatStack, ModuleStack, NetworkStack, Schedule, build_stack, scores, train_epochs
+from mct_fast.training import (
+    GSAM,
+    SGD,
+    FlatStack,
+    ModuleStack,
+    NetworkStack,
+    Schedule,
+    build_stack,
+    scores,
+    train_epochs,
+)
 
 CLASSES = 3
 NETWORKS = {
@@ -147,3 +158,47 @@ def test_strata_are_spread_over_every_epoch() -> None:
     assert max(seen) <= 2
     assert min(seen) >= 0
     assert seen.count(1) >= 8
+
+
+@pytest.mark.parametrize(("rho", "alpha"), [(0.3, 0.4), (0.3, 0.0)], ids=["GSAM", "SAM"])
+def test_gsam_equals_its_definition(rho: float, alpha: float) -> None:
+    """Algorithm 1 of Zhuang et al., by autograd in float64, one network after another."""
+    x, y = data(12)
+    x, y = x.double().reshape(2, 6, 1, 8, 8), y.reshape(2, 6)
+    network = make("flat").double()
+    model = FunctionalModel(network)
+    params = torch.stack([model.init(seed).double() for seed in (1, 2)])
+    losses, directions = GSAM(rho, alpha)(student_for(model, Classification()), params, x, y)
+    for row in range(2):
+
+        def gradient(theta: Tensor, row: int = row) -> tuple[Tensor, Tensor]:
+            theta = theta.clone().requires_grad_()
+            loss = nn.functional.cross_entropy(model(theta, x[row]), y[row])
+            return loss.detach(), torch.autograd.grad(loss, theta)[0]
+
+        loss, g = gradient(params[row])
+        _, g_p = gradient(params[row] + rho * g / g.norm())
+        unit = g_p / g_p.norm()
+        orthogonal = g - (g @ unit) * unit
+        assert torch.allclose(losses[row], loss, rtol=1e-9)
+        assert torch.allclose(directions[row], g_p - alpha * orthogonal, rtol=1e-7, atol=1e-9)
+        assert (directions[row] - g).norm() > 1e-3 * g.norm()
+
+
+def test_windows_of_canvases_are_drawn_before_they_are_augmented() -> None:
+    x, y = data(6)
+    canvases = torch.randn(6, 1, 16, 16, generator=torch.Generator().manual_seed(1))
+    schedule = Schedule(epochs=1, batch=4, lr=0.1)
+    found = build_stack(lambda: make("flat"), [1], Classification(), SGD(), "cpu")
+    list(train_epochs(found, canvases, y, schedule, [("row", 0)], seed=3, augment=DSA(), window=(8, 8)))
+    stream = generator(3, "row", 0)
+    expected = build_stack(lambda: make("flat"), [1], Classification(), SGD(), "cpu")
+    for rows in torch.randperm(6, generator=stream).split(4):
+        shifts = [torch.randint(16, (len(rows),), generator=stream).tolist() for _ in range(2)]
+        cut = [
+            torch.roll(canvases[row], (-down, -right), (1, 2))[:, :8, :8]
+            for row, down, right in zip(rows.tolist(), *shifts, strict=True)
+        ]
+        batch = DSA().draw(len(rows), (1, 8, 8), stream).apply(torch.stack(cut))
+        expected.step(batch[None], y[rows][None], 0.1)
+    assert torch.allclose(found.logits(x), expected.logits(x), atol=1e-6)

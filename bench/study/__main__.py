@@ -1,6 +1,9 @@
 """``python -m bench.study NAME --out DIR [--data-path PATH]``: MTT and MCT on the same experts.
 
 A study that was killed goes on where it stopped when the same command is given again; a finished one is left as it is.
+
+``python -m bench.study report [DIR …]`` takes over what the studies in these folders have found, finished or not, into
+``docs/results`` and writes ``docs/results.md`` from all that is there.
 """
 
 from __future__ import annotations
@@ -13,8 +16,9 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional
 
-from bench.machine import set_threads
+from bench.machine import ROOT, set_threads
 from bench.study.plans import study_named
+from bench.study.report import adopt, write
 from bench.study.runner import Runner
 from bench.tables import console, note, table
 from mct_fast.errors import InputError
@@ -26,7 +30,7 @@ class Arguments:
     """Run a study, or go on with it."""
 
     name: Positional[str]
-    """digits, cifar10-ipc1, fashion-ipc1 or fashion-ipc10."""
+    """digits, digits-levers, cifar10-ipc1, fashion-ipc1, fashion-ipc10; digits-search or fashion-search."""
     out: Path
     """Folder for experts, runs and results."""
     data_path: str | None = None
@@ -35,9 +39,35 @@ class Arguments:
     """PyTorch's threads; None leaves its choice."""
 
 
+@dataclass(frozen=True)
+class ReportArguments:
+    """Write docs/results.md from the studies' JSON."""
+
+    studies: Positional[tuple[Path, ...]] = ()
+    """Folders of studies whose results are to be taken over first."""
+    docs: Path = ROOT / "docs"
+    """Folder of results.md."""
+
+
 def main(words: Sequence[str] | None = None) -> int:
     """Returns the exit status."""
     words = list(sys.argv[1:] if words is None else words)
+    return _report(words[1:]) if words[:1] == ["report"] else _run(words)
+
+
+def _report(words: Sequence[str]) -> int:
+    arguments = tyro.cli(ReportArguments, args=words, prog="python -m bench.study report")
+    try:
+        for folder in arguments.studies:
+            adopt(folder, arguments.docs)
+        note(f"wrote {write(arguments.docs)}")
+    except InputError as error:
+        note(f"bench.study: error: {error}")
+        return 2
+    return 0
+
+
+def _run(words: Sequence[str]) -> int:
     arguments = tyro.cli(Arguments, args=words, prog="python -m bench.study", description=__doc__)
     set_threads(arguments.threads)
     try:

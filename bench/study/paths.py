@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 
+from bench.study.plans import Convex
 from mct_fast.data import Dataset
 from mct_fast.fused import student_for
 from mct_fast.models import FunctionalModel, build_model
 from mct_fast.tasks import Classification
 from mct_fast.training import SGD, FlatStack, scores
 from mct_fast.trajectory import ConvexTrajectory, Trajectory, TrajectoryStore
+from mct_fast.trajectory.encoding import ENCODINGS
 
 MTT_CHECKPOINTS = 51
 """What the reference keeps of an expert: 50 epochs and the beginning."""
@@ -31,7 +33,7 @@ def path_scores(store: TrajectoryStore, dataset: Dataset, points: int = 21) -> M
     whole = [float(t) for t in range(epochs + 1)]
     fine = [epochs * i / (points - 1) for i in range(points)]
     sgd = [along(store.trajectory(i, "discrete"), whole) for i in range(len(store))]
-    convex = [along(store[i], fine) for i in range(len(store))]
+    convex = [along(path, fine) for path in Convex().paths(store)]
     return {
         "split": "test",
         "networks": len(store),
@@ -47,18 +49,24 @@ def _spread(rows: list[list[float]]) -> dict[str, list[float]]:
 
 
 def storage(store: TrajectoryStore) -> Mapping[str, Any]:
-    """Bytes of tensors that an expert's path takes as checkpoints and as a convex path."""
+    """Bytes of tensors that an expert's path takes: as checkpoints, as a convex path, and as one that begins from a seed."""
     path, kept = store[0], store.trajectory(0, "discrete")
     assert isinstance(path, ConvexTrajectory)
     parameters = sum(shape.numel() for shape in store.shapes)
-    convex = path.waypoints.numel() * path.waypoints.element_size() + path.progress.numel() * 8
+    table = path.progress.numel() * 8
+    from_seed = {
+        f"convex_seed_{name}": encoding.nbytes(store.shapes) + table
+        for name, encoding in ENCODINGS.items()
+        if name != "float32"
+    }
     return {
         "experts": len(store),
         "epochs": path.epochs,
         "parameters": parameters,
         "bytes_an_expert": {
             "checkpoints": 4 * parameters * (kept.epochs + 1),
-            "convex": convex,
+            "convex_float32": path.waypoints.numel() * 4 + table,
+            **from_seed,
             "mtt_51_checkpoints": 4 * parameters * MTT_CHECKPOINTS,
         },
     }

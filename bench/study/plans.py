@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -54,6 +55,13 @@ class Arm:
     """What it is, for the tables."""
     path: Checkpoints | Convex
     changes: Mapping[str, Any] = field(default_factory=dict)
+    experts: Mapping[str, Any] = field(default_factory=dict)
+    """What differs from the study's experts; such an arm has experts of its own."""
+
+    @property
+    def store(self) -> str:
+        """The folder of its experts."""
+        return f"experts-{self.name}" if self.experts else "experts"
 
     def config(self, common: DistillConfig, seed: int, data_path: str | None) -> DistillConfig:
         kind = {"trajectory": "convex" if isinstance(self.path, Convex) else "discrete"}
@@ -106,6 +114,23 @@ def ablations(base: Arm) -> tuple[Arm, ...]:
         replace(
             base, name="mct-truncated", says="MCT, truncated gradient", changes={**base.changes, "adjoint": "truncated"}
         ),
+    )
+
+
+def levers(base: Arm) -> tuple[Arm, ...]:
+    """The MCT arm ``base`` with one lever of the field each."""
+
+    def arm(name: str, says: str, experts: Mapping[str, Any] | None = None, **changes: Any) -> Arm:
+        return replace(base, name=name, says=says, changes={**base.changes, **changes}, experts=experts or {})
+
+    return (
+        arm("ema", "average of the images, decay 0.99", ema=0.99),
+        arm("threshold", "iterations with a loss above 0.8 skipped", max_loss=0.8),
+        arm("growing", "latest start grows from 1 over 100 iterations", growth_iterations=100, initial_start_epoch=1.0),
+        arm("flat", "flat experts, GSAM", {"rho": 0.05, "gsam_alpha": 0.3}),
+        arm("textures", "textures, canvases of 2 x 2 images", canvas=2),
+        arm("assigned", "soft labels assigned by the experts", labels="expert"),
+        arm("learned", "soft labels, learned from hard ones", lr_label=5.0),
     )
 
 
@@ -163,6 +188,15 @@ def _digits() -> Study:
     return Study("digits", experts, common, (first, mtt(2, 5), *ablations(first)), (0, 1, 2), 400)
 
 
+def _digits_levers() -> Study:
+    """What each lever does on the digits."""
+    plain = _digits()
+    common = replace(plain.distill, iterations=200)
+    return replace(
+        plain, name="digits-levers", distill=common, arms=(mct(2, 5), *levers(mct(2, 5))), seeds=(0, 1), piece=200
+    )
+
+
 def _fashion(ipc: int) -> Study:
     """Fashion-MNIST at a width that two cores can do."""
     experts = ExpertConfig(
@@ -184,9 +218,35 @@ def _fashion(ipc: int) -> Study:
     return Study(f"fashion-ipc{ipc}", experts, common, (mct(*window), mtt(2, window[1])), (0, 1), 200)
 
 
+def _search(base: Study, name: str, grid: Mapping[str, tuple[float, ...]]) -> Study:
+    """The first 200 iterations of MCT with every combination of ``grid``, one seed: what our own presets are chosen by."""
+    plain = base.arm("mct")
+    arms = []
+    for values in itertools.product(*grid.values()):
+        point = dict(zip(grid, values, strict=True))
+        says = ", ".join(f"{key} {value:g}" for key, value in point.items())
+        label = "-".join(f"{value:g}" for value in values)
+        arms.append(replace(plain, name=label, says=says, changes={**plain.changes, **point}))
+    common = replace(base.distill, iterations=200, eval_it=100)
+    return replace(base, name=name, distill=common, arms=tuple(arms), seeds=(0,), piece=200)
+
+
+def _searches() -> tuple[Study, ...]:
+    return (
+        _search(
+            _digits(), "digits-search", {"lr_img": (30, 100, 300), "expert_epochs": (2.0, 4.0), "lr_teacher": (0.02,)}
+        ),
+        _search(
+            _fashion(1),
+            "fashion-search",
+            {"lr_img": (100, 300, 1000), "expert_epochs": (2.0, 4.0), "lr_teacher": (0.01, 0.03)},
+        ),
+    )
+
+
 def studies() -> dict[str, Study]:
     """All studies by name."""
-    every = (_digits(), _cifar10_ipc1(), _fashion(1), _fashion(10))
+    every = (_digits(), _digits_levers(), _cifar10_ipc1(), _fashion(1), _fashion(10), *_searches())
     return {study.name: study for study in every}
 
 

@@ -15,7 +15,7 @@ import json
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -73,8 +73,11 @@ class Runner:
 
     def pieces(self) -> Iterator[Piece]:
         """In the order in which partial results are worth most."""
-        yield Piece("experts", self._experts)
+        yield Piece("experts", lambda: self._experts("experts", {}))
         yield Piece("storage", lambda: storage(self.store))
+        for arm in self.study.arms:
+            if arm.experts:
+                yield Piece(arm.store, partial(self._experts, arm.store, arm.experts))
         for seed in self.study.seeds:
             iterations = self.study.distill.iterations
             for stop in [*range(self.study.piece, iterations, self.study.piece), iterations]:
@@ -102,8 +105,9 @@ class Runner:
         if differing:
             raise InputError(f"out: {self.out} holds a study with other {differing[0]}; choose another folder")
 
-    def _experts(self) -> Mapping[str, Any]:
-        store = train_experts(self.study.experts, self.out / "experts", self.dataset, progress=self._progress)
+    def _experts(self, folder: str, changes: Mapping[str, Any]) -> Mapping[str, Any]:
+        config = replace(self.study.experts, **changes)
+        store = train_experts(config, self.out / folder, self.dataset, progress=self._progress)
         infos = [store.info(i) for i in range(len(store))]
         return {"accuracies": [i["accuracy"] for i in infos], "seconds_an_expert": [i["seconds"] for i in infos]}
 
@@ -121,7 +125,7 @@ class Runner:
 
     def _paths_of(self, arm: Arm) -> list[Trajectory]:
         if arm.name not in self._paths:
-            self._paths[arm.name] = arm.path.paths(self.store)
+            self._paths[arm.name] = arm.path.paths(TrajectoryStore.open(self.out / arm.store))
         return self._paths[arm.name]
 
     def _collect(self) -> dict[str, Any]:
@@ -137,6 +141,7 @@ def _plan(study: Study) -> dict[str, Any]:
     experts = {name: value for name, value in asdict(study.experts).items() if name not in ("data_path", "parallel")}
     arms = {
         arm.name: {"path": {"kind": type(arm.path).__name__, **asdict(arm.path)}, "changes": dict(arm.changes)}
+        | ({"experts": dict(arm.experts)} if arm.experts else {})
         for arm in study.arms
     }
     plan = {

@@ -10,9 +10,11 @@ from typing import Any
 import pytest
 import torch
 
+from bench.machine import ROOT
 from bench.study import __main__ as command
 from bench.study import runner as runner_module
-from bench.study.plans import Checkpoints, Convex, Study, ablations, mct, mtt, studies, study_named
+from bench.study.plans import Checkpoints, Convex, Study, ablations, levers, mct, mtt, studies, study_named
+from bench.study.report import PAGE, RESULTS, block, chosen, mean_curve, place, reached
 from bench.study.runner import Runner
 from mct_fast.distill import DistillConfig, check_config
 from mct_fast.errors import InputError
@@ -80,6 +82,10 @@ def test_what_a_study_finds(finished: Path) -> None:
     first = {(r["arm"], r["seed"]): r["curve"][0]["test"] for r in results["runs"]}
     assert first["mct", 0] == first["mtt", 0] != first["mct", 1]
     assert results["storage"]["bytes_an_expert"]["checkpoints"] == 5 * 4 * results["storage"]["parameters"]
+    sizes = results["storage"]["bytes_an_expert"]
+    assert sizes["convex_float32"] == 8 * (results["storage"]["parameters"] + 5 * len(TrajectoryStore.open(
+        finished / "experts").shapes))  # fmt: skip
+    assert sizes["convex_seed_int4"] < sizes["convex_seed_int8"] < sizes["convex_seed_fp16"] < sizes["convex_float32"]
     assert results["made"][0]["seconds"] > 0
 
 
@@ -184,11 +190,28 @@ def test_ablations_change_one_thing_each(finished: Path) -> None:
         check_config(config, digits, arm.path.paths(store))
 
 
+def test_an_arm_may_have_experts_of_its_own(tmp_path: Path) -> None:
+    flat = next(arm for arm in levers(mct(1.5, 2)) if arm.name == "flat")
+    results = run(tmp_path / "toy", replace(TOY, arms=(mct(1.5, 2), flat), seeds=(0,)))
+    plain, own = (TrajectoryStore.open(tmp_path / "toy" / name) for name in ("experts", "experts-flat"))
+    assert own.manifest["recipe"]["rho"] == 0.05 and plain.manifest["recipe"]["rho"] == 0.0
+    assert torch.equal(own[0].at(0), plain[0].at(0)) and not torch.equal(own[0].at(4), plain[0].at(4))
+    assert results["complete"] and {r["arm"] for r in results["runs"]} == {"mct", "flat"}
+
+
+def test_levers_change_something_each(finished: Path) -> None:
+    base, store, digits = mct(1.5, 2), TrajectoryStore.open(finished / "experts"), load_for(TOY.experts)
+    for arm in levers(base):
+        config = arm.config(TOY.distill, 0, None)
+        assert (config != base.config(TOY.distill, 0, None)) != bool(arm.experts)
+        check_config(config, digits, arm.path.paths(store))
+
+
 def test_every_study_is_well_formed() -> None:
     for name, study in studies().items():
         assert study.name == name and study.experts.keep_checkpoints and study.distill.eval_test
         assert study.piece % study.distill.eval_it == 0 and study.distill.iterations % study.piece == 0
-        assert {"mct", "mtt"} <= {arm.name for arm in study.arms}
+        assert len({arm.name for arm in study.arms}) == len(study.arms)
         for arm in study.arms:
             start, ahead = arm.changes["max_start_epoch"], arm.changes["expert_epochs"]
             assert start + ahead <= study.experts.train_epochs
@@ -204,3 +227,48 @@ def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: py
     assert command.main(["toy", "--out", str(tmp_path / "toy")]) == 2
     assert "other" in capsys.readouterr().err
     assert runner_module.Runner is Runner
+
+
+def test_the_report_is_made_of_the_json(finished: Path, tmp_path: Path) -> None:
+    docs = tmp_path / "docs"
+    docs.mkdir()
+    (docs / "results.md").write_text("# Results\n\nBefore.\n\n<!-- study toy -->\nold\n<!-- end -->\n\nAfter.\n")
+    assert command.main(["report", str(finished), "--docs", str(docs)]) == 0
+    text = (docs / "results.md").read_text()
+    assert text.startswith("# Results\n\nBefore.") and text.endswith("After.\n") and "old" not in text
+    results = read_json(docs / "results" / "study-toy.json")
+    assert results == read_json(finished / "results.json")
+    mct = [r for r in results["runs"] if r["arm"] == "mct"]
+    # By hand: of each run the point with the best validation mean, then the mean of all its test accuracies.
+    best = [max(r["curve"], key=lambda p: sum(p["val"])) for r in mct]
+    mean = sum(sum(p["test"]) for p in best) / 4
+    row = next(line for line in text.splitlines() if line.startswith("| `mct`"))
+    assert row.split(" | ")[1:4] == ["2", "5", "4"] and row.split(" | ")[4].startswith(f"{100 * mean:.1f} ±")
+    assert "*published*: someone" in text and "12.5" in text and "MTT has" in text
+    for name in ("curves", "paths", "mct", "mtt"):
+        assert (docs / "results" / f"study-toy-{name}.png").stat().st_size > 0
+    before = digests(docs)
+    assert command.main(["report", "--docs", str(docs)]) == 0
+    assert digests(docs) == before, "writing the page again changes nothing"
+    assert command.main(["report", str(tmp_path / "none"), "--docs", str(docs)]) == 2
+
+
+def test_when_a_curve_reaches_a_goal() -> None:
+    def run(arm: str, *points: tuple[int, float]) -> dict[str, Any]:
+        return {"arm": arm, "curve": [{"iteration": i, "test": [v, v], "val": [v]} for i, v in points]}
+
+    results = {"runs": [run("a", (0, 0.1), (5, 0.4), (9, 0.3)), run("a", (0, 0.3), (5, 0.2))]}
+    assert mean_curve(results, "a") == [(0, pytest.approx(0.2)), (5, pytest.approx(0.3))]
+    assert reached(results, "a", 0.25) == 5 and reached(results, "a", 0.5) is None
+    assert mean_curve(results, "b") == []
+    point = chosen(results["runs"][0])
+    assert point is not None and point["iteration"] == 5
+
+
+def test_the_committed_page_is_what_the_committed_json_gives() -> None:
+    page = ROOT / "docs" / PAGE
+    text = page.read_text()
+    for file in sorted((ROOT / "docs" / RESULTS).glob("study-*.json")):
+        results = read_json(file)
+        text = place(text, results["plan"]["name"], block(results, ROOT / "docs"))
+    assert text == page.read_text(), "run: python -m bench.study report"

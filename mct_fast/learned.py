@@ -1,0 +1,146 @@
+"""What the outer loop learns beside the pixels, the student's step size and the labels, and the average of the pixels.
+
+Each is an object with its own state: ``tensors()`` and ``numbers()`` are what a checkpoint keeps, ``restore`` takes them back.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mct_fast.models import FunctionalModel
+from mct_fast.trajectory import Trajectory
+
+
+class StepSize:
+    """The student's learnable step size alpha > 0: SGD with momentum that cannot cross zero.
+
+    One step at most halves or doubles alpha; where it would do more, its momentum is dropped.  In the references alpha
+    can turn negative, or leap to where every student explodes, and the run ends in NaN.
+    """
+
+    def __init__(self, value: float, lr: float, momentum: float) -> None:
+        self.value, self.velocity = value, 0.0
+        self._lr, self._momentum = lr, momentum
+
+    def step(self, grad: float) -> None:
+        """One descent step along ``grad``, dloss/dalpha."""
+        if self._lr == 0:
+            return
+        self.velocity = self._momentum * self.velocity + grad
+        moved = self.value - self._lr * self.velocity
+        if not self.value / 2 <= moved <= self.value * 2:
+            moved, self.velocity = min(max(moved, self.value / 2), self.value * 2), 0.0
+        self.value = moved
+
+
+class Labels(Protocol):
+    """The labels of the synthetic images."""
+
+    @property
+    def value(self) -> Tensor:
+        """``(n,)`` int64, or ``(n, k)`` of float whose rows are distributions."""
+        ...
+
+    def step(self, grad: Tensor | None) -> None:
+        """One descent step along ``grad (n, k)``, dloss/dvalue; None for hard labels."""
+        ...
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The state, for a checkpoint."""
+        ...
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        """Takes back what :meth:`tensors` gave."""
+        ...
+
+
+class HardLabels:
+    """One class an image, fixed."""
+
+    def __init__(self, classes: Tensor) -> None:
+        self.value = classes
+
+    def step(self, grad: Tensor | None) -> None:
+        pass
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        pass
+
+
+class SoftLabels:
+    """Distributions softmax(z) over the classes; z learns by SGD with momentum, or stays where ``lr`` is 0.
+
+    DATM (Guo et al., ICLR 2024) lets the labels themselves move; here z does, so that they remain distributions.
+    """
+
+    def __init__(self, distributions: Tensor, lr: float, momentum: float) -> None:
+        self._z = distributions.clamp_min(1e-6).log()
+        self._velocity = torch.zeros_like(self._z)
+        self._lr, self._momentum = lr, momentum
+
+    @property
+    def value(self) -> Tensor:
+        return self._z.softmax(1)
+
+    def step(self, grad: Tensor | None) -> None:
+        if self._lr == 0 or grad is None or not bool(torch.isfinite(grad).all()):
+            return
+        y = self.value
+        self._velocity = self._momentum * self._velocity + y * (grad - (grad * y).sum(1, keepdim=True))
+        self._z = self._z - self._lr * self._velocity
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"labels.z": self._z, "labels.velocity": self._velocity}
+
+    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+        self._z = tensors["labels.z"].to(self._z.device)
+        self._velocity = tensors["labels.velocity"].to(self._z.device)
+
+
+def smoothed(classes: Tensor, num_classes: int, dtype: torch.dtype, confidence: float = 0.9) -> Tensor:
+    """Where labels that are learned begin: ``confidence`` for the class, the rest shared by the others."""
+    rest = (1 - confidence) / max(num_classes - 1, 1)
+    return torch.full((len(classes), num_classes), rest, dtype=dtype, device=classes.device).scatter_(
+        1, classes[:, None], confidence
+    )
+
+
+def assigned(images: Tensor, model: FunctionalModel, experts: Sequence[Trajectory]) -> Tensor:
+    """What fully trained experts see in ``images``: the mean of their softmax outputs ``(n, k)``."""
+    total: Tensor | None = None
+    with torch.no_grad():
+        for path in experts:
+            outputs = model(path.at(path.epochs).to(images.device), images).softmax(1)
+            total = outputs if total is None else total + outputs
+    assert total is not None
+    return total / len(experts)
+
+
+class ImageAverage:
+    """The exponential moving average of the pixels, which is evaluated and saved in their place.
+
+    After iteration i the average moves by 1 - min(decay, (1 + i) / (10 + i)) towards the pixels: with the bare decay a run
+    that is short beside 1 / (1 - decay) would end near the images that it began with.
+    """
+
+    def __init__(self, images: Tensor, decay: float) -> None:
+        self.value = images.detach().clone()
+        self._decay = decay
+
+    def update(self, images: Tensor, iteration: int) -> None:
+        """Takes in the pixels after ``iteration``, counted from 1."""
+        decay = min(self._decay, (1 + iteration) / (10 + iteration))
+        self.value.lerp_(images.detach(), 1 - decay)
+
+    @staticmethod
+    def check(decay: float) -> bool:
+        """Whether ``decay`` is one."""
+        return 0 <= decay < 1 and math.isfinite(decay)
