@@ -175,14 +175,14 @@ def extension() -> dict[str, object]:
             super().build_extensions()
 
         def build_extension(self, ext: object) -> None:
-            if ext.name != "mct_fast._C_cuda":  # type: ignore[attr-defined]
+            if ext.name != "mct_fast._C_cuda":
                 super().build_extension(ext)
                 return
-            Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)  # type: ignore[attr-defined]
+            Path(self.get_ext_fullpath(ext.name)).unlink(missing_ok=True)
             if self.kernels is None:
                 return
             try:
-                ext.extra_objects = self.kernels.objects()  # type: ignore[attr-defined]
+                ext.extra_objects = self.kernels.objects()
                 super().build_extension(ext)
             except (Exception, SystemExit) as error:
                 reason = (str(error).strip().splitlines() or [type(error).__name__])[-1]

@@ -156,4 +156,24 @@ inline void check_tangent(const Checks& check, const BlockArguments& a, const Te
   check.parameter("betadot", betadot, {s.S, s.C});
 }
 
+// Of the fused tangent of the cotangents: what check_tangent does not see.
+inline void check_tangent_backward(const Checks& check, const BlockArguments& a, const Tensor& gp, const Tensor& gpdot,
+                                   const Tensor& mean_zdot, const Tensor& mean_xhat_zdot) {
+  const auto& s = a.shape;
+  check_output(check, "gp", gp, a);
+  check_output(check, "gpdot", gpdot, a);
+  check.activation("mean_zdot", mean_zdot, {s.S, s.B, s.C});
+  check.activation("mean_xhat_zdot", mean_xhat_zdot, {s.S, s.B, s.C});
+}
+
+// ------------------------------------------------------------------------------------------------ flat parameters
+
+// Returns L. Does not look at the numbers.
+inline int64_t check_offsets_shape(const Checks& check, const Tensor& offsets) {
+  check.shape_and_dtype("offsets", offsets, {kAny}, at::kLong);
+  TORCH_CHECK_VALUE(offsets.is_contiguous(), "offsets: must be contiguous; call .contiguous()");
+  TORCH_CHECK_VALUE(offsets.size(0) >= 2, "offsets: needs at least two entries, 0 and the number of parameters");
+  return offsets.size(0) - 1;
+}
+
 }  // namespace mct::op

@@ -182,11 +182,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> block_tangent_backward(
   const Checks check("z", z);
   const BlockArguments a = check_block(check, z, gamma, beta, pool);
   check_tangent(check, a, zdot, mean, rstd, gamma, gammadot, betadot);
-  check_output(check, "gp", gp, a);
-  check_output(check, "gpdot", gpdot, a);
+  check_tangent_backward(check, a, gp, gpdot, mean_zdot, mean_xhat_zdot);
   const auto& s = a.shape;
-  check.activation("mean_zdot", mean_zdot, {s.S, s.B, s.C});
-  check.activation("mean_xhat_zdot", mean_xhat_zdot, {s.S, s.B, s.C});
   Tensor gz = fresh(z.sizes(), a.dtype), gzdot = fresh(z.sizes(), a.dtype);
   Tensor ggammadot = fresh({s.S, s.C}, a.dtype), gbetadot = fresh({s.S, s.C}, a.dtype);
   by_dtype(a.dtype, [&](auto zero) {
@@ -288,10 +285,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_bce_tangent(
 
 // Returns L.
 int64_t check_offsets(const Checks& check, const Tensor& offsets, int64_t P) {
-  check.shape_and_dtype("offsets", offsets, {kAny}, at::kLong);
-  TORCH_CHECK_VALUE(offsets.is_contiguous(), "offsets: must be contiguous; call .contiguous()");
-  TORCH_CHECK_VALUE(offsets.size(0) >= 2, "offsets: needs at least two entries, 0 and the number of parameters");
-  const int64_t L = offsets.size(0) - 1;
+  const int64_t L = check_offsets_shape(check, offsets);
   const int64_t* o = data<int64_t>(offsets);
   bool rising = o[0] == 0 && o[L] == P;
   for (int64_t i = 0; i < L; ++i) rising = rising && o[i] <= o[i + 1];

@@ -58,7 +58,7 @@ def fit_bezier(
     config: BezierConfig = BezierConfig(),
     dataset: Dataset | None = None,
     *,
-    progress: Progress = quiet(),  # noqa: B008 (stateless)
+    progress: Progress = quiet(),
 ) -> TrajectoryStore:
     """Fits a control point for every expert of a store that has none, and adds it to the store.
 

@@ -40,7 +40,7 @@ def compress(
     keep_checkpoints: bool = False,
     encoding: str = "fp16",
     start_encoding: str = "float32",
-    progress: Progress = quiet(),  # noqa: B008 (stateless)
+    progress: Progress = quiet(),
 ) -> TrajectoryStore:
     """Turns experts that exist into a :class:`TrajectoryStore` at ``out``.
 
@@ -112,7 +112,7 @@ def to_mtt(
     folder: str | Path,
     *,
     per_file: int = MTT_EXPERTS_A_FILE,
-    progress: Progress = quiet(),  # noqa: B008 (stateless)
+    progress: Progress = quiet(),
 ) -> MTTFiles:
     """Writes ``folder/replay_buffer_0.pt``, ... that MTT's ``distill.py`` reads, ``per_file`` experts each.
 

@@ -32,7 +32,7 @@ def run_demo(
     *,
     experts: ExpertConfig = EXPERTS,
     config: DistillConfig = DISTILL,
-    progress: Progress = quiet(),  # noqa: B008 (stateless)
+    progress: Progress = quiet(),
 ) -> DemoResult:
     """Trains experts into ``out/experts``, distils into ``out/run`` and writes the page there.
 

@@ -134,8 +134,8 @@ def distill(
     out: str | Path | None = None,
     resume: bool = False,
     until: int | None = None,
-    progress: Progress = quiet(),  # noqa: B008 (stateless)
-    communicator: Communicator = Single(),  # noqa: B008 (stateless)
+    progress: Progress = quiet(),
+    communicator: Communicator = Single(),
 ) -> DistilledDataset:
     """Distils ``dataset`` into ``config.ipc`` images a class and returns the best set found.
 

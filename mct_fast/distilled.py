@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
@@ -18,7 +18,7 @@ from mct_fast.data import Dataset, TableTransform
 from mct_fast.data.transforms import Transform, transform_from_state
 from mct_fast.distilled_table import write_table
 from mct_fast.errors import InputError
-from mct_fast.files import atomic_write, read_json, sha256_file, write_json
+from mct_fast.files import atomic_write, read_json, read_safetensors, sha256_file, write_json
 
 _TENSORS, _META = "distilled.safetensors", "distilled.json"
 _FORMAT_VERSION = 1
@@ -95,7 +95,7 @@ class DistilledDataset:
                 f"folder: {folder / _TENSORS} does not match its SHA-256; it is damaged or half written, restore it"
             )
         try:
-            tensors = load_file(str(folder / _TENSORS))
+            tensors, _ = read_safetensors(folder / _TENSORS)
         except SafetensorError as error:
             raise InputError(f"folder: {folder / _TENSORS} is no safetensors file ({error}); restore it") from error
         prefix = "transform."

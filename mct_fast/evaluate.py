@@ -95,8 +95,8 @@ def evaluate(
     *,
     model: str | dict | nn.Module = "ConvNet",
     split: str = "test",
-    progress: Progress = quiet(),  # noqa: B008 (stateless)
-    communicator: Communicator = Single(),  # noqa: B008 (stateless)
+    progress: Progress = quiet(),
+    communicator: Communicator = Single(),
 ) -> EvalResult:
     """Trains ``config.num_eval`` networks ``model`` on ``distilled`` and scores them on a split of ``dataset``.
 
@@ -115,8 +115,8 @@ def evaluate_splits(
     *,
     model: str | dict | nn.Module = "ConvNet",
     splits: tuple[str, ...] = ("val", "test"),
-    progress: Progress = quiet(),  # noqa: B008 (stateless)
-    communicator: Communicator = Single(),  # noqa: B008 (stateless)
+    progress: Progress = quiet(),
+    communicator: Communicator = Single(),
 ) -> dict[str, EvalResult]:
     """Trains ``config.num_eval`` networks ``model`` on ``distilled`` once and scores them on each of ``splits``.
 
@@ -169,8 +169,8 @@ def evaluate_random_real(
     model: str | dict | nn.Module = "ConvNet",
     split: str = "test",
     lrs: tuple[float, ...] = (0.01,),
-    progress: Progress = quiet(),  # noqa: B008 (stateless)
-    communicator: Communicator = Single(),  # noqa: B008 (stateless)
+    progress: Progress = quiet(),
+    communicator: Communicator = Single(),
 ) -> EvalResult:
     """The baseline: as many random real images, a fresh draw for each network.
 

@@ -116,7 +116,7 @@ def expert_spec(config: ExpertConfig, dataset: Dataset) -> dict[str, Any]:
     return model_spec(build_model(spec_for(given, dataset.model_inputs, dataset.kind)))
 
 
-def load_for(config: ExpertConfig, progress: Progress = quiet()) -> Dataset:  # noqa: B008 (stateless)
+def load_for(config: ExpertConfig, progress: Progress = quiet()) -> Dataset:
     """The dataset that ``config`` names."""
     return load_dataset(
         config.dataset,
@@ -138,8 +138,8 @@ def train_experts(
     out: str | Path,
     dataset: Dataset | None = None,
     *,
-    progress: Progress = quiet(),  # noqa: B008 (stateless)
-    communicator: Communicator = Single(),  # noqa: B008 (stateless)
+    progress: Progress = quiet(),
+    communicator: Communicator = Single(),
 ) -> TrajectoryStore:
     """Trains ``config.num_experts`` experts into the store ``out`` and returns it.
 

@@ -11,12 +11,13 @@ import secrets
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import safe_open
 from torch import Tensor
 
 from mct_fast.errors import InputError
@@ -118,6 +119,19 @@ def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor
 
     atomic_write(path, write)
     return digest.hexdigest()
+
+
+def read_safetensors(
+    path: str | os.PathLike[str], skip: Collection[str] = ()
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file by name, but those in ``skip``, and its metadata.
+
+    Raises:
+        OSError, SafetensorError: the file is missing or damaged.
+    """
+    with safe_open(str(path), framework="pt") as file:
+        names = [name for name in file.keys() if name not in skip]  # noqa: SIM118 (not a mapping)
+        return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
 
 
 def _pieces(header: bytes, tensors: Iterable[Tensor]) -> Iterator[bytes | memoryview]:

@@ -121,7 +121,7 @@ def inspect_store(
     points: int = 11,
     verify: bool = False,
     device: str = "cpu",
-    progress: Progress = quiet(),  # noqa: B008 (stateless)
+    progress: Progress = quiet(),
 ) -> StoreReport:
     """Looks at ``store``.
 

@@ -67,7 +67,7 @@ class Matcher:
         task: Task | None = None,
         adjoint: str | Adjoint = "exact",
         micro_batch: int | None = None,
-        communicator: Communicator = Single(),  # noqa: B008 (stateless)
+        communicator: Communicator = Single(),
     ) -> None:
         self._adjoint, self._communicator = _adjoint(adjoint), communicator
         self._task: Task = task or Classification()

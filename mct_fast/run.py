@@ -23,13 +23,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mct_fast import __version__
 from mct_fast.errors import InputError
-from mct_fast.files import atomic_write, read_json, write_json
+from mct_fast.files import atomic_write, read_json, read_safetensors, write_json
 
 CONFIG, ENVIRONMENT = "config.json", "environment.json"
 METRICS, CHECKPOINT = "metrics.jsonl", "checkpoint.safetensors"
@@ -163,9 +163,7 @@ class Run:
             self._rewind(0)
             return None
         try:
-            with safe_open(str(file), framework="pt") as shard:
-                metadata = shard.metadata() or {}
-                tensors = {name: shard.get_tensor(name) for name in shard.keys()}  # noqa: SIM118 (not a dict)
+            tensors, metadata = read_safetensors(file)
             if metadata.get("format_version") != _FORMAT_VERSION:
                 raise InputError(f"run: {file} has an unknown format version; use a matching release of mct_fast")
             state, length = json.loads(metadata["state"]), int(metadata["metrics_bytes"])

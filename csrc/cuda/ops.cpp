@@ -86,11 +86,8 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> block_tangent_backward(
   const Checks check("z", z);
   const BlockArguments a = check_block(check, z, gamma, beta, pool);
   check_tangent(check, a, zdot, mean, rstd, gamma, gammadot, betadot);
-  check_output(check, "gp", gp, a);
-  check_output(check, "gpdot", gpdot, a);
+  check_tangent_backward(check, a, gp, gpdot, mean_zdot, mean_xhat_zdot);
   const auto& s = a.shape;
-  check.activation("mean_zdot", mean_zdot, {s.S, s.B, s.C});
-  check.activation("mean_xhat_zdot", mean_xhat_zdot, {s.S, s.B, s.C});
   const c10::cuda::CUDAGuard guard(z.device());
   Tensor gz = fresh(z.sizes(), z), gzdot = fresh(z.sizes(), z);
   Tensor ggammadot = fresh({s.S, s.C}, z), gbetadot = fresh({s.S, s.C}, z);
@@ -114,10 +111,7 @@ std::tuple<Tensor, Tensor> matching_loss(const Tensor& theta, const Tensor& orig
   const int64_t S = theta.size(0), P = theta.size(1);
   check.parameter("origin", origin, {S, P});
   check.parameter("end", end, {S, P});
-  check.shape_and_dtype("offsets", offsets, {kAny}, at::kLong);
-  TORCH_CHECK_VALUE(offsets.is_contiguous(), "offsets: must be contiguous; call .contiguous()");
-  TORCH_CHECK_VALUE(offsets.size(0) >= 2, "offsets: needs at least two entries, 0 and the number of parameters");
-  check.parameter("frac", frac, {S, offsets.size(0) - 1});
+  check.parameter("frac", frac, {S, check_offsets_shape(check, offsets)});
   check.activation("denom", denom, {S});
   const c10::cuda::CUDAGuard guard(theta.device());
   Tensor loss = fresh({S}, theta), grad = fresh({S, P}, theta);

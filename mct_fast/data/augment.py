@@ -464,27 +464,16 @@ class Augment(Protocol):
         generator: torch.Generator,
     ) -> AugmentPlan:
         """A draw for every student and step; ``batches`` is the batch size, or one size a step."""
-        ...
-
-
-def _plan(
-    augment: Augment,
-    students: int,
-    steps: int,
-    batches: Sequence[int] | int,
-    image_shape: Sequence[int],
-    generator: torch.Generator,
-) -> AugmentPlan:
-    sizes = [batches] * steps if isinstance(batches, int) else list(batches)
-    if len(sizes) != steps:
-        raise InputError(f"batches has {len(sizes)} sizes for {steps} steps: pass one size a step")
-    return AugmentPlan(
-        tuple(tuple(augment.draw(size, image_shape, generator) for size in sizes) for _ in range(students))
-    )
+        sizes = [batches] * steps if isinstance(batches, int) else list(batches)
+        if len(sizes) != steps:
+            raise InputError(f"batches has {len(sizes)} sizes for {steps} steps: pass one size a step")
+        return AugmentPlan(
+            tuple(tuple(self.draw(size, image_shape, generator) for size in sizes) for _ in range(students))
+        )
 
 
 @dataclass(frozen=True)
-class Jitter:
+class Jitter(Augment):
     """Gaussian noise of standard deviation ``std`` on rows of tables and on series, which are standardised.
 
     Raises:
@@ -501,17 +490,6 @@ class Jitter:
         """Noise for ``batch`` rows; a CPU ``generator`` gives the seed."""
         return JitterDraw(batch, self.std, int(torch.randint(2**63 - 1, (), generator=generator)))
 
-    def plan(
-        self,
-        students: int,
-        steps: int,
-        batches: Sequence[int] | int,
-        image_shape: Sequence[int],
-        generator: torch.Generator,
-    ) -> AugmentPlan:
-        """Draw for every student and step; ``batches`` is the batch size, or one size a step."""
-        return _plan(self, students, steps, batches, image_shape, generator)
-
 
 def augmentation(kind: str, dsa: bool, strategy: str, jitter: float) -> Augment | None:
     """What augments data of ``kind``: images by DSA with ``strategy`` if ``dsa``, tables and series by ``jitter`` if above 0.
@@ -527,7 +505,7 @@ def augmentation(kind: str, dsa: bool, strategy: str, jitter: float) -> Augment 
 
 
 @dataclass(frozen=True)
-class DSA:
+class DSA(Augment):
     """The augmentation with the strengths of the field (DC, DSA, MTT and their successors).
 
     Attributes:
@@ -606,14 +584,3 @@ class DSA:
             columns = uniform() * (self.ratio_scale - low) + low
             return AugmentDraw.scale(uniform() * (self.ratio_scale - low) + low, columns)
         return AugmentDraw.rotate((uniform() - 0.5) * 2 * self.ratio_rotate / 180 * math.pi)
-
-    def plan(
-        self,
-        students: int,
-        steps: int,
-        batches: Sequence[int] | int,
-        image_shape: Sequence[int],
-        generator: torch.Generator,
-    ) -> AugmentPlan:
-        """Draw for every student and step; ``batches`` is the batch size, or one size a step."""
-        return _plan(self, students, steps, batches, image_shape, generator)

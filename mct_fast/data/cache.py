@@ -7,12 +7,12 @@ import warnings
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
 from mct_fast.errors import InputError
-from mct_fast.files import atomic_write, sha256_tensor
+from mct_fast.files import atomic_write, read_safetensors, sha256_tensor
 
 
 def cache_folder() -> Path:
@@ -27,9 +27,7 @@ def load_cached(name: str) -> dict[str, Tensor] | None:
     if not path.is_file():
         return None
     try:
-        with safe_open(path, framework="pt") as file:
-            hashes = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 (not a mapping)
+        tensors, hashes = read_safetensors(path)
     except (OSError, SafetensorError):
         return None
     if any(hashes.get(key) != sha256_tensor(tensor) for key, tensor in tensors.items()):

@@ -239,7 +239,7 @@ def load_dataset(
     cache: bool = True,
     table: TableSpec = _NO_TABLE,
     grid: TimeGrid = _NO_GRID,
-    progress: Progress = quiet(),  # noqa: B008 (stateless)
+    progress: Progress = quiet(),
 ) -> Dataset:
     """Load a dataset, split it, and bring it into transform space on one device.
 
@@ -348,7 +348,7 @@ def load_noted(
     *,
     data_path: str | None = None,
     device: torch.device | str = "cpu",
-    progress: Progress = quiet(),  # noqa: B008 (stateless)
+    progress: Progress = quiet(),
 ) -> Dataset:
     """The dataset whose `source` was noted, e.g. in a store's manifest; `data_path`: where its files have moved to."""
     return load_dataset(

@@ -7,7 +7,7 @@ Logits that are not finite (a network that diverged) count as 0: they rank nothi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -113,8 +113,8 @@ def _ranking(metric: Callable[..., float], scores: Tensor, positive: Tensor) -> 
     return float(metric(positive.cpu().numpy(), scores.cpu().numpy()))
 
 
-def _mean_known(values: object) -> float:
-    known = [value for value in values if not math.isnan(value)]  # type: ignore[attr-defined]
+def _mean_known(values: Iterable[float]) -> float:
+    known = [value for value in values if not math.isnan(value)]
     return float(np.mean(known)) if known else math.nan
 
 

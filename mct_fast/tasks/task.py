@@ -270,19 +270,23 @@ class MultiLabel:
 
 def task_named(name: str) -> Task:
     """The task called ``name``: classification, binary or multilabel."""
-    if name not in _TASKS:
-        raise InputError(f"task: unknown {name!r}; choose one of {', '.join(_TASKS)}")
-    return _TASKS[name]()
+    return _task_class(name)()
 
 
 def task_from_state(state: Mapping[str, Any]) -> Task:
     """The task whose ``state()`` was kept."""
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in state.items() if key != "name"}
-    task = task_named(str(state.get("name")))
+    task = _task_class(str(state.get("name")))
     try:
-        return replace(task, **given)  # type: ignore[type-var]
+        return task(**given)
     except TypeError as error:
         raise InputError(f"task: {dict(state)!r} is damaged ({error}); restore it") from error
+
+
+def _task_class(name: str) -> type[Any]:
+    if name not in _TASKS:
+        raise InputError(f"task: unknown {name!r}; choose one of {', '.join(_TASKS)}")
+    return _TASKS[name]
 
 
 _TASKS: dict[str, type[Any]] = {task.name: task for task in (Classification, Binary, MultiLabel)}

@@ -20,7 +20,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mct_fast.errors import InputError
-from mct_fast.files import atomic_write, exclusive, read_json, sha256_file, write_safetensors
+from mct_fast.files import atomic_write, exclusive, read_json, read_safetensors, sha256_file, write_safetensors
 from mct_fast.models.init import GENERATOR, draw, plan_from_json
 from mct_fast.trajectory.bezier import BezierTrajectory
 from mct_fast.trajectory.convex import ConvexTrajectory
@@ -207,8 +207,7 @@ class TrajectoryStore:
         line = self._cached(entry, file)
         shard = self._check_file(entry["control"])
         with _naming(shard):
-            with safe_open(str(shard), framework="pt") as opened:
-                control = opened.get_tensor("control")
+            control = read_safetensors(shard)[0]["control"]
             points = torch.stack([line.waypoints[0], control, line.waypoints[-1]])
             return BezierTrajectory(points, line.epochs, self.shapes)
 
@@ -246,8 +245,7 @@ class TrajectoryStore:
 
     def _decode(self, entry: Mapping[str, Any], file: Path) -> ConvexTrajectory:
         shapes = self.shapes
-        with safe_open(str(file), framework="pt") as shard:
-            tensors = {name: shard.get_tensor(name) for name in shard.keys() if name != "checkpoints"}  # noqa: SIM118
+        tensors, _ = read_safetensors(file, skip=["checkpoints"])
         if self.manifest["format_version"] == 1:
             return ConvexTrajectory(tensors["waypoints"], tensors["progress"], shapes)
         encoding, origin = find_encoding(entry["encoding"]), entry["origin"]

@@ -226,8 +226,6 @@ def test_bad_input_names_the_remedy() -> None:
 @pytest.mark.gpu
 @pytest.mark.parametrize("kind", OPERATIONS)
 def test_cuda_agrees_and_repeats_its_bits(kind: str) -> None:
-    if not torch.cuda.is_available():
-        pytest.skip("no CUDA device")
     draw = DSA(kind).draw(16, (3, 32, 32), generator(13))
     x = images(16, (3, 32, 32))
     for run in (draw.apply, draw.transpose):

@@ -162,7 +162,6 @@ def test_device_and_dtype_after_to():
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_everything_is_on_the_gpu():
     dataset = load_dataset("digits", device="cuda", zca=True)
     for split in (dataset.train, dataset.val, dataset.test):
