@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from typing import Any
 
@@ -12,7 +12,7 @@ import torch
 
 from bench import gate, memory, tables
 from bench.contestants import OURS, Contestant, Iterate, Outcome, judge
-from bench.gate import Agreement, Limits
+from bench.gate import FIRST_STEPS, Verdict
 from bench.machine import available_memory
 from bench.memory import Peak
 from bench.problem import Setting, build
@@ -28,10 +28,9 @@ _GROWTH = 26
 class GateError(Exception):
     """Somebody computes something else: nothing is timed."""
 
-    def __init__(self, agreements: Sequence[Agreement], limits: Limits) -> None:
-        wrong = ", ".join(a.name for a in agreements if not a.passed)
-        super().__init__(f"{wrong}: losses or gradients differ, so nothing is timed")
-        self.agreements, self.limits = tuple(agreements), limits
+    def __init__(self, verdict: Verdict) -> None:
+        super().__init__(f"{', '.join(verdict.failed)}: losses or gradients differ, so nothing is timed")
+        self.verdict = verdict
 
 
 @dataclass(frozen=True)
@@ -77,8 +76,8 @@ class Result:
     """One race."""
 
     setting: Setting
-    agreements: tuple[Agreement, ...]
-    limits: Limits
+    gate: tuple[Verdict, ...]
+    """Over the first steps where there are many, and over all."""
     rows: tuple[Row, ...]
 
     def speedup(self) -> tuple[str, float] | None:
@@ -101,7 +100,7 @@ def race(setting: Setting, entrants: Mapping[str, Contestant], terms: Terms) -> 
     entrants = {name: entrants[name] for name in terms.names(entrants)}
     absent = {name: why for name, c in entrants.items() if (why := _does_not_fit(c, setting, terms)) is not None}
     present = {name: c for name, c in entrants.items() if name not in absent}
-    agreements, limits, runs, expected = _gate(setting, present, absent)
+    verdicts, runs, expected = _gate(setting, present, absent)
     timed = [name for name in entrants if name in runs]
     tables.note(f"IPC {setting.ipc}: timing {', '.join(timed)}")
     samples = alternate({name: runs[name] for name in timed}, expected, terms.rounds, terms.budget)
@@ -115,7 +114,7 @@ def race(setting: Setting, entrants: Mapping[str, Contestant], terms: Terms) -> 
         if terms.memory and isinstance(found := memory.peak(name, setting, **terms.where()), Peak)
     }
     rows = [_row(entrants[name], absent.get(name), samples, peaks) for name in entrants]
-    return Result(setting, tuple(agreements), limits, tuple(rows))
+    return Result(setting, verdicts, tuple(rows))
 
 
 def _does_not_fit(contestant: Contestant, setting: Setting, terms: Terms) -> str | None:
@@ -132,18 +131,38 @@ def _does_not_fit(contestant: Contestant, setting: Setting, terms: Terms) -> str
 
 def _gate(
     setting: Setting, present: Mapping[str, Contestant], absent: dict[str, str]
-) -> tuple[list[Agreement], Limits, dict[str, Iterate], dict[str, float]]:
-    """First iterations, compared.  They also warm up: ``expected`` holds the seconds of each one's last iteration."""
-    problem = build(setting)
+) -> tuple[tuple[Verdict, ...], dict[str, Iterate], dict[str, float]]:
+    """First iterations, compared.  They also warm up: ``expected`` holds the seconds of each one's last iteration.
+
+    Who does not start is moved to ``absent``.
+    """
     # On a GPU the references draw most augmentations from the GPU's generator; these two come from the CPU's everywhere.
-    judged = problem if setting.device == "cpu" else build(replace(setting, strategy="scale_rotate"))
+    judged = setting if setting.device == "cpu" else replace(setting, strategy="scale_rotate")
+    verdicts: list[Verdict] = []
+    if setting.syn_steps > FIRST_STEPS:
+        _judge(replace(judged, syn_steps=FIRST_STEPS), present, absent, verdicts)
+        gc.collect()
+    runs, expected = _judge(judged, {n: c for n, c in present.items() if n not in absent}, absent, verdicts)
+    for name in runs:
+        if judged is not setting:
+            runs[name] = present[name].build(build(setting))
+        if judged is not setting or expected[name] < 5:
+            expected[name] = clock(runs[name])
+    return tuple(verdicts), runs, expected
+
+
+def _judge(
+    setting: Setting, present: Mapping[str, Contestant], absent: dict[str, str], verdicts: list[Verdict]
+) -> tuple[dict[str, Iterate], dict[str, float]]:
+    """One iteration of everybody against float64, added to ``verdicts``; what was run and how many seconds it took."""
+    problem, steps = build(setting), setting.syn_steps
     outcomes: dict[str, Outcome] = {}
     runs: dict[str, Iterate] = {}
-    expected: dict[str, float] = {}
+    spent: dict[str, float] = {}
     for name, contestant in present.items():
-        tables.note(f"IPC {setting.ipc}: first iteration of {name}")
+        tables.note(f"IPC {setting.ipc}, {steps} steps: first iteration of {name}")
         try:
-            runs[name] = contestant.build(judged)
+            runs[name] = contestant.build(problem)
         except Exception as error:
             if name == OURS:
                 raise
@@ -151,20 +170,16 @@ def _gate(
             continue
         began = time.perf_counter()
         outcomes[name] = _copy(runs[name]())
-        expected[name] = time.perf_counter() - began
-    tables.note(f"IPC {setting.ipc}: the judge, in float64")
-    wide = judged.to("float64")
+        spent[name] = time.perf_counter() - began
+    tables.note(f"IPC {setting.ipc}, {steps} steps: the judge, in float64")
+    wide = problem.to("float64")
     needs_truncated = any(present[name].gradient == "truncated" for name in outcomes)
     truncated = judge(wide, truncated=True) if needs_truncated else None
-    agreements, limits = gate.agreements(present, outcomes, judge(wide), truncated)
-    if not all(agreement.passed for agreement in agreements):
-        raise GateError(agreements, limits)
-    for name in runs:
-        if judged is not problem:
-            runs[name] = present[name].build(problem)
-        if judged is not problem or expected[name] < 5:
-            expected[name] = clock(runs[name])
-    return agreements, limits, runs, expected
+    verdict = gate.verdict(steps, present, outcomes, judge(wide), truncated, close=not verdicts)
+    if verdict.failed:
+        raise GateError(verdict)
+    verdicts.append(verdict)
+    return runs, spent
 
 
 def _copy(outcome: Outcome) -> Outcome:

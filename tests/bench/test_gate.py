@@ -44,7 +44,7 @@ def test_a_wrong_result_is_never_timed(spoil: Callable[[Outcome], Outcome], monk
     entrants[OURS] = _spoiled(entrants[OURS], spoil)
     with pytest.raises(race.GateError, match="mct_fast: losses or gradients differ") as caught:
         race.race(TINY, entrants, TERMS)
-    assert {a.name for a in caught.value.agreements if not a.passed} == {OURS}
+    assert caught.value.verdict.failed == (OURS,)
 
 
 def test_a_contestant_that_does_not_start_gets_a_row_that_says_so() -> None:
@@ -57,6 +57,38 @@ def test_a_contestant_that_does_not_start_gets_a_row_that_says_so() -> None:
     assert rows["torch_func"].absent == "RuntimeError: no compiler"
     assert rows[OURS].ratio == 1.0
     assert rows["unrolled"].ratio is not None
+
+
+def test_a_long_race_is_judged_closely_over_its_first_steps_and_widely_over_all(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(gate, "FIRST_STEPS", 2)
+    monkeypatch.setattr(race, "FIRST_STEPS", 2)
+    entrants = _entrants()
+
+    def off(share: float, from_steps: int) -> Callable[[Problem], Iterate]:
+        honest = entrants["unrolled"]
+
+        def make(problem: Problem) -> Iterate:
+            factor = 1 + share * (problem.setting.syn_steps >= from_steps)
+            iterate = honest.build(problem)
+            return lambda: (lambda o: replace(o, grad_images=o.grad_images * factor))(iterate())
+
+        return make
+
+    def failed(share: float, from_steps: int) -> int | None:
+        """The steps of the verdict that fails with the gradient off by ``share`` in runs of ``from_steps`` and more."""
+        spoiled = {**entrants, "unrolled": replace(entrants["unrolled"], build=off(share, from_steps))}
+        try:
+            verdicts = race.race(TINY, spoiled, TERMS).gate
+        except race.GateError as error:
+            return error.verdict.steps if error.verdict.failed == ("unrolled",) else None
+        assert [v.steps for v in verdicts] == [2, 3]
+        return None
+
+    assert failed(0.01, 3) is None  # as much as switched ReLUs do
+    assert failed(0.01, 2) == 2
+    assert failed(0.1, 3) == 3
 
 
 def test_our_own_failure_is_not_hidden() -> None:
@@ -86,9 +118,9 @@ def test_truncated_gradients_are_judged_by_the_truncated_one() -> None:
     passed = []
     for entrant in (mct, replace(mct, scale=1.0), replace(mct, gradient="exact")):
         entrants = {"mct": entrant, "unrolled": unrolled}
-        found, _ = gate.agreements(entrants, {"mct": half, "unrolled": exact}, exact, truncated)
-        passed.append(found[0].passed)
-        assert found[0].cosine < 1
+        found = gate.verdict(3, entrants, {"mct": half, "unrolled": exact}, exact, truncated).agreements[0]
+        passed.append(found.passed)
+        assert found.cosine < 1
     assert passed == [True, False, False]
 
 
