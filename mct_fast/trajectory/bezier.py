@@ -45,6 +45,14 @@ class BezierTrajectory:
     def continuous(self) -> bool:
         return True
 
+    @property
+    def nbytes(self) -> int:
+        return self.points.nbytes
+
+    def to(self, device: torch.device | str) -> BezierTrajectory:
+        """The same curve with its points on ``device``."""
+        return BezierTrajectory(self.points.to(device), self._epochs, self._shapes)
+
     def point(self, t: float) -> PathPoint:
         """The point at time ``t`` as a mixture of the three stored models."""
         share = check_time(t, self._epochs) / self._epochs
