@@ -18,12 +18,12 @@ from torch import Tensor
 from bench.contestants import Contestant, Outcome
 
 LOSS_LIMIT = (5e-4, 2e-2)
-GRADIENT_LIMIT = (1e-3, 5e-2)
+GRADIENT_LIMIT = (5e-3, 5e-2)
 """Relative: an error below the first always passes, one above the second never; between them up to :data:`FACTOR` times
 PyTorch's own error on the same problem, or, where the first steps have passed so, all.  A truncated gradient is off by 0.1
 and more."""
 
-FIRST_STEPS = 5
+FIRST_STEPS = 2
 """Steps of the close look at a longer race."""
 
 FACTOR = 3.0

@@ -222,8 +222,9 @@ class Unrolled:
 class Exact:
     """Exact, in memory constant in N: the adjoint recursion with each step recomputed.
 
-    Keeps theta_0 ... theta_N (N * P numbers) and the activations of one step; 11 convolution passes a step.  The first
-    steps' activations are kept instead of recomputed as far as they fit into ``keep_bytes``: 9 passes for those.
+    Keeps theta_0 ... theta_N (N * P numbers) and the activations of one step; 11 convolution passes a step.  Activations are
+    kept instead of recomputed as far as they fit into ``keep_bytes``: 9 passes for those steps, or 9 and that of the first
+    block where keeping the rest lets more steps fit.  The bits are the same.
     """
 
     keep_bytes: int = 0
@@ -240,8 +241,10 @@ class Truncated:
     (they repeat a tuple); it is present here, so that at ``syn_steps=1`` all strategies agree.
     """
 
+    keep_bytes: int = 0
+
     def solve(self, problem: MatchingProblem) -> StudentGradients:
-        return _sweep(problem, carry_curvature=False, keep_bytes=0)
+        return _sweep(problem, carry_curvature=False, keep_bytes=self.keep_bytes)
 
 
 def _sweep(problem: MatchingProblem, *, carry_curvature: bool, keep_bytes: int) -> StudentGradients:
@@ -254,11 +257,10 @@ def _sweep(problem: MatchingProblem, *, carry_curvature: bool, keep_bytes: int) 
         batch = problem.batch(step, problem.images, problem.labels)
         if keep_bytes > 0:
             _, g, tape = student.gradient_keeping(path[-1], *batch)
-            if tape is not None and tape.nbytes <= keep_bytes:
+            tape = _that_fits(tape, keep_bytes, problem.syn_steps - step - 1)
+            if tape is not None:
                 tapes[step] = tape
-                keep_bytes -= tape.nbytes
-            else:
-                keep_bytes = 0
+            keep_bytes = 0 if tape is None else keep_bytes - tape.nbytes
         else:
             _, g = student.gradient(path[-1], *batch)
         path.append(torch.addcmul(path[-1], g, minus_alpha))
@@ -280,6 +282,14 @@ def _sweep(problem: MatchingProblem, *, carry_curvature: bool, keep_bytes: int) 
         if carry_curvature:
             costate = torch.addcmul(costate, tangent.hvp, minus_alpha)
     return StudentGradients(loss, grad_images, grad_lr, grad_labels, path[-1])
+
+
+def _that_fits(tape: Tape | None, room: int, later: int) -> Tape | None:
+    """``tape`` if ``room`` also takes light ones of all ``later`` steps; else a light one, if that fits."""
+    light = None if tape is None else tape.lighter()
+    if tape is not None and tape.nbytes + (0 if light is None else later * light.nbytes) <= room:
+        return tape
+    return light if light is not None and light.nbytes <= room else None
 
 
 def _add_rows(total: Tensor, rows: Tensor, grad: Tensor, alpha: Tensor) -> None:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from mct_fast import ops
+from mct_fast.adjoint import Exact, Truncated, _that_fits
 from mct_fast.data import DSA, AugmentPlan
 from mct_fast.errors import InputError
 from mct_fast.fused import FusedStudent, student_for
@@ -363,3 +364,53 @@ def test_target_equal_to_start_is_refused() -> None:
     case = problem(conv(1, 4, 3, 6), (3, 6, 6), dsa=False)
     with pytest.raises(InputError, match="^target: "):
         case.match(target=case.start)
+
+
+@dataclass(frozen=True)
+class Weight:
+    """A tape of so many bytes, and of fewer when lighter."""
+
+    nbytes: int
+    light: int | None
+
+    def lighter(self) -> Weight | None:
+        return None if self.light is None else Weight(self.light, None)
+
+
+@pytest.mark.parametrize(
+    ("light", "room", "later", "kept"),
+    [
+        (30, 100, 0, 100),  # nothing is to come
+        (30, 99, 0, 30),
+        (30, 100, 1, 30),  # the next one would not fit
+        (30, 130, 1, 100),
+        (30, 29, 5, None),
+        (None, 100, 5, 100),
+        (None, 99, 0, None),
+    ],
+)
+def test_what_is_kept_leaves_room_for_light_tapes(light: int | None, room: int, later: int, kept: int | None) -> None:
+    found = _that_fits(Weight(100, light), room, later)
+    assert (None if found is None else found.nbytes) == kept
+    assert _that_fits(None, room, later) is None
+
+
+@pytest.mark.parametrize("adjoint", [Exact, Truncated])
+def test_bits_do_not_depend_on_what_is_kept(adjoint: type[Exact] | type[Truncated]) -> None:
+    model = ConvNet(depth=2, width=6, channels=3, image_size=8, num_classes=3)
+    g = torch.Generator().manual_seed(0)
+    images, labels = torch.randn(6, 3, 8, 8, generator=g), torch.arange(3).repeat(2)
+    start = FunctionalModel(model).init(0)[None]
+    target = start + 0.1 * torch.randn(start.shape, generator=g)
+    batches = torch.stack([torch.randperm(6, generator=g) for _ in range(5)])
+
+    def run(keep: int) -> MatchResult:
+        return match(model, images, labels, 0.1, start, target, batches, adjoint=adjoint(keep))
+
+    _, _, tape = FusedStudent(model).gradient_keeping(start, images[None], labels[None])
+    light = tape.lighter()
+    assert light is not None
+    nothing = run(0)
+    for keep in (light.nbytes, 3 * light.nbytes, 5 * light.nbytes, 4 * light.nbytes + tape.nbytes, 5 * tape.nbytes):
+        found = run(keep)
+        assert torch.equal(found.grad_images, nothing.grad_images) and torch.equal(found.grad_lr, nothing.grad_lr)

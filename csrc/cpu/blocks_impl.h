@@ -262,6 +262,9 @@ void tangent_backward_group(const Plane& s, int64_t n, const T* gp, const T* gpd
       }
     }
   }
+  // Two outputs by turns fill their cache lines piece by piece; past the caches only a vector that is a whole line may go.
+  Plane to = s;
+  to.streaming = s.streaming && MCT_VL == 16;
   const T count = static_cast<T>(s.H * s.W);
   V<T> a[N], b[N], c[N], d[N], e[N], h[N];
   MCT_UNROLL for (int k = 0; k < N; ++k) {
@@ -285,14 +288,18 @@ void tangent_backward_group(const Plane& s, int64_t n, const T* gp, const T* gpd
           const V<T> gud = covered ? masked(u, load<Partial>(gpdot + g_at + k * L, n)) : V<T>{};
           const V<T> v = cotangent(gu, x, a[k], b[k], c[k]);
           const V<T> w = cotangent_dot(v, gu, gud, x, xdot, a[k], c[k], d[k], e[k], h[k], rm2[k]);
-          put<Partial>(s, gz + at + k * L, v, n);
-          put<Partial>(s, gzdot + at + k * L, w, n);
+          put<Partial>(to, gz + at + k * L, v, n);
+          put<Partial>(to, gzdot + at + k * L, w, n);
         }
       }
     }
   }
-  if (s.streaming) stream_end();
+  if (to.streaming) stream_end();
 }
+
+// Vectors of channels that the pass with the most sums takes at once: 128 bytes of each pixel, or memory is read in pieces too
+// small for it.
+constexpr int kWide = MCT_VL == 16 ? 2 : 4;
 
 // Runs `group` over the channels: N vectors at a time, then one at a time, then the rest of a vector.
 #define MCT_OVER_CHANNELS(group, width, ...)                                                        \
@@ -337,7 +344,7 @@ template <class T>
 void block_tangent_backward(const Plane& s, const T* gp, const T* gpdot, const T* z, const T* zdot, const T* mean,
                             const T* rstd, const T* mean_zdot, const T* mean_xhat_zdot, const T* gamma, const T* beta,
                             const T* gammadot, T* gz, T* gzdot, T* ggammadot, T* gbetadot) {
-  MCT_OVER_CHANNELS(tangent_backward_group, 2, gp + c, gpdot + c, z + c, zdot + c, mean + c, rstd + c, mean_zdot + c,
+  MCT_OVER_CHANNELS(tangent_backward_group, kWide, gp + c, gpdot + c, z + c, zdot + c, mean + c, rstd + c, mean_zdot + c,
                     mean_xhat_zdot + c, shifted(gamma, c), shifted(beta, c), shifted(gammadot, c),
                     gz + c, gzdot + c, ggammadot + c, gbetadot + c)
 }

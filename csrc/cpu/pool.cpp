@@ -11,6 +11,7 @@
 
 #if defined(__linux__)
 #include <sys/mman.h>
+#include <unistd.h>
 #endif
 
 namespace mct {
@@ -38,11 +39,25 @@ void* allocate(std::size_t size) {
   return block;
 }
 
+// A quarter of the machine's memory: a step of four experts of 256 images has blocks of half a gigabyte each, and giving
+// them back to the system between steps would cost more than what is computed on them.
+std::size_t default_limit() {
+  constexpr std::size_t least = std::size_t{1} << 30;
+#if defined(__linux__)
+  const long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+  if (pages > 0 && page > 0) {
+    const std::size_t quarter = static_cast<std::size_t>(pages) / 4 * static_cast<std::size_t>(page);
+    return quarter > least ? quarter : least;
+  }
+#endif
+  return least;
+}
+
 struct Pool {
   std::mutex mutex;
   std::map<std::size_t, std::vector<void*>> kept;    // size -> free blocks
   std::unordered_map<void*, std::size_t> used;       // block -> size
-  std::size_t kept_bytes = 0, used_bytes = 0, limit = std::size_t{1} << 30;
+  std::size_t kept_bytes = 0, used_bytes = 0, limit = default_limit();
 
   // Frees kept blocks, largest first, until at most `target` bytes are kept. The mutex is held.
   void shrink(std::size_t target) noexcept {

@@ -16,7 +16,8 @@ void pool_release(void* block) noexcept;
 // Frees every block that is kept and not in use.
 void pool_trim() noexcept;
 
-// Upper bound of the bytes kept for reuse (default 1 GiB). Lowering it frees what is above.
+// Upper bound of the bytes kept for reuse (default: a quarter of the machine's memory, at least 1 GiB). Lowering it frees
+// what is above.
 void pool_set_limit(std::size_t bytes) noexcept;
 
 // Bytes kept for reuse, and bytes handed out, right now.
