@@ -20,7 +20,7 @@ from mct_fast.distilled import DistilledDataset
 from mct_fast.distilled_table import nearest_real
 from mct_fast.distributed import Communicator, Single, check_agreement
 from mct_fast.errors import InputError
-from mct_fast.evaluate import EvalConfig, EvalResult, evaluate_random_real, evaluate_splits
+from mct_fast.evaluate import EvalConfig, evaluate_random_real, evaluate_splits
 from mct_fast.files import sha256_tensor
 from mct_fast.learned import HardLabels, ImageAverage, Labels, SoftLabels, StepSize, assigned
 from mct_fast.matching import Matcher
@@ -130,7 +130,13 @@ def _resolve(
         )
     task = task or task_from_state(source.manifest.get("task"), dataset.task)
     # Absolute: a run may be resumed from another working directory.
-    return ExpertPaths(source, config.trajectory, config.device), source.manifest["model"], dataset, str(source.path.absolute()), task
+    return (
+        ExpertPaths(source, config.trajectory, config.device),
+        source.manifest["model"],
+        dataset,
+        str(source.path.absolute()),
+        task,
+    )
 
 
 def _spec_of(model: nn.Module) -> dict[str, Any]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from mct_fast.adjoint import ADJOINTS, Adjoint, Exact
+from mct_fast.adjoint import ADJOINTS, Adjoint, Exact, Truncated
 from mct_fast.data import Dataset, augmentation
 from mct_fast.errors import InputError
 from mct_fast.evaluate import check_scorable, split_of
@@ -74,8 +74,8 @@ class DistillConfig:
     """S: students (experts and starts) averaged in one iteration."""
     adjoint: str = "exact"
     """Gradient: 'exact', 'unrolled' (exact, memory grows with syn_steps) or 'truncated' (approximate)."""
-    keep_mb: int = 512
-    """Activations that 'exact' keeps between its two sweeps, in MiB at most; the rest is computed again. Memory for speed."""
+    keep_mb: int = 448
+    """Activations kept between the two sweeps, in MiB at most; the rest is computed again. Memory for speed."""
     micro_batch: int | None = None
     """Images of a student's batch in the network at once; None: all. Bounds memory; the gradient is the same."""
     cuda_graphs: bool = True
@@ -172,7 +172,8 @@ def adjoint_of(config: DistillConfig) -> Adjoint:
     """The strategy that ``config`` asks for."""
     if config.adjoint == "unrolled":  # autograd's graph is another at every iteration
         return ADJOINTS[config.adjoint]
-    sweep = Exact(keep_bytes=config.keep_mb << 20) if config.adjoint == "exact" else ADJOINTS[config.adjoint]
+    strategy = Exact if config.adjoint == "exact" else Truncated
+    sweep = strategy(keep_bytes=config.keep_mb << 20)
     return Graphed(sweep) if config.cuda_graphs else sweep
 
 

@@ -31,7 +31,8 @@ class DistilledDataset:
 
     ``images (n, C, H, W)`` float32 in the space of ``transform`` (normalised or whitened), ordered by class; of a table
     ``(n, features)``, of series ``(n, time, features)``;
-    ``labels`` as :attr:`task` has them: ``(n,)`` int64, or ``(n, classes)``, ``(n, labels)`` or ``(n,)`` float32; ``syn_lr`` the learned step size; ``provenance`` says how it was made.
+    ``labels`` as :attr:`task` has them: ``(n,)`` int64, or ``(n, classes)``, ``(n, labels)`` or ``(n,)`` float32;
+    ``syn_lr`` the learned step size; ``provenance`` says how it was made.
     """
 
     images: Tensor

@@ -69,7 +69,9 @@ def _targets(distilled: DistilledDataset) -> dict[str, list[Any]]:
     if isinstance(distilled.task, Binary):
         positive = labels.flatten()
         columns = {target[0]: [names[int(share > 0.5)] for share in positive.tolist()]}
-        return columns | ({f"{target[0]}: weight of {names[1]}": positive.tolist()} if positive.is_floating_point() else {})
+        return columns | (
+            {f"{target[0]}: weight of {names[1]}": positive.tolist()} if positive.is_floating_point() else {}
+        )
     hard = labels.argmax(1) if labels.ndim == 2 else labels.long()
     columns = {target[0]: [names[number] for number in hard.tolist()]}
     if labels.ndim == 2:

@@ -190,7 +190,7 @@ def started_by_torchrun() -> bool:
 
 
 def leave(status: int) -> NoReturn:
-    """Ends this process at once, after another of its run has failed: Gloo's threads may abort a normal exit without their peers."""
+    """Ends this process at once, after another of its run has failed: Gloo's threads may abort a normal exit."""
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status)

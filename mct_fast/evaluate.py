@@ -143,7 +143,14 @@ def evaluate(
     For ``model``, ``task`` and what is raised see :func:`evaluate_splits`.
     """
     found = evaluate_splits(
-        distilled, dataset, config, model=model, task=task, splits=(split,), progress=progress, communicator=communicator
+        distilled,
+        dataset,
+        config,
+        model=model,
+        task=task,
+        splits=(split,),
+        progress=progress,
+        communicator=communicator,
     )
     return found[split]
 
@@ -162,9 +169,9 @@ def evaluate_splits(
     """Trains ``config.num_eval`` networks ``model`` on ``distilled`` once and scores them on each of ``splits``.
 
     ``model`` is a name (``"ConvNet"``, ``"AlexNet"``, ``"VGG11"``, ``"ResNet18"``, ...), a spec of
-    :func:`mct_fast.models.build_model` or a module, which is copied and initialised anew.  ``task`` is the one that the set was distilled for, by default.  The networks are split over the
-    processes of ``communicator``, which all get the whole result.  Raises :class:`InputError` if shapes, classes or
-    transforms do not fit.
+    :func:`mct_fast.models.build_model` or a module, which is copied and initialised anew.  ``task`` is the one that the set
+    was distilled for, by default.  The networks are split over the processes of ``communicator``, which all get the whole
+    result.  Raises :class:`InputError` if shapes, classes or transforms do not fit.
     """
     if not _fits(distilled.images, dataset.image_shape) or distilled.num_classes != dataset.num_classes:
         raise InputError(

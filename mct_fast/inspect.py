@@ -359,7 +359,10 @@ def show(report: StoreReport, console: Console) -> None:
         cells = [f"{time:g}"]
         for curve in report.along.curves:
             kept = curve.checkpoints[position]
-            cells += ["" if kept is None else f"{scale * kept:.{digits}f}", f"{scale * curve.convex[position]:.{digits}f}"]
+            cells += [
+                "" if kept is None else f"{scale * kept:.{digits}f}",
+                f"{scale * curve.convex[position]:.{digits}f}",
+            ]
         table.add_row(*cells)
     console.print(table)
 
@@ -418,7 +421,9 @@ def _draw_along(axis: Axes, report: StoreReport) -> None:
             marker=".",
             label="convex path" if first else None,
         )
-        kept = [(t, scale * value) for t, value in zip(curve.times, curve.checkpoints, strict=True) if value is not None]
+        kept = [
+            (t, scale * value) for t, value in zip(curve.times, curve.checkpoints, strict=True) if value is not None
+        ]
         if kept:
             axis.plot(*zip(*kept, strict=True), color="#e07b1f", linewidth=0, marker="o", markersize=5, fillstyle="none",
                       label="SGD's checkpoints" if first else None)  # fmt: skip

@@ -424,7 +424,9 @@ def _evaluations(facts: _Facts) -> str:
                 f"{record['lr']:.4g}",
             ]
         )
-    return _grid(["network", metric_label(facts.metric), f"random real {facts.noun}", "split", "networks", "step size"], rows)
+    return _grid(
+        ["network", metric_label(facts.metric), f"random real {facts.noun}", "split", "networks", "step size"], rows
+    )
 
 
 def _storage(facts: _Facts) -> str:

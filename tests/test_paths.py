@@ -55,7 +55,13 @@ def test_elsewhere_a_path_is_copied_once_within_bounds() -> None:
 
 
 def test_checkpoints_of_a_store_are_brought_along(tmp_path: Path) -> None:
-    manifest = {"model": {"name": "x"}, "shapes": [list(s) for s in SHAPES], "init": None, "dataset": {"name": "x"}, "recipe": {}}
+    manifest = {
+        "model": {"name": "x"},
+        "shapes": [list(s) for s in SHAPES],
+        "init": None,
+        "dataset": {"name": "x"},
+        "recipe": {},
+    }
     store = TrajectoryStore.create(tmp_path / "store", manifest)
     with store.writing():
         store.add(0, convex(0), {}, checkpoints(0), encoding="float32")

@@ -12,7 +12,6 @@ from mct_fast.errors import InputError
 from mct_fast.files import sha256_tensor
 from mct_fast.tasks import Classification, Task, shuffled_by_class
 
-
 _BY_CLASS = Classification()
 
 
@@ -71,9 +70,7 @@ def stratified_split(labels: Tensor, fraction: float, generator: torch.Generator
     return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
 
 
-def random_real(
-    split: Split, ipc: int, generator: torch.Generator, task: Task = _BY_CLASS
-) -> tuple[Tensor, Tensor]:
+def random_real(split: Split, ipc: int, generator: torch.Generator, task: Task = _BY_CLASS) -> tuple[Tensor, Tensor]:
     """The random-real baseline: `ipc` different real images of each class, or what else `task` begins a set with.
 
     Args:

@@ -6,6 +6,7 @@ low along the curve (Garipov et al., NeurIPS 2018): :mod:`mct_fast.bezier_fit`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -51,7 +52,9 @@ class BezierTrajectory:
 
     def to(self, device: torch.device | str) -> BezierTrajectory:
         """The same curve with its points on ``device``."""
-        return BezierTrajectory(self.points.to(device), self._epochs, self._shapes)
+        moved = copy.copy(self)  # checked when it was made
+        moved.points = self.points.to(device)
+        return moved
 
     def point(self, t: float) -> PathPoint:
         """The point at time ``t`` as a mixture of the three stored models."""
