@@ -104,7 +104,9 @@ def test_pixels_and_step_size_descend_as_torch_does(
     alpha_optimizer = torch.optim.SGD([alpha], lr=1e-3, momentum=0.5)
     for iteration, call in enumerate(calls):
         assert torch.equal(call.images, pixels.detach())
-        assert call.syn_lr == pytest.approx(float(alpha.detach()), rel=1e-14)  # PyTorch may multiply and add in one rounding
+        assert call.syn_lr == pytest.approx(
+            float(alpha.detach()), rel=1e-14
+        )  # PyTorch may multiply and add in one rounding
         pixel_optimizer.param_groups[0]["lr"] = lr * 0.3 ** (iteration // 2)
         pixels.grad, alpha.grad = call.result.grad_images, call.result.grad_lr.double()
         pixel_optimizer.step()
