@@ -150,15 +150,18 @@ class Bench:
         return read_json(file)
 
     def _row(self, name: str, rows: int, ipc: int | None, found: EvalResult) -> dict[str, Any]:
-        where = {"case": self.case.title, "seed": self.seed, "ipc": ipc, "trained_on": name, "rows": rows}
-        return {**where, **found.json()}
+        return {**self._where(name, rows, ipc), **found.json()}
+
+    def _where(self, name: str, rows: int, ipc: int | None) -> dict[str, Any]:
+        return {"case": self.case.title, "seed": self.seed, "ipc": ipc, "trained_on": name, "rows": rows}
 
     def _distilled(self, name: str, changes: Mapping[str, Any], ipc: int) -> dict[str, Any]:
         config = replace(DISTILL, ipc=ipc, seed=self.seed, iterations=self.iterations, **changes)
-        made = distill(config, self.store, self.dataset, progress=for_stream())
-        result = EvalResult(**_as_result(made.provenance["test"], self.store.manifest["model"]["name"]))
-        best = {"iteration": made.provenance["iteration"], "nearest_real": _brief(made.provenance["nearest_real"])}
-        return {**self._row(name, len(made), ipc, result), **best}
+        out = self.folder / f"run-{ipc}-{name}"
+        made = distill(config, self.store, self.dataset, out=out, resume=out.exists(), progress=for_stream())
+        found = made.provenance
+        best = {"iteration": found["iteration"], "nearest_real": _brief(found["nearest_real"])}
+        return {**self._where(name, len(made), ipc), **found["test"], **best}
 
     def _random(self, ipc: int) -> dict[str, Any]:
         """As many random rows, a fresh draw for each network."""
@@ -188,11 +191,6 @@ class Bench:
             for lr in STEP_SIZES
         ]
         return max(tried, key=lambda found: found["val"].mean)["test"]
-
-
-def _as_result(record: Mapping[str, Any], model: str) -> dict[str, Any]:
-    scores = tuple(record["scores"])
-    return {"scores": scores, "model": model, **{key: record[key] for key in ("split", "lr", "metric", "metrics")}}
 
 
 def _brief(nearest: Mapping[str, Any]) -> dict[str, Any]:
