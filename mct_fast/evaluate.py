@@ -86,7 +86,8 @@ class EvalResult:
 
     def __str__(self) -> str:
         shown = format_metric(self.metric, self.mean, self.std)
-        return f"{metric_label(self.metric)} {shown} ({self.split}, {self.model}, n={len(self.scores)})"
+        label = "" if self.metric == "accuracy" else f"{metric_label(self.metric)}, "
+        return f"{shown} ({label}{self.split}, {self.model}, n={len(self.scores)})"
 
     def json(self) -> dict[str, Any]:
         """For a run's records; a metric without an answer is None."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -182,7 +181,7 @@ def test_evaluation_measures_and_drops(tmp_path: Path) -> None:
     distilled = distill(replace(DISTILL, iterations=1), store, dataset)
     results = evaluate_splits(distilled, dataset, QUICK, model="MLP")
     for split, result in results.items():
-        assert result.metric == "auroc" and result.metrics["auroc"] == result.scores and str(result).startswith("AUROC")
+        assert result.metric == "auroc" and result.metrics["auroc"] == result.scores and "(AUROC, " in str(result)
         assert all(len(values) == 2 for values in result.metrics.values()), split
     dropped = evaluate(distilled, dataset, replace(QUICK, dropout=0.5), model="MLP")
     assert dropped.scores != results["test"].scores
@@ -215,8 +214,7 @@ def test_the_command_line_speaks_of_the_metric(tmp_path: Path, capsys: pytest.Ca
     assert cli.main(["distill", *words.split()]) == 0
     assert "macro AUROC 0." in capsys.readouterr().out
     assert cli.main(["evaluate", str(tmp_path / "run"), "--num-eval", "1", "--epoch-eval-train", "2"]) == 0
-    kept = json.loads(next((tmp_path / "run").glob("evaluations*")).read_text().splitlines()[0])
-    record = kept[0] if isinstance(kept, list) else kept
+    (record,) = Run.open(tmp_path / "run").evaluations()
     assert record["metric"] == "macro_auroc" and "micro_auroc" in record["metrics"]
     assert cli.main(["inspect", str(tmp_path / "experts"), "--points", "2"]) == 0
     assert "Macro AUROC along the path" in capsys.readouterr().out

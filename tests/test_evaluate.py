@@ -125,7 +125,7 @@ def test_the_baseline_draws_anew_for_each_network(digits: Dataset) -> None:
 def test_the_baseline_takes_its_best_step_size(
     select_on: str, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = mct_fast.evaluate._train_and_score
+    real = mct_fast.evaluate._Given.train_and_score
     asked: list[tuple[float, str]] = []
 
     def spy(*args: object) -> dict[str, EvalResult]:
@@ -133,7 +133,7 @@ def test_the_baseline_takes_its_best_step_size(
         asked.extend((result.lr, split) for split, result in results.items())
         return results
 
-    monkeypatch.setattr(mct_fast.evaluate, "_train_and_score", spy)
+    monkeypatch.setattr(mct_fast.evaluate._Given, "train_and_score", spy)
     config = replace(QUICK, epoch_eval_train=20, select_on=select_on, lr_net=3.0)
     result = evaluate_random_real(2, digits, config, model=SMALL, lrs=(1e-5, 0.1))
     assert asked == [(1e-5, select_on), (0.1, select_on), (0.1, "test")]
