@@ -71,7 +71,7 @@ def contestants(mtt: str | None = None, mct: str | None = None, tesla: str | Non
     if mtt is not None:
         found.append(Contestant("mtt", "mtt-distillation", _reference(mtt, reference.mtt_iteration), grows=True))
     if mct is not None or tesla is not None:
-        truncated = _ours(_recorded(Truncated()))
+        truncated = _ours(adjoint_of(DistillConfig(adjoint="truncated")))
         found.append(Contestant("mct_fast_truncated", "mct_fast, truncated", truncated, gradient="truncated"))
     for name, title, path in (("mct", "MCT, official (truncated)", mct), ("tesla", "TESLA (truncated)", tesla)):
         if path is not None:

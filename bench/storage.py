@@ -209,7 +209,7 @@ def made_up_store(
         progress[:, 1:] = steps.cumsum(1) / steps.sum(1, keepdim=True)
         progress[:, -1] = 1.0
         losses = [float(f"{loss:.6g}") for loss in torch.rand(EPOCHS, dtype=torch.float64, generator=random).tolist()]
-        info = {"accuracy": 0.123456, "accuracy_split": "val", "train_loss": losses, "seconds": 12.3456}
+        info = {"accuracy": 0.123456, "split": "val", "train_loss": losses, "seconds": 12.3456}
         path = ConvexTrajectory(torch.stack([begin, end]), progress, model.shapes)
         store.add(number, path, info, encoding=encoding, init_seed=seed)
     return store
@@ -290,7 +290,8 @@ def _study(study: Study, seeds: int, folder: Path) -> list[dict[str, Any]]:
 
 def encoded(source: TrajectoryStore, folder: Path, encoding: str, seed: int) -> TrajectoryStore:
     """The paths of ``source`` in another encoding, theta_0 as a seed."""
-    given = {key: source.manifest[key] for key in ("model", "shapes", "init", "dataset", "recipe")}
+    kept = ("model", "shapes", "init", "dataset", "task", "recipe")
+    given = {key: source.manifest[key] for key in kept if key in source.manifest}
     store = TrajectoryStore.create(folder, given)
     for i, number in enumerate(source.experts):
         if number not in store.experts:

@@ -24,7 +24,7 @@ from mct_fast.models import FunctionalModel, build_model
 from mct_fast.progress import Progress, quiet
 from mct_fast.seeds import generator
 from mct_fast.student import Student
-from mct_fast.tasks import Task, task_from_state, task_named
+from mct_fast.tasks import Task, task_from_state
 from mct_fast.trajectory import TrajectoryStore
 
 
@@ -75,8 +75,7 @@ def fit_bezier(
         dataset = load_noted(noted, data_path=config.data_path, device=config.device, progress=progress)
     if noted.get("fingerprint") not in (None, dataset.fingerprint):
         raise InputError(f"dataset: {dataset.name} is not the data the experts were trained on; load it as they did")
-    kept = store.manifest.get("task")
-    task = task_from_state(kept) if kept else task_named(dataset.task)
+    task = task_from_state(store.manifest.get("task"), dataset.task)
     student = student_for(FunctionalModel(build_model(store.manifest["model"])), task)
     todo = [i for i in range(len(store)) if not store.has_control(i)]
     with progress.task("control points", len(todo) * config.epochs) as bar:

@@ -41,6 +41,10 @@ def main(words: Sequence[str] | None = None) -> int:
         return 2
     except PeerError as error:
         print(f"mct-fast: {_process()}error: {error}", file=sys.stderr)
+        if _processes() > 1:
+            from mct_fast.distributed import leave
+
+            leave(1)
         return 1
     except _Interrupted as interrupted:
         print(f"\nmct-fast: interrupted; {interrupted}", file=sys.stderr)
@@ -278,6 +282,7 @@ def _evaluate(words: list[str]) -> None:
     """Train fresh networks on a distilled set and score them."""
     from mct_fast.evaluate import EvalConfig, evaluate, evaluate_random_real
     from mct_fast.run import Run
+    from mct_fast.tasks import format_metric
 
     @dataclasses.dataclass(frozen=True)
     class Arguments:
@@ -316,25 +321,21 @@ def _evaluate(words: list[str]) -> None:
         with _resumable("networks that were finished are kept"):
             for network in networks:
                 result = evaluate(distilled, dataset, given.config, model=network, **common)
-                record: dict[str, Any] = {
-                    "model": result.model,
-                    "split": result.split,
-                    "mean": result.mean,
-                    "std": result.std,
-                    "accuracies": list(result.accuracies),
-                    "lr": result.lr,
-                }
-                row = [result.model, _percent(result.mean, result.std)]
+                record: dict[str, Any] = {"model": result.model, **result.json()}
+                row = [result.model, format_metric(result.metric, result.mean, result.std)]
                 if given.random_real:
                     ipc = len(distilled) // distilled.num_classes
                     lrs = (result.lr, 0.01) if len(dataset.val) else (result.lr,)
-                    random = evaluate_random_real(ipc, dataset, given.config, model=network, lrs=lrs, **common)
+                    random = evaluate_random_real(
+                        ipc, dataset, given.config, model=network, task=distilled.task, lrs=lrs, **common
+                    )
                     record |= {
                         "random_real_mean": random.mean,
                         "random_real_std": random.std,
                         "random_real_lr": random.lr,
+                        "random_real_metrics": random.json()["metrics"],
                     }
-                    row.append(_percent(random.mean, random.std))
+                    row.append(format_metric(random.metric, random.mean, random.std))
                 rows.append(tuple(row))
                 if run_path is not None:
                     communicator.lead(lambda record=record: Run.open(run_path).add_evaluation(record))
@@ -707,6 +708,7 @@ def _written_rows(folder: Path, written: Any) -> list[tuple[str, str]]:
 
 def _run_rows(path: Path) -> list[tuple[str, ...]]:
     from mct_fast.run import Run
+    from mct_fast.tasks import format_metric, metric_label
 
     run = Run.open(path)
     records = run.metrics()
@@ -716,14 +718,15 @@ def _run_rows(path: Path) -> list[tuple[str, ...]]:
         ("iterations", f"{done} of {run.config.get('iterations', '?')}"),
     ]
     for record in [r for r in records if r["kind"] == "eval"][-1:]:
-        split = record["split"]
-        rows.append(
-            (f"latest {split}", f"{_percent(record['mean'], record['std'])} at iteration {record['iteration']}")
-        )
+        shown = format_metric(record.get("metric", "accuracy"), record["mean"], record["std"])
+        rows.append((f"latest {record['split']}", f"{shown} at iteration {record['iteration']}"))
     for record in [r for r in records if r["kind"] == "final"][-1:]:
         networks = f"({record['num_eval']} networks, images of iteration {record['iteration']})"
-        rows.append(("test", f"{_percent(record['test_mean'], record['test_std'])} {networks}"))
-        rows.append(("random real", _percent(record["random_real_mean"], record["random_real_std"])))
+        metric = record.get("metric", "accuracy")
+        label = "" if metric == "accuracy" else f"{metric_label(metric)} "
+        rows.append(("test", f"{label}{format_metric(metric, record['test_mean'], record['test_std'])} {networks}"))
+        random = format_metric(metric, record["random_real_mean"], record["random_real_std"])
+        rows.append(("random real", f"{label}{random}"))
         if record.get("nearest_real"):
             rows += [("rows", str(path / "distilled.csv")), *_privacy_rows(record["nearest_real"])]
     return rows

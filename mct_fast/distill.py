@@ -6,123 +6,35 @@ import json
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from mct_fast.adjoint import ADJOINTS, Adjoint, Exact, MatchResult
-from mct_fast.data import DSA, AugmentPlan, Dataset, load_noted, random_real
+from mct_fast.adjoint import MatchResult
+from mct_fast.data import AugmentPlan, Dataset, augmentation, load_noted, random_real
+from mct_fast.distill_config import DistillConfig, adjoint_of, check_config, sampler_of
 from mct_fast.distilled import DistilledDataset
 from mct_fast.distilled_table import nearest_real
 from mct_fast.distributed import Communicator, Single, check_agreement
 from mct_fast.errors import InputError
-from mct_fast.evaluate import EvalConfig, EvalResult, evaluate_random_real, evaluate_splits, split_of
+from mct_fast.evaluate import EvalConfig, evaluate_random_real, evaluate_splits
 from mct_fast.files import sha256_tensor
-from mct_fast.graphs import Graphed
-from mct_fast.learned import HardLabels, ImageAverage, Labels, SoftLabels, StepSize, assigned, smoothed
+from mct_fast.learned import HardLabels, ImageAverage, Labels, SoftLabels, StepSize, assigned
 from mct_fast.matching import Matcher
 from mct_fast.models import FunctionalModel, build_model, model_spec
+from mct_fast.paths import ExpertPaths
 from mct_fast.progress import Progress, quiet
 from mct_fast.run import Run
-from mct_fast.sampling import SegmentSampler, draw_batches
+from mct_fast.sampling import draw_batches
 from mct_fast.seeds import derive_seed, generator
+from mct_fast.tasks import Task, task_from_state, task_named
 from mct_fast.textures import Sheet, real_canvases
 from mct_fast.trajectory import Trajectory, TrajectoryStore
 
-__all__ = ["DistillConfig", "DistilledDataset", "distill"]
-
-
-@dataclass(frozen=True)
-class DistillConfig:
-    """How a dataset is distilled.  Names are the field's, so that a published command line reads the same."""
-
-    ipc: int = 1
-    """Synthetic images a class."""
-    syn_steps: int = 20
-    """N: steps of the student an iteration."""
-    expert_epochs: float = 2.0
-    """M: how many expert epochs ahead the target lies; may be a fraction on a convex path."""
-    max_start_epoch: float = 10.0
-    """Latest start on the expert's path, in epochs (integer sampling excludes it)."""
-    min_start_epoch: float = 0.0
-    """Earliest start, in epochs."""
-    trajectory: str = "convex"
-    """The expert's path: 'convex' (MCT), 'discrete' (MTT; the store must hold checkpoints) or 'bezier' (control points)."""
-    sampling: str = "continuous"
-    """Starts: 'continuous' (real times) or 'integer' (whole epochs)."""
-    growth_iterations: int = 0
-    """Iterations over which the latest start grows to max_start_epoch (floating upper bound); 0: fixed."""
-    initial_start_epoch: float = 0.0
-    """Latest start at the first iteration when it grows."""
-    initial_min_start_epoch: float | None = None
-    """Earliest start at the first iteration when it grows, too; None: min_start_epoch throughout."""
-    lr_img: float = 1000.0
-    """Step size for the pixels."""
-    lr_lr: float = 1e-5
-    """Step size for the student's step size; 0 keeps it fixed."""
-    lr_teacher: float = 0.01
-    """The student's step size at the beginning."""
-    batch_syn: int | None = None
-    """Synthetic images a student step; None takes all of them."""
-    iterations: int = 5000
-    """Iterations of the outer loop."""
-    pix_init: str = "real"
-    """Images at the beginning: 'real' (random training images) or 'noise'."""
-    img_optimizer: str = "sgd"
-    """Optimiser of the pixels: 'sgd' (momentum mom_img) or 'adam'."""
-    mom_img: float = 0.5
-    """Momentum of the pixels and of the step size."""
-    lr_decay: float = 1.0
-    """Factor on lr_img every lr_decay_every iterations."""
-    ema: float = 0.0
-    """Decay of the moving average of the pixels that is evaluated and saved (FTD, DATM: 0.99 to 0.9999); 0: the pixels."""
-    canvas: int = 1
-    """Textures: images are windows of canvases so many times as wide and high, whose edges meet (MTT: 2); 1: plain images."""
-    labels: str = "hard"
-    """Labels at the beginning: 'hard', or 'expert': soft, what the trained experts see in the first images."""
-    lr_label: float = 0.0
-    """Step size for soft labels, learned through a softmax (DATM); 0: they stay as they are. Hard ones begin at 0.9."""
-    lr_decay_every: int = 0
-    """Iterations between decays of lr_img; 0: never."""
-    students: int = 1
-    """S: students (experts and starts) averaged in one iteration."""
-    adjoint: str = "exact"
-    """Gradient: 'exact', 'unrolled' (exact, memory grows with syn_steps) or 'truncated' (approximate)."""
-    keep_mb: int = 512
-    """Activations that 'exact' keeps between its two sweeps, in MiB at most; the rest is computed again. Memory for speed."""
-    micro_batch: int | None = None
-    """Images of a student's batch in the network at once; None: all. Bounds memory; the gradient is the same."""
-    cuda_graphs: bool = True
-    """On a GPU, record an iteration once and replay it: the same bits sooner, for the memory of one more iteration."""
-    dsa: bool = True
-    """Augment the student's batches with DSA; tables and series are not augmented."""
-    dsa_strategy: str = "color_crop_cutout_flip_scale_rotate"
-    """The augmentations to draw from, joined by underscores."""
-    max_loss: float = 10.0
-    """An iteration with a larger matching loss is skipped and counted: it explodes, or harms (DATM's threshold: 1)."""
-    eval_it: int = 100
-    """Iterations between evaluations; 0 evaluates the last images only."""
-    num_eval: int = 5
-    """Networks an evaluation."""
-    epoch_eval_train: int = 1000
-    """Epochs an evaluation network is trained."""
-    batch_train: int = 256
-    """Images a step when an evaluation network is trained."""
-    select_on: str = "val"
-    """The split that picks the best images: 'val', or 'test' for tables that maximise on test data (labelled so)."""
-    eval_test: bool = False
-    """Also score the networks of every evaluation on the test split, for curves; it picks nothing."""
-    data_path: str | None = None
-    """Folder of the dataset; None takes the one that the store names."""
-    checkpoint_every: int = 100
-    """Iterations between checkpoints of a run folder."""
-    seed: int = 0
-    """Seed of everything random."""
-    device: str = "cpu"
-    """Where to compute, e.g. 'cpu' or 'cuda'."""
+__all__ = ["DistillConfig", "DistilledDataset", "adjoint_of", "check_config", "distill"]
 
 
 def distill(
@@ -131,6 +43,7 @@ def distill(
     dataset: Dataset | None = None,
     *,
     model: nn.Module | None = None,
+    task: Task | None = None,
     out: str | Path | None = None,
     resume: bool = False,
     until: int | None = None,
@@ -140,6 +53,7 @@ def distill(
     """Distils ``dataset`` into ``config.ipc`` images a class and returns the best set found.
 
     ``trajectories``: a store (its manifest names model and dataset), or paths together with ``model`` and ``dataset``.
+    ``task``: what the labels say and which loss students have; by default that of the store's experts, or of the dataset.
     ``out``: a run folder to write (config, metrics, checkpoints, images); with ``resume`` a killed run goes on there and
     reaches the same bits as an uninterrupted one.  ``until`` stops after so many iterations, evaluated if an evaluation is
     due there, and returns the best set so far; the same call with a later ``until``, or none, goes on.  Students and
@@ -147,11 +61,11 @@ def distill(
     get the same set, that of one process.  Raises
     :class:`InputError` before anything is computed if the configuration does not fit the data or the paths.
     """
-    paths, spec, dataset, origin = communicator.lead_first(
-        lambda: _resolve(config, trajectories, dataset, model, progress)
+    paths, spec, dataset, origin, task = communicator.lead_first(
+        lambda: _resolve(config, trajectories, dataset, model, task, progress)
     )
-    check_config(config, dataset, paths)
-    loop = _Loop(config, paths, dataset, model, spec, communicator)
+    check_config(config, dataset, paths[0], task)
+    loop = _Loop(config, paths, dataset, task, model, spec, communicator)
     if out is not None:
         described = {
             **asdict(config),
@@ -160,6 +74,7 @@ def distill(
             "model": spec,
             "dataset": dataset.name,
             "fingerprint": dataset.fingerprint,
+            "task": task.state(),
         }
         run = communicator.lead(lambda: _reopen(out, described) if resume else Run.create(out, described))
         finished = communicator.tell(lambda: _finished(run))
@@ -189,37 +104,22 @@ def _finished(run: Run | None) -> DistilledDataset | None:
     return DistilledDataset.load(run.path / "distilled")
 
 
-class _Paths:
-    """Experts by number, whether they lie in a store or in memory."""
-
-    def __init__(self, source: TrajectoryStore | Sequence[Trajectory], kind: str) -> None:
-        self._source, self._kind = source, kind
-        if len(source) == 0:
-            raise InputError("trajectories: hold no expert; train or compress some first")
-
-    def __len__(self) -> int:
-        return len(self._source)
-
-    def __getitem__(self, i: int) -> Trajectory:
-        if isinstance(self._source, TrajectoryStore):
-            return self._source.trajectory(i, self._kind)
-        return self._source[i]
-
-
 def _resolve(
     config: DistillConfig,
     trajectories: TrajectoryStore | str | Path | Sequence[Trajectory],
     dataset: Dataset | None,
     model: nn.Module | None,
+    task: Task | None,
     progress: Progress,
-) -> tuple[_Paths, dict[str, Any], Dataset, str | None]:
+) -> tuple[ExpertPaths, dict[str, Any], Dataset, str | None, Task]:
     source = TrajectoryStore.open(trajectories) if isinstance(trajectories, (str, Path)) else trajectories
     if not isinstance(source, TrajectoryStore):
         if model is None or dataset is None:
             raise InputError(
                 "model: paths given as a list name neither model nor dataset; pass model=... and dataset=..."
             )
-        return _Paths(source, config.trajectory), _spec_of(model), dataset, None
+        paths = ExpertPaths(source, config.trajectory, config.device)
+        return paths, _spec_of(model), dataset, None, task or task_named(dataset.task)
     noted = source.manifest["dataset"]
     if dataset is None:
         dataset = load_noted(noted, data_path=config.data_path, device=config.device, progress=progress)
@@ -228,8 +128,15 @@ def _resolve(
             f"dataset: {dataset.name} is not the data the experts were trained on (fingerprints differ); "
             "load it with the same splits and transform, or train experts on it"
         )
+    task = task or task_from_state(source.manifest.get("task"), dataset.task)
     # Absolute: a run may be resumed from another working directory.
-    return _Paths(source, config.trajectory), source.manifest["model"], dataset, str(source.path.absolute())
+    return (
+        ExpertPaths(source, config.trajectory, config.device),
+        source.manifest["model"],
+        dataset,
+        str(source.path.absolute()),
+        task,
+    )
 
 
 def _spec_of(model: nn.Module) -> dict[str, Any]:
@@ -239,99 +146,20 @@ def _spec_of(model: nn.Module) -> dict[str, Any]:
         return {"name": type(model).__name__}
 
 
-def check_config(config: DistillConfig, dataset: Dataset, paths: Sequence[Trajectory] | _Paths) -> None:
-    """Raises :class:`InputError` for a setting that cannot work, naming the field and the remedy."""
-    counts = (
-        "ipc",
-        "syn_steps",
-        "iterations",
-        "students",
-        "canvas",
-        "checkpoint_every",
-        "num_eval",
-        "epoch_eval_train",
-        "batch_train",
-    )
-    for name in counts:
-        if getattr(config, name) < 1:
-            raise InputError(f"{name}: got {getattr(config, name)}; give at least 1")
-    for name in ("eval_it", "keep_mb", "growth_iterations", "lr_decay_every", "lr_img", "lr_lr", "lr_label"):
-        if not 0 <= getattr(config, name) < math.inf:
-            raise InputError(f"{name}: got {getattr(config, name)}; give a finite number of at least 0")
-    if config.batch_syn is not None and config.batch_syn < 1:
-        raise InputError(f"batch_syn: got {config.batch_syn}; give at least 1, or leave it out to take all images")
-    if not (config.lr_teacher > 0 and math.isfinite(config.lr_teacher)):
-        raise InputError(f"lr_teacher: got {config.lr_teacher}; give a positive step size, the field's is 0.01")
-    if not 0 <= config.mom_img < 1:
-        raise InputError(f"mom_img: got {config.mom_img}; give a momentum of at least 0, below 1")
-    for name in ("max_loss", "lr_decay"):
-        if not 0 < getattr(config, name) < math.inf:
-            raise InputError(f"{name}: got {getattr(config, name)}; give a positive finite number")
-    if not ImageAverage.check(config.ema):
-        raise InputError(f"ema: got {config.ema}; give a decay of at least 0, below 1, such as 0.999")
-    if config.canvas > 1 and dataset.kind != "images":
-        raise InputError(f"canvas: {dataset.name} holds no images; leave out canvas")
-    if config.canvas > 1 and dataset.transform.state()[1].get("kind") == "zca":
-        raise InputError("canvas: textures cannot be whitened with ZCA, which knows every pixel's place; leave out zca")
-    if config.canvas > 1 and config.labels == "expert":
-        raise InputError("labels: 'expert' labels whole images, not canvases; use labels='hard' with canvas")
-    if config.dsa:
-        DSA(config.dsa_strategy)  # refuses a strategy that it does not know
-    choices = {
-        "labels": ("hard", "expert"),
-        "adjoint": tuple(ADJOINTS),
-        "pix_init": ("real", "noise"),
-        "img_optimizer": ("sgd", "adam"),
-        "trajectory": ("convex", "discrete", "bezier"),
-        "select_on": ("val", "test"),
-    }
-    for name, allowed in choices.items():
-        if getattr(config, name) not in allowed:
-            raise InputError(f"{name}: unknown {getattr(config, name)!r}; choose one of {', '.join(allowed)}")
-    smallest = int(torch.bincount(dataset.train.labels, minlength=dataset.num_classes).min())
-    tiles = config.canvas**2 if config.pix_init == "real" else 1
-    if config.ipc * tiles > smallest:
-        raise InputError(
-            f"ipc: {config.ipc * tiles} exceeds the smallest class of {dataset.name} ({smallest} training images); lower it"
-        )
-    split_of(dataset, config.select_on)
-    first = paths[0]
-    _sampler(config).check(first.epochs, continuous_path=first.continuous)
-
-
-def adjoint_of(config: DistillConfig) -> Adjoint:
-    """The strategy that ``config`` asks for."""
-    if config.adjoint == "unrolled":  # autograd's graph is another at every iteration
-        return ADJOINTS[config.adjoint]
-    sweep = Exact(keep_bytes=config.keep_mb << 20) if config.adjoint == "exact" else ADJOINTS[config.adjoint]
-    return Graphed(sweep) if config.cuda_graphs else sweep
-
-
-def _sampler(config: DistillConfig) -> SegmentSampler:
-    return SegmentSampler(
-        config.expert_epochs,
-        config.max_start_epoch,
-        config.min_start_epoch,
-        config.sampling,
-        config.growth_iterations,
-        config.initial_start_epoch,
-        config.initial_min_start_epoch,
-    )
-
-
 class _Loop:
     """The outer loop of one run.  All randomness of iteration i comes from (seed, i): nothing random is carried over."""
 
     def __init__(
         self,
         config: DistillConfig,
-        paths: _Paths,
+        paths: ExpertPaths,
         dataset: Dataset,
+        task: Task,
         model: nn.Module | None,
         spec: dict[str, Any],
         communicator: Communicator,
     ) -> None:
-        self.config, self.paths, self.dataset, self.spec = config, paths, dataset, spec
+        self.config, self.paths, self.dataset, self.task, self.spec = config, paths, dataset, task, spec
         self.communicator = communicator
         self.run: Run | None = None
         self.reporting = False
@@ -339,14 +167,16 @@ class _Loop:
         template = FunctionalModel(build_model(spec) if model is None else model)
         self.matcher = Matcher(
             template,
+            task=task,
             adjoint=adjoint_of(config),
             micro_batch=config.micro_batch,
             communicator=communicator,
         )
-        self.sampler = _sampler(config)
-        self.dsa = DSA(config.dsa_strategy) if config.dsa and dataset.kind == "images" else None
-        self.images = self._initial_images().requires_grad_()
-        self.labels = self._initial_labels(template)
+        self.sampler = sampler_of(config)
+        self.augment = augmentation(dataset.kind, config.dsa, config.dsa_strategy, config.jitter)
+        images, labels = self._initial_rows()
+        self.images = images.requires_grad_()
+        self.labels = self._initial_labels(labels, template)
         self.average = ImageAverage(self.images, config.ema)
         self.optimizer = self._optimizer()
         self.step_size = StepSize(config.lr_teacher, config.lr_lr, config.mom_img)
@@ -363,27 +193,29 @@ class _Loop:
         self.run, self.reporting = run, True
         self._restore(self.communicator.tell(lambda: None if run is None else run.load_checkpoint()))
 
-    def _initial_images(self) -> Tensor:
-        config, stream = self.config, generator(self.config.seed, "pix-init")
+    def _initial_rows(self) -> tuple[Tensor, Tensor]:
+        """Real images with their labels; or noise, with the labels that real images would have."""
+        config, train, stream = self.config, self.dataset.train, generator(self.config.seed, "pix-init")
+        images, labels = random_real(train, config.ipc, stream, self.task)
         if config.pix_init == "real" and config.canvas > 1:
-            return real_canvases(self.dataset.train, config.ipc, config.canvas, stream).to(config.device)
-        if config.pix_init == "real":
-            return random_real(self.dataset.train, config.ipc, stream)[0].clone().to(config.device)
-        shape = self.dataset.image_shape
-        if config.canvas > 1:
-            shape = (shape[0], *(config.canvas * side for side in shape[1:]))
-        return torch.randn((self.dataset.num_classes * config.ipc, *shape), generator=stream).to(config.device)
+            images = real_canvases(train, config.ipc, config.canvas, generator(config.seed, "pix-init"))
+        elif config.pix_init == "noise":
+            shape = self.dataset.image_shape
+            if config.canvas > 1:
+                shape = (shape[0], *(config.canvas * side for side in shape[1:]))
+            images = torch.randn((len(labels), *shape), generator=generator(config.seed, "pix-init"))
+        return images.clone().to(config.device), labels.clone().to(config.device)
 
-    def _initial_labels(self, model: FunctionalModel) -> Labels:
-        config = self.config
-        classes = torch.arange(self.dataset.num_classes).repeat_interleave(config.ipc).to(config.device)
+    def _initial_labels(self, hard: Tensor, model: FunctionalModel) -> Labels:
+        config, link = self.config, self.task.link
         if config.labels == "expert":
             experts = [self.paths[i] for i in range(len(self.paths))]
-            return SoftLabels(assigned(self.images.detach(), model, experts), config.lr_label, config.mom_img)
+            seen = assigned(self.images.detach(), model, experts, link)
+            return SoftLabels(seen, config.lr_label, config.mom_img, link)
         if config.lr_label == 0:
-            return HardLabels(classes)
-        first = smoothed(classes, self.dataset.num_classes, self.images.dtype)
-        return SoftLabels(first, config.lr_label, config.mom_img)
+            return HardLabels(hard)
+        first = link.smoothed(self.task.soft(hard, self.dataset.num_classes, self.images.dtype))
+        return SoftLabels(first, config.lr_label, config.mom_img, link)
 
     def _optimizer(self) -> torch.optim.Optimizer:
         if self.config.img_optimizer == "adam":
@@ -497,10 +329,10 @@ class _Loop:
         return int(order[turn % count])
 
     def _plan(self, batches: Sequence[Tensor], stream: torch.Generator) -> AugmentPlan | None:
-        if self.dsa is None:
+        if self.augment is None:
             return None
         sizes = (batches[0] >= 0).sum(1).tolist()
-        return self.dsa.plan(len(batches), self.config.syn_steps, sizes, self.dataset.image_shape, stream)
+        return self.augment.plan(len(batches), self.config.syn_steps, sizes, self.dataset.image_shape, stream)
 
     def _set_lr_img(self) -> None:
         config = self.config
@@ -516,6 +348,7 @@ class _Loop:
             batch_train=config.batch_train,
             dsa=config.dsa,
             dsa_strategy=config.dsa_strategy,
+            jitter=config.jitter,
             select_on=config.select_on,
             seed=derive_seed(config.seed, "eval"),
             device=config.device,
@@ -533,6 +366,7 @@ class _Loop:
             self.dataset,
             self._eval_config(),
             model=self.network,
+            task=self.task,
             splits=splits,
             progress=progress,
             communicator=self.communicator,
@@ -542,9 +376,9 @@ class _Loop:
             self.best = {"score": result.mean, "iteration": self.iteration, "syn_lr": self.step_size.value}
             self.best_images, self.best_labels = images.clone(), labels.clone()
         if self.run is not None:
-            record = {"kind": "eval", "iteration": self.iteration, **_numbers(result)}
+            record = {"kind": "eval", "iteration": self.iteration, **result.json()}
             if self.config.eval_test:
-                record["test"] = _numbers(results["test"])
+                record["test"] = results["test"].json()
             self.run.log(**record, seconds=time.perf_counter() - began)
             best = self._best()
             best.save(self.run.path / "distilled")
@@ -562,11 +396,13 @@ class _Loop:
             best = replace(best, provenance={**best.provenance, "nearest_real": near})
         if not self.reporting:
             return best
-        common: dict[str, Any] = {"model": self.network, "progress": progress, "communicator": self.communicator}
+        common: dict[str, Any] = {
+            "model": self.network, "task": self.task, "progress": progress, "communicator": self.communicator
+        }  # fmt: skip
         result = evaluate_splits(best, self.dataset, config, splits=("test",), **common)["test"]
         lrs = tuple(dict.fromkeys((best.syn_lr, self.config.lr_teacher)))
         random = evaluate_random_real(self.config.ipc, self.dataset, config, split="test", lrs=lrs, **common)
-        best = replace(best, provenance={**best.provenance, "test_accuracy": _numbers(result)})
+        best = replace(best, provenance={**best.provenance, "test": result.json()})
         if self.run is not None:
             best.save(self.run.path / "distilled")
             best.write_preview(self.run.path)
@@ -578,11 +414,14 @@ class _Loop:
                 num_eval=self.config.num_eval,
                 test_mean=result.mean,
                 test_std=result.std,
-                test_accuracies=list(result.accuracies),
+                test_scores=list(result.scores),
+                metric=result.metric,
+                test_metrics=result.json()["metrics"],
                 labels="soft" if best.labels.is_floating_point() else "hard",
                 random_real_mean=random.mean,
                 random_real_std=random.std,
                 random_real_lr=random.lr,
+                random_real_metrics=random.json()["metrics"],
                 distill_seconds=self.seconds,
                 skipped=self.skipped,
                 **({} if near is None else {"nearest_real": {k: v for k, v in near.items() if k != "distances"}}),
@@ -601,10 +440,11 @@ class _Loop:
             "iteration": iteration,
             "experts": len(self.paths),
             "image_shape": list(self.dataset.image_shape),
+            "task": self.task.state(),
         }
         if self.dataset.kind != "images":
             data = {name: value for name, value in self.dataset.source.items() if name != "data_path"}
-            provenance |= {"task": self.dataset.task, "target": list(self.dataset.target), "data": data}
+            provenance |= {"target": list(self.dataset.target), "data": data}
         return DistilledDataset(
             images.detach().cpu().clone(),
             labels.cpu(),
@@ -651,13 +491,3 @@ class _Loop:
         self.iteration, self.skipped, self.seconds = state["iteration"], state["skipped"], state["seconds"]
         self.step_size.value, self.step_size.velocity = state["syn_lr"], state["syn_lr_velocity"]
         self.best, self.evaluated = state["best"], state["evaluated"]
-
-
-def _numbers(result: EvalResult) -> dict[str, Any]:
-    return {
-        "split": result.split,
-        "mean": result.mean,
-        "std": result.std,
-        "accuracies": list(result.accuracies),
-        "lr": result.lr,
-    }

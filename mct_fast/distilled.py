@@ -19,6 +19,7 @@ from mct_fast.data.transforms import Transform, transform_from_state
 from mct_fast.distilled_table import write_table
 from mct_fast.errors import InputError
 from mct_fast.files import atomic_write, read_json, read_safetensors, sha256_file, write_json
+from mct_fast.tasks import Task, task_from_state
 
 _TENSORS, _META = "distilled.safetensors", "distilled.json"
 _FORMAT_VERSION = 1
@@ -30,7 +31,8 @@ class DistilledDataset:
 
     ``images (n, C, H, W)`` float32 in the space of ``transform`` (normalised or whitened), ordered by class; of a table
     ``(n, features)``, of series ``(n, time, features)``;
-    ``labels (n,)`` int64 or ``(n, classes)`` float32; ``syn_lr`` the learned step size; ``provenance`` says how it was made.
+    ``labels`` as :attr:`task` has them: ``(n,)`` int64, or ``(n, classes)``, ``(n, labels)`` or ``(n,)`` float32;
+    ``syn_lr`` the learned step size; ``provenance`` says how it was made.
     """
 
     images: Tensor
@@ -46,6 +48,11 @@ class DistilledDataset:
     @property
     def num_classes(self) -> int:
         return len(self.class_names)
+
+    @property
+    def task(self) -> Task:
+        """What the labels say: classes, unless ``provenance`` says otherwise."""
+        return task_from_state(self.provenance.get("task"))
 
     def pixels(self) -> Tensor:
         """The images ``(n, C, H, W)`` as people see them: transform undone, clipped to [0, 1]."""

@@ -13,6 +13,7 @@ from torch import Tensor
 from mct_fast.data import Dataset, TableTransform
 from mct_fast.errors import InputError
 from mct_fast.files import atomic_write, write_json
+from mct_fast.tasks import Binary, MultiLabel
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -61,11 +62,18 @@ def table_frame(distilled: DistilledDataset) -> pd.DataFrame:
 def _targets(distilled: DistilledDataset) -> dict[str, list[Any]]:
     """Cells of each target column, one a row of the set."""
     labels, names = distilled.labels, distilled.class_names
+    columns: dict[str, list[Any]]
     target = tuple(distilled.provenance.get("target", ())) or ("label",)
-    if distilled.provenance.get("task") == "multilabel":
+    if isinstance(distilled.task, MultiLabel):
         return {name: [_cell(value) for value in column.tolist()] for name, column in zip(names, labels.T, strict=True)}
+    if isinstance(distilled.task, Binary):
+        positive = labels.flatten()
+        columns = {target[0]: [names[int(share > 0.5)] for share in positive.tolist()]}
+        return columns | (
+            {f"{target[0]}: weight of {names[1]}": positive.tolist()} if positive.is_floating_point() else {}
+        )
     hard = labels.argmax(1) if labels.ndim == 2 else labels.long()
-    columns: dict[str, list[Any]] = {target[0]: [names[number] for number in hard.tolist()]}
+    columns = {target[0]: [names[number] for number in hard.tolist()]}
     if labels.ndim == 2:
         columns |= {
             f"{target[0]}: weight of {name}": column.tolist() for name, column in zip(names, labels.T, strict=True)
@@ -107,7 +115,7 @@ def write_table(distilled: DistilledDataset, path: str | Path, dataset: Dataset 
     meta = {
         "rows": len(distilled),
         "dataset": name,
-        "task": distilled.provenance.get("task"),
+        "task": distilled.task.name,
         "target": list(distilled.provenance.get("target", ())),
         "class_names": list(distilled.class_names),
         "columns": [str(column) for column in frame.columns],

@@ -1,29 +1,32 @@
 """Stage 4: train fresh networks on a distilled set and see what they are worth.
 
 The field's protocol (MTT, ``evaluate_synset``): SGD with the learned step size, momentum 0.9, weight decay 5e-4, batch 256,
-1000 epochs, step size times 0.1 at half, DSA; mean and standard deviation over ``num_eval`` networks.
+1000 epochs, step size times 0.1 at half, DSA; mean and standard deviation over ``num_eval`` networks.  What is measured
+is the task's: accuracy of classes, AUROC of yes or no, macro AUROC of several labels, and more beside each.
 """
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
 from statistics import fmean, pstdev
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mct_fast.data import DSA, Dataset, Split, random_real
+from mct_fast.data import Dataset, Split, augmentation, random_real
 from mct_fast.distilled import DistilledDataset
 from mct_fast.distributed import Communicator, Single
 from mct_fast.errors import InputError
-from mct_fast.models import build_model, spec_for
+from mct_fast.models import build_model
+from mct_fast.networks import named_spec
 from mct_fast.progress import Bar, Progress, quiet
 from mct_fast.seeds import derive_seed, generator
-from mct_fast.tasks import Classification
-from mct_fast.training import SGD, Schedule, build_stack, scores, train_epochs
+from mct_fast.tasks import Task, format_metric, metric_label, task_named
+from mct_fast.training import SGD, Schedule, build_stack, measures, train_epochs
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,10 @@ class EvalConfig:
     """Whether to augment with DSA; tables and series are not augmented."""
     dsa_strategy: str = "color_crop_cutout_flip_scale_rotate"
     """The augmentations to draw from, joined by underscores."""
+    jitter: float = 0.0
+    """Standard deviation of Gaussian noise on the batches of tables and series, which are standardised; 0: none."""
+    dropout: float = 0.0
+    """Share of units that MLP, GRU and TCN drop while they are trained here; students never do."""
     select_on: str = "val"
     """The split that picks the step size of the random-real baseline: 'val', or 'test' where that picked the images too."""
     seed: int = 0
@@ -56,24 +63,47 @@ class EvalConfig:
 
 @dataclass(frozen=True)
 class EvalResult:
-    """Accuracies in [0, 1] of the networks, on ``split``, after training with step size ``lr``."""
+    """The ``metric`` (the task's headline) of each network on ``split``, after training with step size ``lr``.
 
-    accuracies: tuple[float, ...]
+    ``metrics`` holds every metric of the task, one value a network, the headline's among them.
+    """
+
+    scores: tuple[float, ...]
     model: str
     split: str
     lr: float
+    metric: str = "accuracy"
+    metrics: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
 
     @property
     def mean(self) -> float:
-        return fmean(self.accuracies)
+        return fmean(self.scores)
 
     @property
     def std(self) -> float:
         """Population standard deviation, as the field reports it."""
-        return pstdev(self.accuracies)
+        return pstdev(self.scores)
 
     def __str__(self) -> str:
-        return f"{100 * self.mean:.2f} ± {100 * self.std:.2f} % ({self.split}, {self.model}, n={len(self.accuracies)})"
+        shown = format_metric(self.metric, self.mean, self.std)
+        label = "" if self.metric == "accuracy" else f"{metric_label(self.metric)}, "
+        return f"{shown} ({label}{self.split}, {self.model}, n={len(self.scores)})"
+
+    def json(self) -> dict[str, Any]:
+        """For a run's records; a metric without an answer is None."""
+        return {
+            "split": self.split,
+            "metric": self.metric,
+            "mean": self.mean,
+            "std": self.std,
+            "scores": list(self.scores),
+            "lr": self.lr,
+            "metrics": {name: [_known(value) for value in values] for name, values in self.metrics.items()},
+        }
+
+
+def _known(value: float) -> float | None:
+    return value if math.isfinite(value) else None
 
 
 def split_of(dataset: Dataset, name: str) -> Split:
@@ -88,22 +118,40 @@ def split_of(dataset: Dataset, name: str) -> Split:
     return split
 
 
+def check_scorable(split: Split, dataset: Dataset, task: Task, name: str) -> None:
+    """Raises :class:`InputError` if the task's headline has no answer on ``split``, called ``name``."""
+    outputs = torch.zeros((len(split.labels), task.num_outputs(dataset.num_classes)))
+    if math.isnan(task.score(outputs, split.labels.cpu())):
+        raise InputError(
+            f"split: {metric_label(task.headline)} has no answer on the {name} split of {dataset.name}, whose rows are all of "
+            "one kind; load it with another split_seed or a larger val_fraction, or choose another split"
+        )
+
+
 def evaluate(
     distilled: DistilledDataset,
     dataset: Dataset,
     config: EvalConfig = EvalConfig(),
     *,
     model: str | dict | nn.Module = "ConvNet",
+    task: Task | None = None,
     split: str = "test",
     progress: Progress = quiet(),
     communicator: Communicator = Single(),
 ) -> EvalResult:
     """Trains ``config.num_eval`` networks ``model`` on ``distilled`` and scores them on a split of ``dataset``.
 
-    For ``model`` and what is raised see :func:`evaluate_splits`.
+    For ``model``, ``task`` and what is raised see :func:`evaluate_splits`.
     """
     found = evaluate_splits(
-        distilled, dataset, config, model=model, splits=(split,), progress=progress, communicator=communicator
+        distilled,
+        dataset,
+        config,
+        model=model,
+        task=task,
+        splits=(split,),
+        progress=progress,
+        communicator=communicator,
     )
     return found[split]
 
@@ -114,6 +162,7 @@ def evaluate_splits(
     config: EvalConfig = EvalConfig(),
     *,
     model: str | dict | nn.Module = "ConvNet",
+    task: Task | None = None,
     splits: tuple[str, ...] = ("val", "test"),
     progress: Progress = quiet(),
     communicator: Communicator = Single(),
@@ -121,9 +170,9 @@ def evaluate_splits(
     """Trains ``config.num_eval`` networks ``model`` on ``distilled`` once and scores them on each of ``splits``.
 
     ``model`` is a name (``"ConvNet"``, ``"AlexNet"``, ``"VGG11"``, ``"ResNet18"``, ...), a spec of
-    :func:`mct_fast.models.build_model` or a module, which is copied and initialised anew.  The networks are split over the
-    processes of ``communicator``, which all get the whole result.  Raises :class:`InputError` if shapes, classes or
-    transforms do not fit.
+    :func:`mct_fast.models.build_model` or a module, which is copied and initialised anew.  ``task`` is the one that the set
+    was distilled for, by default.  The networks are split over the processes of ``communicator``, which all get the whole
+    result.  Raises :class:`InputError` if shapes, classes or transforms do not fit.
     """
     if not _fits(distilled.images, dataset.image_shape) or distilled.num_classes != dataset.num_classes:
         raise InputError(
@@ -142,9 +191,11 @@ def evaluate_splits(
         raise InputError(
             f"distilled: {len(distilled.labels)} labels for {len(distilled.images)} images; give one label an image"
         )
-    Classification().check(distilled.labels, distilled.num_classes)
+    task = task or distilled.task
+    task.check(distilled.labels, task.num_outputs(distilled.num_classes))
     images, labels = distilled.images.to(config.device), distilled.labels.to(config.device)
-    return _train_and_score(images, labels, distilled.syn_lr, dataset, config, model, splits, progress, communicator)
+    given = _Given(images, labels, dataset, task, model, progress, communicator)
+    return given.train_and_score(distilled.syn_lr, config, splits)
 
 
 def _fits(images: Tensor, shape: tuple[int, ...]) -> bool:
@@ -167,6 +218,7 @@ def evaluate_random_real(
     config: EvalConfig = EvalConfig(),
     *,
     model: str | dict | nn.Module = "ConvNet",
+    task: Task | None = None,
     split: str = "test",
     lrs: tuple[float, ...] = (0.01,),
     progress: Progress = quiet(),
@@ -178,86 +230,85 @@ def evaluate_random_real(
     handicapped by a step size learned for other images.  ``config.lr_net`` plays no part.
     """
     _check(config)
-    draws = [random_real(dataset.train, ipc, generator(config.seed, "random-real", i)) for i in range(config.num_eval)]
+    task = task or task_named(dataset.task)
+    streams = [generator(config.seed, "random-real", i) for i in range(config.num_eval)]
+    draws = [random_real(dataset.train, ipc, stream, task) for stream in streams]
     images = torch.stack([drawn[0] for drawn in draws]).to(config.device)
     labels = torch.stack([drawn[1] for drawn in draws]).to(config.device)
+    given = _Given(images, labels, dataset, task, model, progress, communicator)
     best = lrs[0]
     if len(lrs) > 1:
-        tried = {
-            lr: _train_and_score(
-                images,
-                labels,
-                lr,
-                dataset,
-                replace(config, lr_net=lr),
-                model,
-                (config.select_on,),
-                progress,
-                communicator,
-            )[config.select_on].mean
-            for lr in lrs
-        }
+        chosen = config.select_on
+        tried = {lr: given.train_and_score(lr, replace(config, lr_net=lr), (chosen,))[chosen].mean for lr in lrs}
         best = max(tried, key=lambda lr: tried[lr])
-    fixed = replace(config, lr_net=best)
-    return _train_and_score(images, labels, best, dataset, fixed, model, (split,), progress, communicator)[split]
+    return given.train_and_score(best, replace(config, lr_net=best), (split,))[split]
 
 
-def _train_and_score(
-    images: Tensor,
-    labels: Tensor,
-    learned_lr: float,
-    dataset: Dataset,
-    config: EvalConfig,
-    model: str | dict | nn.Module,
-    splits: tuple[str, ...],
-    progress: Progress,
-    communicator: Communicator,
-) -> dict[str, EvalResult]:
-    _check(config)
-    held_out = {split: split_of(dataset, split) for split in splits}
-    make, name = _network(model, dataset)
-    lr = learned_lr if config.lr_net is None else config.lr_net
-    mine = communicator.share(config.num_eval)
-    shared = images.ndim == len(dataset.image_shape) + 1
-    if not shared:
-        images, labels = images[mine.start : mine.stop], labels[mine.start : mine.stop]
-    augment = DSA(config.dsa_strategy) if config.dsa and dataset.kind == "images" else None
-    with progress.task(f"evaluate {name}", config.epoch_eval_train) as bar:
-        scored = _networks(mine, images, labels, shared, lr, held_out, config, make, augment, bar) if mine else {}
-    parts = communicator.gather_all(scored)
-    return {
-        split: EvalResult(tuple(score for part in parts for score in part.get(split, ())), name, split, lr)
-        for split in splits
-    }
+@dataclass(frozen=True)
+class _Given:
+    """What networks are trained on: examples ``(n, ...)`` for all of them, or ``(num_eval, n, ...)`` their own."""
 
+    images: Tensor
+    labels: Tensor
+    dataset: Dataset
+    task: Task
+    model: str | dict | nn.Module
+    progress: Progress
+    communicator: Communicator
 
-def _networks(
-    numbers: range,
-    images: Tensor,
-    labels: Tensor,
-    shared: bool,
-    lr: float,
-    held_out: dict[str, Split],
-    config: EvalConfig,
-    make: Callable[[], nn.Module],
-    augment: DSA | None,
-    bar: Bar,
-) -> dict[str, list[float]]:
-    """Trains the networks with these numbers and scores them on each split."""
-    task = Classification()
-    seeds = [derive_seed(config.seed, "eval-init", i) for i in numbers]
-    stack = build_stack(make, seeds, task, SGD(config.mom, config.l2), config.device)
-    schedule = Schedule(config.epoch_eval_train, config.batch_train, lr, decay_after=config.epoch_eval_train // 2)
-    streams = [("eval", i) for i in numbers]
-    window = _window(images, tuple(next(iter(held_out.values())).images.shape[1:]))
-    for _, loss in train_epochs(
-        stack, images, labels, schedule, streams, seed=config.seed, augment=augment, shared=shared, window=window
-    ):
-        bar.advance(1, loss=float(loss.mean()))
-    return {
-        split: scores(stack, data.images.to(config.device), data.labels.to(config.device), task)
-        for split, data in held_out.items()
-    }
+    def train_and_score(self, learned_lr: float, config: EvalConfig, splits: tuple[str, ...]) -> dict[str, EvalResult]:
+        """Trains ``config.num_eval`` networks, this process its share, and scores them on each of ``splits``."""
+        _check(config)
+        task, dataset = self.task, self.dataset
+        held_out = {name: split_of(dataset, name) for name in splits}
+        for name, split in held_out.items():
+            check_scorable(split, dataset, task, name)
+        make, name = _network(self.model, dataset, task, config.dropout)
+        lr = learned_lr if config.lr_net is None else config.lr_net
+        mine = self.communicator.share(config.num_eval)
+        with self.progress.task(f"evaluate {name}", config.epoch_eval_train) as bar:
+            measured = self._networks(mine, lr, held_out, config, make, bar) if mine else {}
+        parts = self.communicator.gather_all(measured)
+        results = {}
+        for split in splits:
+            rows = [row for part in parts for row in part.get(split, ())]
+            metrics = {metric: tuple(row[metric] for row in rows) for metric in rows[0]}
+            results[split] = EvalResult(metrics[task.headline], name, split, lr, task.headline, metrics)
+        return results
+
+    def _networks(
+        self,
+        numbers: range,
+        lr: float,
+        held_out: Mapping[str, Split],
+        config: EvalConfig,
+        make: Callable[[], nn.Module],
+        bar: Bar,
+    ) -> dict[str, list[dict[str, float]]]:
+        """Trains the networks with these numbers and measures them on each split."""
+        images, labels, shape = self.images, self.labels, self.dataset.image_shape
+        shared = images.ndim == len(shape) + 1
+        if not shared:
+            images, labels = images[numbers.start : numbers.stop], labels[numbers.start : numbers.stop]
+        seeds = [derive_seed(config.seed, "eval-init", i) for i in numbers]
+        stack = build_stack(make, seeds, self.task, SGD(config.mom, config.l2), config.device)
+        schedule = Schedule(config.epoch_eval_train, config.batch_train, lr, decay_after=config.epoch_eval_train // 2)
+        for _, loss in train_epochs(
+            stack,
+            images,
+            labels,
+            schedule,
+            [("eval", i) for i in numbers],
+            seed=config.seed,
+            augment=augmentation(self.dataset.kind, config.dsa, config.dsa_strategy, config.jitter),
+            shared=shared,
+            window=_window(images, shape),
+        ):
+            bar.advance(1, loss=float(loss.mean()))
+        return {
+            split: measures(stack, data.images.to(config.device), data.labels.to(config.device), self.task)
+            for split, data in held_out.items()
+        }
 
 
 def _check(config: EvalConfig) -> None:
@@ -268,14 +319,15 @@ def _check(config: EvalConfig) -> None:
         raise InputError(f"lr_net: got {config.lr_net}; give a positive step size, or leave it out for the learned one")
 
 
-def _network(model: str | dict | nn.Module, dataset: Dataset) -> tuple[Callable[[], nn.Module], str]:
+def _network(
+    model: str | dict | nn.Module, dataset: Dataset, task: Task, dropout: float
+) -> tuple[Callable[[], nn.Module], str]:
     """What builds the network, and its name."""
     if isinstance(model, nn.Module):
+        if dropout:
+            raise InputError("dropout: a module of your own has what dropout it has; leave it out")
         return lambda: copy.deepcopy(model), type(model).__name__
-    spec = named_spec(model, dataset)
+    spec = named_spec(model, dataset, task)
+    if dropout:
+        spec = {**spec, "dropout": dropout}
     return lambda: build_model(spec), spec["name"]
-
-
-def named_spec(model: str | dict, dataset: Dataset) -> dict:
-    """A full model spec for the data of ``dataset``."""
-    return spec_for(model, dataset.model_inputs, dataset.kind)

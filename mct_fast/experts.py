@@ -15,15 +15,16 @@ from typing import Any, cast
 
 import torch
 
-from mct_fast.data import DSA, Dataset, TableSpec, TimeGrid, load_dataset
+from mct_fast.data import Dataset, TableSpec, TimeGrid, augmentation, load_dataset
 from mct_fast.distributed import Communicator, Single
 from mct_fast.errors import InputError
 from mct_fast.files import RowSpool
 from mct_fast.fused import student_for
-from mct_fast.models import FunctionalModel, build_model, model_spec, spec_for
+from mct_fast.models import FunctionalModel, build_model, model_spec
+from mct_fast.networks import named_spec
 from mct_fast.progress import Progress, quiet
 from mct_fast.seeds import derive_seed
-from mct_fast.tasks import Classification
+from mct_fast.tasks import Task, task_named
 from mct_fast.training import GSAM, SGD, Descent, FlatStack, Schedule, Steepest, scores, train_epochs
 from mct_fast.trajectory import ConvexTrajectory, PathRecorder, TrajectoryStore
 from mct_fast.trajectory.encoding import find_encoding
@@ -49,7 +50,7 @@ class ExpertConfig:
     model: str = "ConvNet"
     """Architecture: ConvNet, MLP, or a named variant such as ConvNetD4."""
     depth: int = 3
-    """Blocks of the ConvNet, or hidden layers of the MLP."""
+    """Blocks of the ConvNet, hidden layers of the MLP, layers of the GRU, or blocks of the TCN."""
     width: int = 128
     """Channels a block, or units a hidden layer."""
     norm: str = "instance"
@@ -64,6 +65,12 @@ class ExpertConfig:
     """Which columns of a table are what."""
     grid: TimeGrid = TimeGrid()
     """How a long table becomes regular series."""
+    task: str | None = None
+    """What labels say: classification, binary, multilabel; None: what the data are (of two classes either of the first two)."""
+    pos_weight: float = 1.0
+    """Weight of the positives in the loss of binary and multi-label tasks, for experts and students; 0 balances them."""
+    stratify: bool = False
+    """Spread each class (of multi-label rows the rarest label) evenly over the batches of an epoch, for rare positives."""
     num_experts: int = 100
     """Experts to train."""
     train_epochs: int = 50
@@ -84,6 +91,8 @@ class ExpertConfig:
     """Augment with DSA; tables and series are not augmented."""
     dsa_strategy: str = "color_crop_cutout_flip_scale_rotate"
     """The augmentations to draw from, joined by underscores."""
+    jitter: float = 0.0
+    """Standard deviation of Gaussian noise on the batches of tables and series, which are standardised; 0: none."""
     decay: bool = False
     """Multiply the step size by 0.1 after half the epochs."""
     waypoints: int = 2
@@ -104,6 +113,13 @@ class ExpertConfig:
     """Where to compute, e.g. 'cpu' or 'cuda'."""
 
 
+def expert_task(config: ExpertConfig, dataset: Dataset) -> Task:
+    """The task that experts, and the students after them, are trained for."""
+    task = task_named(config.task or dataset.task).weighted(config.pos_weight, dataset.train.labels)
+    task.check(dataset.train.labels, task.num_outputs(dataset.num_classes))
+    return task
+
+
 def expert_spec(config: ExpertConfig, dataset: Dataset) -> dict[str, Any]:
     """The full model spec of the experts."""
     shape = {"depth": config.depth, "width": config.width, "activation": config.activation}
@@ -111,9 +127,11 @@ def expert_spec(config: ExpertConfig, dataset: Dataset) -> dict[str, Any]:
         "ConvNet": {**shape, "norm": config.norm, "pooling": config.pooling},
         # A vector has no plane to normalise: the default norm of the ConvNet means none here.
         "MLP": {**shape, "norm": "none" if config.norm == "instance" else config.norm},
+        "GRU": {"depth": config.depth, "width": config.width},
+        "TCN": shape,
     }
     given = {"name": config.model, **by_name.get(config.model, {})}
-    return model_spec(build_model(spec_for(given, dataset.model_inputs, dataset.kind)))
+    return model_spec(build_model(named_spec(given, dataset, expert_task(config, dataset))))
 
 
 def load_for(config: ExpertConfig, progress: Progress = quiet()) -> Dataset:
@@ -150,6 +168,7 @@ def train_experts(
     dataset = communicator.lead_first(
         lambda: dataset.to(config.device) if dataset is not None else load_for(config, progress)
     )
+    augmentation(dataset.kind, config.dsa, config.dsa_strategy, config.jitter)  # refuses what does not fit the data
     spec = expert_spec(config, dataset)
     network = build_model(spec)
     if any(True for _ in network.buffers()):
@@ -161,6 +180,7 @@ def train_experts(
         "shapes": [list(shape) for shape in model.shapes],
         "init": None if model.init_plan is None else [fill.to_json() for fill in model.init_plan],
         "dataset": {**dataset.source, "name": dataset.name, "fingerprint": dataset.fingerprint},
+        "task": expert_task(config, dataset).state(),
         "recipe": _recipe(config, dataset),
     }
     with contextlib.ExitStack() as held:
@@ -221,7 +241,7 @@ def _train_group(
     numbers: list[int], config: ExpertConfig, dataset: Dataset, model: FunctionalModel, files: _Spools, bar: Any
 ) -> list[_Trained]:
     began = time.perf_counter()
-    task = Classification()
+    task = expert_task(config, dataset)
     seeds = [_init_seed(config, number) for number in numbers]
     initial = torch.stack([model.init(seed) for seed in seeds])
     stack = FlatStack(student_for(model, task), initial.to(config.device), SGD(config.mom, config.l2), _descent(config))
@@ -230,9 +250,10 @@ def _train_group(
     half = config.train_epochs // 2
     schedule = Schedule(config.train_epochs, config.batch_train, config.lr_teacher, half if config.decay else None)
     streams = [("expert", number) for number in numbers]
-    augment = DSA(config.dsa_strategy) if config.dsa and dataset.kind == "images" else None
+    augment = augmentation(dataset.kind, config.dsa, config.dsa_strategy, config.jitter)
     losses = []
     train = dataset.train
+    strata = task.strata(train.labels) if config.stratify else None
 
     def tick(images: int, losses: torch.Tensor) -> None:
         bar.advance(images, loss=float(losses.mean()))
@@ -247,18 +268,26 @@ def _train_group(
 
     observe()
     for _, loss in train_epochs(
-        stack, train.images, train.labels, schedule, streams, seed=config.seed, augment=augment, tick=tick
+        stack,
+        train.images,
+        train.labels,
+        schedule,
+        streams,
+        seed=config.seed,
+        augment=augment,
+        strata=strata,
+        tick=tick,
     ):
         observe()
         losses.append(loss.tolist())
     held_out = dataset.val if len(dataset.val.labels) else dataset.test
-    accuracies = scores(stack, held_out.images, held_out.labels, task)
+    reached = scores(stack, held_out.images, held_out.labels, task)
     seconds = (time.perf_counter() - began) / len(numbers)
     trained = []
     for i, number in enumerate(numbers):
         info = {
-            "accuracy": _short(accuracies[i]),
-            "accuracy_split": "val" if len(dataset.val.labels) else "test",
+            task.headline: _short(reached[i]),
+            "split": "val" if len(dataset.val.labels) else "test",
             "train_loss": [_short(row[i]) for row in losses],
             "seconds": _short(seconds),
         }
@@ -306,13 +335,14 @@ def _recipe(config: ExpertConfig, dataset: Dataset) -> dict[str, Any]:
         "image_size",
         "table",
         "grid",
+        "task",  # with its weights, by itself
+        "pos_weight",
         "device",
         "parallel",
         "encoding",  # of each expert by itself, in its entry
     }
     shape = {"model", "depth", "width", "norm", "activation", "pooling"}
-    if dataset.kind != "images":
-        where |= {"dsa", "dsa_strategy"}
+    where |= {"jitter"} if dataset.kind == "images" else {"dsa", "dsa_strategy"}
     recipe = {k: v for k, v in asdict(config).items() if k not in where | shape | {"num_experts"}}
     return {"kind": "sgd", "torch": torch.__version__, **recipe}
 
@@ -322,8 +352,6 @@ def _check(config: ExpertConfig) -> None:
         if getattr(config, name) < 1:
             raise InputError(f"{name}: got {getattr(config, name)}; give at least 1")
     find_encoding(config.encoding)
-    if config.dsa:
-        DSA(config.dsa_strategy)  # refuses a strategy that it does not know
     for name in ("rho", "gsam_alpha"):
         if not 0 <= getattr(config, name) < math.inf:
             raise InputError(f"{name}: got {getattr(config, name)}; give a finite number of at least 0")

@@ -544,6 +544,6 @@ def student_for(model: nn.Module | FunctionalModel, task: Task | None = None) ->
     """The fastest student that computes the step of ``model`` exactly: this module's where it can, else autograd's."""
     functional = model if isinstance(model, FunctionalModel) else FunctionalModel(model)
     task = task or Classification()
-    if ops.extension_loaded() and task.head() is not None and supports(functional) is None:
+    if ops.kernels_available() and task.head() is not None and supports(functional) is None:
         return FusedStudent(functional, task)
     return GenericStudent(functional, task)

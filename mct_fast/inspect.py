@@ -32,7 +32,7 @@ from mct_fast.models import FunctionalModel, build_model
 from mct_fast.progress import Progress, quiet
 from mct_fast.seeds import generator
 from mct_fast.student import Student
-from mct_fast.tasks import Classification
+from mct_fast.tasks import Task, metric_label, metric_scale, task_from_state
 from mct_fast.training import SGD, FlatStack, scores
 from mct_fast.trajectory import DiscreteTrajectory, Trajectory, TrajectoryStore
 
@@ -44,7 +44,7 @@ _NAMED = 16  # layers that a legend can still tell apart
 
 @dataclass(frozen=True)
 class Curve:
-    """Accuracies in [0, 1] of one expert; ``checkpoints`` has None where SGD left no checkpoint, or the store keeps none."""
+    """Scores of one expert; ``checkpoints`` has None where SGD left no checkpoint, or the store keeps none."""
 
     expert: int
     times: tuple[float, ...]
@@ -54,9 +54,10 @@ class Curve:
 
 @dataclass(frozen=True)
 class AlongPath:
-    """Accuracy at ``times`` in epochs, on ``samples`` images of ``split``."""
+    """The ``metric`` at ``times`` in epochs, on ``samples`` images of ``split``."""
 
     split: str
+    metric: str
     samples: int
     curves: tuple[Curve, ...]
 
@@ -97,7 +98,9 @@ class StoreReport:
     """``median`` and ``max`` of :func:`encoding_errors` over all experts, or None where encoding changed nothing known."""
     keeps_checkpoints: bool
     """Whether SGD's checkpoints of the first sound expert were kept."""
-    accuracy: Mapping[str, float] | None
+    metric: str
+    """What experts were scored by: the headline of their task."""
+    score: Mapping[str, float] | None
     """``mean``, ``worst``, ``best`` of the trained experts, as noted when they were."""
     broken: tuple[str, ...] | None
     """Files that fail their check, or None if they were not checked."""
@@ -166,7 +169,8 @@ def _facts(store: TrajectoryStore, broken: tuple[str, ...] | None) -> StoreRepor
     size, count = store.nbytes, len(store)
     entries = [store.entry(i) for i in range(count)]
     errors = [value for entry in entries for value in encoding_errors(entry)]
-    noted = [float(info["accuracy"]) for info in map(store.info, range(count)) if "accuracy" in info]
+    metric = task_from_state(store.manifest.get("task")).headline
+    noted = [float(info[metric]) for info in map(store.info, range(count)) if info.get(metric) is not None]
     return StoreReport(
         path=str(store.path),
         format_version=store.manifest["format_version"],
@@ -184,7 +188,8 @@ def _facts(store: TrajectoryStore, broken: tuple[str, ...] | None) -> StoreRepor
         origins=dict(Counter(_origin(entry["origin"]) for entry in entries)),
         error={"median": median(errors), "max": max(errors)} if errors else None,
         keeps_checkpoints=False,
-        accuracy={"mean": fmean(noted), "worst": min(noted), "best": max(noted)} if noted else None,
+        metric=metric,
+        score={"mean": fmean(noted), "worst": min(noted), "best": max(noted)} if noted else None,
         broken=broken,
     )
 
@@ -251,7 +256,7 @@ def _along(
     held_out = dataset.split(name)
     drawn = torch.randperm(len(held_out.labels), generator=generator(0, "inspect"))[:samples].to(held_out.labels.device)
     images, labels = held_out.images[drawn], held_out.labels[drawn]
-    task = Classification()
+    task = task_from_state(store.manifest.get("task"), dataset.task)
     student = student_for(model, task)
     times = path_times(store[experts[0]].epochs, points)
     curves = []
@@ -265,7 +270,7 @@ def _along(
             kept = tuple(by_time.get(t) for t in times)
             curves.append(Curve(store.experts[i], times, tuple(accuracies[: len(times)]), kept))
             bar.advance(1)
-    return AlongPath(name, len(labels), tuple(curves))
+    return AlongPath(name, task.headline, len(labels), tuple(curves))
 
 
 def path_times(epochs: int, points: int) -> tuple[float, ...]:
@@ -290,7 +295,7 @@ def kept_checkpoints(store: TrajectoryStore, i: int) -> DiscreteTrajectory | Non
 
 
 def _accuracies(
-    student: Student, task: Classification, points: Sequence[tuple[Trajectory, float]], images: Tensor, labels: Tensor
+    student: Student, task: Task, points: Sequence[tuple[Trajectory, float]], images: Tensor, labels: Tensor
 ) -> list[float]:
     """The score of the network at each point; several points are students of one pass."""
     found: list[float] = []
@@ -328,9 +333,9 @@ def rows(report: StoreReport) -> list[tuple[str, str]]:
         found.append(("error", _error(report.error)))
     if report.epochs is not None:
         found.append(("epochs", f"{report.epochs}{', every checkpoint kept' if report.keeps_checkpoints else ''}"))
-    if report.accuracy is not None:
-        mean, worst = 100 * report.accuracy["mean"], 100 * report.accuracy["worst"]
-        found.append(("accuracy", f"{mean:.1f} % on average, {worst:.1f} % the worst"))
+    if report.score is not None:
+        mean, worst = (_shown(report.metric, report.score[which]) for which in ("mean", "worst"))
+        found.append((metric_label(report.metric), f"{mean} on average, {worst} the worst"))
     if report.broken is not None:
         found.append(("verified", _verdict(report)))
     if report.not_evaluated not in (None, "not asked for"):
@@ -342,7 +347,9 @@ def show(report: StoreReport, console: Console) -> None:
     """Prints the table of the accuracy along the path."""
     if report.along is None:
         return
-    title = f"Accuracy along the path, % of {report.along.samples} {report.along.split} images"
+    label, (scale, unit) = _named(report.along.metric), metric_scale(report.along.metric)
+    title = f"{label} along the path{unit and f', {unit}'} of {report.along.samples} {report.along.split} images"
+    digits = 1 if unit else 3
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("epoch", justify="right")
     for curve in report.along.curves:
@@ -352,7 +359,10 @@ def show(report: StoreReport, console: Console) -> None:
         cells = [f"{time:g}"]
         for curve in report.along.curves:
             kept = curve.checkpoints[position]
-            cells += ["" if kept is None else f"{100 * kept:.1f}", f"{100 * curve.convex[position]:.1f}"]
+            cells += [
+                "" if kept is None else f"{scale * kept:.{digits}f}",
+                f"{scale * curve.convex[position]:.{digits}f}",
+            ]
         table.add_row(*cells)
     console.print(table)
 
@@ -397,27 +407,40 @@ def _draw_pace(axis: Axes, pace: Pace, figure: Figure) -> None:
 def _draw_along(axis: Axes, report: StoreReport) -> None:
     axis.set_xlabel("epoch")
     if report.along is None:
-        axis.set_title("Accuracy along the path: not evaluated")
+        axis.set_title("Along the path: not evaluated")
         axis.set_axis_off()
         return
+    scale, unit = metric_scale(report.along.metric)
     for position, curve in enumerate(report.along.curves):
         first = position == 0
         axis.plot(
             curve.times,
-            [100 * value for value in curve.convex],
+            [scale * value for value in curve.convex],
             color="#2f7fd6",
             linewidth=1.3,
             marker=".",
             label="convex path" if first else None,
         )
-        kept = [(t, 100 * value) for t, value in zip(curve.times, curve.checkpoints, strict=True) if value is not None]
+        kept = [
+            (t, scale * value) for t, value in zip(curve.times, curve.checkpoints, strict=True) if value is not None
+        ]
         if kept:
             axis.plot(*zip(*kept, strict=True), color="#e07b1f", linewidth=0, marker="o", markersize=5, fillstyle="none",
                       label="SGD's checkpoints" if first else None)  # fmt: skip
-    axis.set_title(f"Accuracy along the path ({report.along.samples} {report.along.split} images)")
-    axis.set_ylabel("%")
+    axis.set_title(f"{_named(report.along.metric)} along the path ({report.along.samples} {report.along.split} images)")
+    axis.set_ylabel(unit)
     axis.grid(color="#dddddd")
     axis.legend()
+
+
+def _named(metric: str) -> str:
+    label = metric_label(metric)
+    return label[0].upper() + label[1:]
+
+
+def _shown(metric: str, value: float) -> str:
+    scale, unit = metric_scale(metric)
+    return f"{scale * value:.1f} {unit}" if unit else f"{value:.3f}"
 
 
 def _error(error: Mapping[str, float]) -> str:

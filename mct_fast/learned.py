@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from mct_fast.models import FunctionalModel
+from mct_fast.tasks import Link
 from mct_fast.trajectory import Trajectory
 
 
@@ -43,11 +44,11 @@ class Labels(Protocol):
 
     @property
     def value(self) -> Tensor:
-        """``(n,)`` int64, or ``(n, k)`` of float whose rows are distributions."""
+        """As the task has them: ``(n,)`` int64, or probabilities ``(n, k)`` or ``(n,)`` of float."""
         ...
 
     def step(self, grad: Tensor | None) -> None:
-        """One descent step along ``grad (n, k)``, dloss/dvalue; None for hard labels."""
+        """One descent step along ``grad``, dloss/dvalue; None for hard classes."""
         ...
 
     def tensors(self) -> dict[str, Tensor]:
@@ -60,10 +61,10 @@ class Labels(Protocol):
 
 
 class HardLabels:
-    """One class an image, fixed."""
+    """Labels as they are in the data, fixed."""
 
-    def __init__(self, classes: Tensor) -> None:
-        self.value = classes
+    def __init__(self, labels: Tensor) -> None:
+        self.value = labels
 
     def step(self, grad: Tensor | None) -> None:
         pass
@@ -76,25 +77,25 @@ class HardLabels:
 
 
 class SoftLabels:
-    """Distributions softmax(z) over the classes; z learns by SGD with momentum, or stays where ``lr`` is 0.
+    """Probabilities of numbers z, through a softmax over classes or a sigmoid a label (``link``); z learns by SGD with
+    momentum, or stays where ``lr`` is 0.
 
-    DATM (Guo et al., ICLR 2024) lets the labels themselves move; here z does, so that they remain distributions.
+    DATM (Guo et al., ICLR 2024) lets the labels themselves move; here z does, so that they remain probabilities.
     """
 
-    def __init__(self, distributions: Tensor, lr: float, momentum: float) -> None:
-        self._z = distributions.clamp_min(1e-6).log()
+    def __init__(self, values: Tensor, lr: float, momentum: float, link: Link) -> None:
+        self._z, self._link = link.inverse(values), link
         self._velocity = torch.zeros_like(self._z)
         self._lr, self._momentum = lr, momentum
 
     @property
     def value(self) -> Tensor:
-        return self._z.softmax(1)
+        return self._link.forward(self._z)
 
     def step(self, grad: Tensor | None) -> None:
         if self._lr == 0 or grad is None or not bool(torch.isfinite(grad).all()):
             return
-        y = self.value
-        self._velocity = self._momentum * self._velocity + y * (grad - (grad * y).sum(1, keepdim=True))
+        self._velocity = self._momentum * self._velocity + self._link.pull(self.value, grad)
         self._z = self._z - self._lr * self._velocity
 
     def tensors(self) -> dict[str, Tensor]:
@@ -105,20 +106,12 @@ class SoftLabels:
         self._velocity = tensors["labels.velocity"].to(self._z.device)
 
 
-def smoothed(classes: Tensor, num_classes: int, dtype: torch.dtype, confidence: float = 0.9) -> Tensor:
-    """Where labels that are learned begin: ``confidence`` for the class, the rest shared by the others."""
-    rest = (1 - confidence) / max(num_classes - 1, 1)
-    return torch.full((len(classes), num_classes), rest, dtype=dtype, device=classes.device).scatter_(
-        1, classes[:, None], confidence
-    )
-
-
-def assigned(images: Tensor, model: FunctionalModel, experts: Sequence[Trajectory]) -> Tensor:
-    """What fully trained experts see in ``images``: the mean of their softmax outputs ``(n, k)``."""
+def assigned(images: Tensor, model: FunctionalModel, experts: Sequence[Trajectory], link: Link) -> Tensor:
+    """What fully trained experts see in ``images``: the mean of their probabilities ``(n, k)``."""
     total: Tensor | None = None
     with torch.no_grad():
         for path in experts:
-            outputs = model(path.at(path.epochs).to(images.device), images).softmax(1)
+            outputs = link.forward(model(path.at(path.epochs).to(images.device), images))
             total = outputs if total is None else total + outputs
     assert total is not None
     return total / len(experts)

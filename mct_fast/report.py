@@ -29,6 +29,7 @@ from mct_fast.errors import InputError
 from mct_fast.files import atomic_write
 from mct_fast.progress import duration
 from mct_fast.run import Run
+from mct_fast.tasks import format_metric, metric_label, metric_scale
 from mct_fast.trajectory import TrajectoryStore
 
 PAGE, CURVES, IMAGES, TABLE, DISTILLED = "report.html", "curves.png", "images.png", "distilled.csv", "distilled"
@@ -103,13 +104,13 @@ def write_images(distilled: DistilledDataset, path: str | Path) -> Path:
 
 
 def write_curves(run: Run, path: str | Path) -> Path:
-    """Writes a PNG of the loss, the accuracy and the step size over the iterations; returns ``path``."""
+    """Writes a PNG of the loss, the task's metric and the step size over the iterations; returns ``path``."""
     records = run.metrics()
     figure = Figure(figsize=(15, 4), facecolor="white")
     FigureCanvasAgg(figure)
-    loss, accuracy, step_size = figure.subplots(1, 3)
+    loss, score, step_size = figure.subplots(1, 3)
     _draw_loss(loss, records, _ON_WHITE)
-    _draw_accuracy(accuracy, records, _ON_WHITE)
+    _draw_score(score, records, _ON_WHITE)
     _draw_step_size(step_size, records, _ON_WHITE)
     figure.tight_layout()
     return _save(figure, path)
@@ -141,8 +142,17 @@ class _Facts:
         return "rows" if is_table else "images"
 
     @property
+    def metric(self) -> str:
+        """What the networks were scored by."""
+        return _metric([*self.of_kind("eval"), *self.of_kind("final")])
+
+    @property
     def final(self) -> dict[str, Any] | None:
         return next(iter(self.of_kind("final")[-1:]), None)
+
+
+def _metric(records: Sequence[Mapping[str, Any]]) -> str:
+    return next((str(record["metric"]) for record in reversed(records) if "metric" in record), "accuracy")
 
 
 def _store(run: Run) -> TrajectoryStore | None:
@@ -181,15 +191,17 @@ def _draw_step_size(axis: Axes, records: Sequence[Mapping[str, Any]], ink: _Ink)
         axis.plot(*zip(*points, strict=True), color=ink.line, linewidth=1.5)
 
 
-def _draw_accuracy(axis: Axes, records: Sequence[Mapping[str, Any]], ink: _Ink) -> None:
+def _draw_score(axis: Axes, records: Sequence[Mapping[str, Any]], ink: _Ink) -> None:
     evaluations = [r for r in records if r.get("kind") == "eval"]
     finals = [r for r in records if r.get("kind") == "final"]
-    _prepare(axis, "accuracy, %", ink)
+    metric = _metric([*evaluations, *finals])
+    scale, unit = metric_scale(metric)
+    _prepare(axis, f"{metric_label(metric)}{unit and f', {unit}'}", ink)
     if evaluations:
         iterations = [r["iteration"] for r in evaluations]
-        means = [100 * r["mean"] for r in evaluations]
-        low = [100 * (r["mean"] - r["std"]) for r in evaluations]
-        high = [100 * (r["mean"] + r["std"]) for r in evaluations]
+        means = [scale * r["mean"] for r in evaluations]
+        low = [scale * (r["mean"] - r["std"]) for r in evaluations]
+        high = [scale * (r["mean"] + r["std"]) for r in evaluations]
         label = "validation" if evaluations[-1]["split"] == "val" else evaluations[-1]["split"]
         axis.plot(iterations, means, color=ink.line, linewidth=1.5, marker="o", markersize=3, label=label)
         axis.fill_between(iterations, low, high, color=ink.line, alpha=0.2, linewidth=0)
@@ -197,8 +209,8 @@ def _draw_accuracy(axis: Axes, records: Sequence[Mapping[str, Any]], ink: _Ink) 
         final = finals[-1]
         axis.errorbar(
             [final["iteration"]],
-            [100 * final["test_mean"]],
-            [100 * final["test_std"]],
+            [scale * final["test_mean"]],
+            [scale * final["test_std"]],
             color=ink.other,
             marker="D",
             markersize=5,
@@ -206,7 +218,7 @@ def _draw_accuracy(axis: Axes, records: Sequence[Mapping[str, Any]], ink: _Ink) 
             label="test, of the best",
         )
         axis.axhline(
-            100 * final["random_real_mean"], color=ink.text, linestyle="--", linewidth=1, label="random real, test"
+            scale * final["random_real_mean"], color=ink.text, linestyle="--", linewidth=1, label="random real, test"
         )
     if evaluations or finals:
         _legend(axis, ink)
@@ -283,25 +295,28 @@ def _section(title: str, body: str) -> str:
 def _tiles(facts: _Facts) -> str:
     final, evaluations, iterations = facts.final, facts.of_kind("eval"), facts.of_kind("iter")
     tiles: list[tuple[str, str, str]] = []
+    label = metric_label(facts.metric)
     if final is not None:
-        gain = 100 * (final["test_mean"] - final["random_real_mean"])
+        gain = final["test_mean"] - final["random_real_mean"]
+        scale, unit = metric_scale(facts.metric)
+        shown = f"{scale * abs(gain):.1f} points" if unit else f"{abs(gain):.3f}"
         count = f"{final['num_eval']} networks ({final['model']}), test split"
         tiles += [
-            ("Test accuracy", _percent(final["test_mean"], final["test_std"]), count),
+            (f"Test {label}", format_metric(facts.metric, final["test_mean"], final["test_std"]), count),
             (
                 f"As many random real {facts.noun}",
-                _percent(final["random_real_mean"], final["random_real_std"]),
-                f"the distilled ones are {abs(gain):.1f} points {'better' if gain >= 0 else 'worse'}",
+                format_metric(facts.metric, final["random_real_mean"], final["random_real_std"]),
+                f"the distilled ones are {shown} {'better' if gain >= 0 else 'worse'}",
             ),
         ]
         chosen = "validation" if final.get("select_on", "val") == "val" else "the test split (optimistic)"
-        tiles.append(("Chosen iteration", str(final["iteration"]), f"by accuracy on {chosen}"))
+        tiles.append(("Chosen iteration", str(final["iteration"]), f"by {label} on {chosen}"))
     elif evaluations:
         best = max(evaluations, key=lambda r: r["mean"])
         tiles.append(
             (
-                "Best accuracy so far",
-                _percent(best["mean"], best["std"]),
+                f"Best {label} so far",
+                format_metric(facts.metric, best["mean"], best["std"]),
                 f"{best['split']}, iteration {best['iteration']}",
             )
         )
@@ -376,8 +391,12 @@ def _picture(image: Tensor, alt: str) -> str:
 def _curves(facts: _Facts) -> str:
     if not facts.records:
         return ""
+    label = metric_label(facts.metric)
     drawn = [
-        (_draw_accuracy, f"Accuracy of fresh networks trained on the {facts.noun}; the band is one standard deviation"),
+        (
+            _draw_score,
+            f"{label[0].upper()}{label[1:]} of fresh networks trained on the {facts.noun}; the band is one standard deviation",
+        ),
         (_draw_loss, "Matching loss at each iteration"),
         (_draw_step_size, "The learned step size at each iteration"),
     ]
@@ -392,20 +411,22 @@ def _evaluations(facts: _Facts) -> str:
         return ""
     rows = []
     for record in facts.evaluations:
-        random = "–"
+        random, metric = "–", record.get("metric", "accuracy")
         if record.get("random_real_mean") is not None:
-            random = _percent(record["random_real_mean"], record["random_real_std"])
+            random = format_metric(metric, record["random_real_mean"], record["random_real_std"])
         rows.append(
             [
                 record["model"],
-                _percent(record["mean"], record["std"]),
+                format_metric(metric, record["mean"], record["std"]),
                 random,
                 record["split"],
-                len(record["accuracies"]),
+                len(record["scores"]),
                 f"{record['lr']:.4g}",
             ]
         )
-    return _grid(["network", "accuracy", f"random real {facts.noun}", "split", "networks", "step size"], rows)
+    return _grid(
+        ["network", metric_label(facts.metric), f"random real {facts.noun}", "split", "networks", "step size"], rows
+    )
 
 
 def _storage(facts: _Facts) -> str:
@@ -448,7 +469,7 @@ def _timings(facts: _Facts) -> str:
 def _provenance(facts: _Facts) -> str:
     rows: list[tuple[str, Any]] = [("run", str(facts.run.path.resolve()))]
     if facts.distilled is not None:
-        shown = {k: v for k, v in facts.distilled.provenance.items() if k not in ("config", "test_accuracy")}
+        shown = {k: v for k, v in facts.distilled.provenance.items() if k not in ("config", "test")}
         rows += sorted(shown.items())
     if facts.store is not None:
         rows.append(("expert recipe", facts.store.manifest["recipe"]))
@@ -479,10 +500,6 @@ def _shown(value: Any) -> str:
     if isinstance(value, (list, tuple)):
         return ", ".join(_shown(item) for item in value)
     return str(value)
-
-
-def _percent(mean: float, std: float) -> str:
-    return f"{100 * mean:.1f} ± {100 * std:.1f} %"
 
 
 def _bytes(count: int) -> str:

@@ -238,5 +238,15 @@ def _random_windows(canvases: Tensor, size: tuple[int, int], generator: torch.Ge
 
 def scores(stack: NetworkStack, images: Tensor, labels: Tensor, task: Task, chunk: int = 512) -> list[float]:
     """The task's score of every network on ``images (n, C, H, W)``."""
-    outputs = torch.cat([stack.logits(part) for part in images.split(chunk)], dim=1)
-    return [task.score(logits, labels) for logits in outputs]
+    return [task.score(logits, labels) for logits in _outputs(stack, images, chunk)]
+
+
+def measures(
+    stack: NetworkStack, images: Tensor, labels: Tensor, task: Task, chunk: int = 512
+) -> list[dict[str, float]]:
+    """All metrics of the task, by name, of every network on ``images (n, C, H, W)``."""
+    return [task.metrics(logits, labels) for logits in _outputs(stack, images, chunk)]
+
+
+def _outputs(stack: NetworkStack, images: Tensor, chunk: int) -> Tensor:
+    return torch.cat([stack.logits(part) for part in images.split(chunk)], dim=1)

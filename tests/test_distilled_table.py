@@ -22,6 +22,7 @@ from mct_fast.distilled import DistilledDataset
 from mct_fast.distilled_table import PRIVACY, nearest_real, nearest_text, table_frame
 from mct_fast.errors import InputError
 from mct_fast.experts import ExpertConfig, train_experts
+from mct_fast.tasks import Binary, Classification, task_named
 
 ROOT = Path(__file__).parent.parent
 EXPERTS = ExpertConfig(model="MLP", depth=1, width=8, num_experts=2, train_epochs=3, lr_teacher=0.1)
@@ -46,7 +47,12 @@ def dataset_of(frame: pd.DataFrame | None = None, target: tuple[str, ...] = ("di
 
 
 def set_of(dataset: Dataset, rows: int = 4, **provenance: object) -> DistilledDataset:
-    noted = {"dataset": dataset.name, "task": dataset.task, "target": list(dataset.target), **provenance}
+    noted = {
+        "dataset": dataset.name,
+        "task": task_named(dataset.task).state(),
+        "target": list(dataset.target),
+        **provenance,
+    }
     images, labels = dataset.train.images[:rows].clone(), dataset.train.labels[:rows].clone()
     return DistilledDataset(images, labels, 0.1, dataset.transform, dataset.class_names, noted)
 
@@ -80,10 +86,15 @@ def test_several_targets_and_soft_labels() -> None:
     several.labels[0] = torch.tensor([0.25, 1.0])
     cells = table_frame(several)
     assert list(cells.columns[-2:]) == ["died", "shock"] and cells["died"][0] == 0.25 and cells["shock"][0] == 1
-    soft = replace(set_of(dataset_of(), 2), labels=torch.tensor([[0.8, 0.2], [0.3, 0.7]]))
-    cells = table_frame(soft)
-    assert cells["died"].tolist() == ["0", "1"]
-    assert cells["died: weight of 1"].tolist() == pytest.approx([0.2, 0.7])
+    for task, labels in (
+        (Classification(), [[0.8, 0.2], [0.3, 0.7]]),
+        (Binary(), [0.2, 0.7]),
+        (Binary(), [[0.2], [0.7]]),
+    ):
+        soft = replace(set_of(dataset_of(), 2, task=task.state()), labels=torch.tensor(labels))
+        cells = table_frame(soft)
+        assert cells["died"].tolist() == ["0", "1"]
+        assert cells["died: weight of 1"].tolist() == pytest.approx([0.2, 0.7])
 
 
 def test_series_give_a_row_a_step() -> None:
@@ -164,7 +175,9 @@ def test_distilling_a_table_writes_it_out(tmp_path: Path) -> None:
     store = train_experts(replace(config, table=TableSpec(target=("died",))), tmp_path / "experts")
     assert "dsa" not in store.manifest["recipe"], "rows are not augmented"
     distilled = distill(DISTILL, tmp_path / "experts", out=tmp_path / "run")
-    assert distilled.provenance["task"] == "binary" and distilled.provenance["target"] == ["died"]
+    assert distilled.provenance["task"] == {"name": "binary", "pos_weight": 1.0} and distilled.provenance["target"] == [
+        "died"
+    ]
     assert "data_path" not in distilled.provenance["data"]
     assert distilled.provenance["nearest_real"]["rows"] == 4
     assert len(pd.read_csv(tmp_path / "run" / "distilled.csv", comment="#")) == 4

@@ -73,26 +73,26 @@ def test_the_protocol_equals_a_plain_loop(soft: bool, dsa: bool, digits: Dataset
     result = evaluate(replace(some, labels=labels), digits, config, model=SMALL)
     expected = [plain(some.images, labels, some.syn_lr, digits, config, row) for row in range(2)]
     # One test image in 360 may sit on the boundary between two classes in float32.
-    assert result.accuracies == pytest.approx(expected, abs=1.01 / len(digits.test))
+    assert result.scores == pytest.approx(expected, abs=1.01 / len(digits.test))
     assert len(set(expected)) == 2 and min(expected) > 0.15
     assert result.split == "test" and result.model == "ConvNet" and result.lr == 0.1
-    assert result.mean == pytest.approx(sum(result.accuracies) / 2)
-    assert result.std == pytest.approx(abs(result.accuracies[0] - result.accuracies[1]) / 2)
+    assert result.mean == pytest.approx(sum(result.scores) / 2)
+    assert result.std == pytest.approx(abs(result.scores[0] - result.scores[1]) / 2)
 
 
 def test_the_step_size_is_the_learned_one_unless_given(digits: Dataset, some: DistilledDataset) -> None:
     learned = evaluate(some, digits, QUICK, model=SMALL)
     given = evaluate(replace(some, syn_lr=7.0), digits, replace(QUICK, lr_net=0.1), model=SMALL)
     assert learned == given
-    assert evaluate(replace(some, syn_lr=1e-4), digits, QUICK, model=SMALL).accuracies != learned.accuracies
+    assert evaluate(replace(some, syn_lr=1e-4), digits, QUICK, model=SMALL).scores != learned.scores
 
 
 def test_same_seed_same_accuracies_and_every_network_its_own(digits: Dataset, some: DistilledDataset) -> None:
     first = evaluate(some, digits, QUICK, model=SMALL)
     assert first == evaluate(some, digits, QUICK, model=SMALL)
     more = evaluate(some, digits, replace(QUICK, num_eval=3), model=SMALL)
-    assert more.accuracies[:2] == first.accuracies
-    assert evaluate(some, digits, replace(QUICK, seed=5), model=SMALL).accuracies != first.accuracies
+    assert more.scores[:2] == first.scores
+    assert evaluate(some, digits, replace(QUICK, seed=5), model=SMALL).scores != first.scores
 
 
 @pytest.mark.parametrize("name", ["ResNet18BN", "VGG11BN", "AlexNet", "LeNet", "MLP", "ConvNetW8BN"])
@@ -104,7 +104,7 @@ def test_other_architectures(name: str) -> None:
     images, labels = random_real(dataset.train, 1, generator(0, "test"))
     few = DistilledDataset(images[:4], labels[:4], 0.01, dataset.transform, dataset.class_names)
     result = evaluate(few, dataset, EvalConfig(num_eval=1, epoch_eval_train=1), model=name)
-    assert len(result.accuracies) == 1 and 0 <= result.mean <= 1 and result.std == 0
+    assert len(result.scores) == 1 and 0 <= result.mean <= 1 and result.std == 0
 
 
 def test_a_module_of_the_user_is_trained_from_scratch(digits: Dataset, some: DistilledDataset) -> None:
@@ -118,14 +118,14 @@ def test_the_baseline_draws_anew_for_each_network(digits: Dataset) -> None:
     for row in range(2):
         images, labels = random_real(digits.train, 2, generator(QUICK.seed, "random-real", row))
         expected = plain(images, labels, 0.1, digits, QUICK, row)
-        assert result.accuracies[row] == pytest.approx(expected, abs=1.01 / len(digits.test))
+        assert result.scores[row] == pytest.approx(expected, abs=1.01 / len(digits.test))
 
 
 @pytest.mark.parametrize("select_on", ["val", "test"])
 def test_the_baseline_takes_its_best_step_size(
     select_on: str, digits: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    real = mct_fast.evaluate._train_and_score
+    real = mct_fast.evaluate._Given.train_and_score
     asked: list[tuple[float, str]] = []
 
     def spy(*args: object) -> dict[str, EvalResult]:
@@ -133,7 +133,7 @@ def test_the_baseline_takes_its_best_step_size(
         asked.extend((result.lr, split) for split, result in results.items())
         return results
 
-    monkeypatch.setattr(mct_fast.evaluate, "_train_and_score", spy)
+    monkeypatch.setattr(mct_fast.evaluate._Given, "train_and_score", spy)
     config = replace(QUICK, epoch_eval_train=20, select_on=select_on, lr_net=3.0)
     result = evaluate_random_real(2, digits, config, model=SMALL, lrs=(1e-5, 0.1))
     assert asked == [(1e-5, select_on), (0.1, select_on), (0.1, "test")]
@@ -144,7 +144,7 @@ def test_canvases_are_trained_on_by_windows(digits: Dataset, some: DistilledData
     canvases = replace(some, images=some.images.repeat(1, 1, 2, 2))
     result = evaluate(canvases, digits, QUICK, model=SMALL)
     expected = [plain(canvases.images, some.labels, some.syn_lr, digits, QUICK, row, window=8) for row in range(2)]
-    assert result.accuracies == pytest.approx(expected, abs=1.01 / len(digits.test))
+    assert result.scores == pytest.approx(expected, abs=1.01 / len(digits.test))
     assert result != evaluate(some, digits, QUICK, model=SMALL)
     for size in ((16, 8), (12, 12)):
         with pytest.raises(InputError, match="^dataset: "):

@@ -159,7 +159,7 @@ def test_the_manifest_says_what_was_trained(digits: Dataset, tmp_path: Path) -> 
     assert manifest["model"] == expert_spec(TINY, digits)
     assert manifest["dataset"]["fingerprint"] == digits.fingerprint and manifest["recipe"]["batch_train"] == 500
     info = store.info(0)
-    assert info["accuracy_split"] == "val" and 0 <= info["accuracy"] <= 1 and len(info["train_loss"]) == 4
+    assert info["split"] == "val" and 0 <= info["accuracy"] <= 1 and len(info["train_loss"]) == 4
     assert info["train_loss"][-1] < info["train_loss"][0]
 
 

@@ -86,9 +86,9 @@ def test_sizes_count_the_whole_folder(store: TrajectoryStore, tmp_path: Path) ->
     assert report.mtt_ratio == 51 * 4 * parameters * 2 / size
     assert (report.keeps_checkpoints, full.keeps_checkpoints) == (False, True)
     assert full.bytes > report.bytes + EPOCHS * 4 * parameters * 2  # EPOCHS + 1 checkpoints, less theta_0 (a seed)
-    assert report.accuracy is not None
+    assert report.score is not None
     accuracies = [store.info(i)["accuracy"] for i in range(2)]
-    assert report.accuracy == {"mean": np.mean(accuracies), "worst": min(accuracies), "best": max(accuracies)}
+    assert report.score == {"mean": np.mean(accuracies), "worst": min(accuracies), "best": max(accuracies)}
 
 
 @pytest.mark.parametrize("encoding", ["float32", "fp16", "int8", "int4"])

@@ -147,7 +147,7 @@ def test_skipped_iterations_are_counted(run_copy: Path) -> None:
 
 def test_other_networks_stand_in_a_table(run_copy: Path) -> None:
     Run.open(run_copy).add_evaluation(
-        {"model": "AlexNet", "split": "test", "mean": 0.5, "std": 0.01, "accuracies": [0.49, 0.51], "lr": 0.01}
+        {"model": "AlexNet", "split": "test", "mean": 0.5, "std": 0.01, "scores": [0.49, 0.51], "lr": 0.01}
     )
     text = page_of(run_copy).text
     assert "Other networks" in text

@@ -62,8 +62,8 @@ def _run(arm: Arm, seed: int, path: Path) -> dict[str, Any] | None:
                     "seconds": sum(seconds[: i + 1]),
                     "loss": sum(recent) / len(recent) if recent else None,
                     "syn_lr": record["lr"],
-                    record["split"]: record["accuracies"],
-                    **({"test": record["test"]["accuracies"]} if "test" in record else {}),
+                    record["split"]: record["scores"],
+                    **({"test": record["test"]["scores"]} if "test" in record else {}),
                 }
             )
         else:

@@ -10,7 +10,9 @@ from torch import Tensor
 
 from mct_fast.errors import InputError
 from mct_fast.files import sha256_tensor
-from mct_fast.tasks import rows_per_class, shuffled_by_class
+from mct_fast.tasks import Classification, Task, shuffled_by_class
+
+_BY_CLASS = Classification()
 
 
 @dataclass(frozen=True, eq=False)
@@ -68,16 +70,18 @@ def stratified_split(labels: Tensor, fraction: float, generator: torch.Generator
     return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
 
 
-def random_real(split: Split, ipc: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """The random-real baseline: `ipc` different real images of each class.
+def random_real(split: Split, ipc: int, generator: torch.Generator, task: Task = _BY_CLASS) -> tuple[Tensor, Tensor]:
+    """The random-real baseline: `ipc` different real images of each class, or what else `task` begins a set with.
 
     Args:
         split: where to draw from.
         ipc: images per class, at least 1.
         generator: CPU generator; the same state gives the same images whatever the device.
+        task: what the labels say; classes by default.
 
     Returns:
-        images (classes * ipc, C, H, W) and labels (classes * ipc,), ordered by class, on the split's device.
+        images (classes * ipc, C, H, W) and labels (classes * ipc,), ordered by class, on the split's device; of a
+        multi-label task (labels * ipc) rows and labels (labels * ipc, labels).
 
     Raises:
         InputError: ipc is not a positive whole number, or a class has fewer images.
@@ -88,5 +92,5 @@ def random_real(split: Split, ipc: int, generator: torch.Generator) -> tuple[Ten
     if not len(labels):
         raise InputError(f"ipc={ipc}: the split is empty; choose a split that has images")
     num_classes = split.num_classes or int(labels.max()) + 1
-    chosen = rows_per_class(labels, num_classes, ipc, generator).to(split.images.device)
+    chosen = task.draw_rows(labels, num_classes, ipc, generator).to(split.images.device)
     return split.images[chosen], split.labels[chosen]

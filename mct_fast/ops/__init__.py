@@ -32,6 +32,7 @@ __all__ = [
     "dsa",
     "dsa_transpose",
     "extension_loaded",
+    "kernels_available",
     "linear_bce",
     "linear_bce_tangent",
     "linear_ce",
@@ -44,6 +45,11 @@ __all__ = [
 def extension_loaded() -> bool:
     """Whether the compiled extension `mct_fast._C` was found; without it the operators run in plain PyTorch."""
     return _LOADED
+
+
+def kernels_available() -> bool:
+    """Whether some device of this machine has kernels for the operators: the compiled extension's, or Triton's on a GPU."""
+    return _LOADED or torch.cuda.is_available()
 
 
 def conv3x3(

@@ -2,7 +2,8 @@
 
 from mct_fast.tasks.heads import BinaryCrossEntropyHead, CrossEntropyHead, Head
 from mct_fast.tasks.layout import rows_per_class, shuffled_by_class, spread_order
-from mct_fast.tasks.metrics import format_metric, metric_label
+from mct_fast.tasks.links import Link, Sigmoid, Softmax
+from mct_fast.tasks.metrics import format_metric, metric_label, metric_scale
 from mct_fast.tasks.task import Binary, Classification, MultiLabel, Task, task_from_state, task_named
 
 __all__ = [
@@ -11,10 +12,14 @@ __all__ = [
     "Classification",
     "CrossEntropyHead",
     "Head",
+    "Link",
     "MultiLabel",
+    "Sigmoid",
+    "Softmax",
     "Task",
     "format_metric",
     "metric_label",
+    "metric_scale",
     "rows_per_class",
     "shuffled_by_class",
     "spread_order",

@@ -30,7 +30,7 @@ def rows_per_class(labels: Tensor, num_classes: int, ipc: int, generator: torch.
     order, counts = shuffled_by_class(labels, num_classes, generator)
     fewest = int(counts.min())
     if fewest < ipc:
-        raise InputError(f"ipc={ipc} is larger than class {int(counts.argmin())}, which has {fewest} images; lower ipc")
+        raise InputError(f"ipc: {ipc} is larger than class {int(counts.argmin())}, which has {fewest} rows; lower it")
     first = counts.cumsum(0) - counts
     return order[(first[:, None] + torch.arange(ipc)).flatten()]
 
@@ -45,7 +45,7 @@ def rows_of_labels(labels: Tensor, count: int, generator: torch.Generator) -> Te
         InputError: there are fewer rows than ``count``.
     """
     if count > len(labels):
-        raise InputError(f"ipc: {count} rows are wanted of {len(labels)}; lower ipc")
+        raise InputError(f"ipc: {count} rows are wanted of {len(labels)}; lower it")
     order = torch.randperm(len(labels), generator=generator)
     positive = labels > 0.5
     chosen, rest = order[:count], order[count:]

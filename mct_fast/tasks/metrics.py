@@ -34,13 +34,17 @@ def metric_label(name: str) -> str:
     return _LABELS.get(name, name)
 
 
+def metric_scale(name: str) -> tuple[float, str]:
+    """By what to multiply the metric to show it, and its unit: accuracies in %, all else as it is."""
+    return (100.0, "%") if name in _IN_PERCENT else (1.0, "")
+
+
 def format_metric(name: str, mean: float, std: float) -> str:
     """``mean ± std`` in the metric's usual form: accuracies in %, areas and errors with three digits."""
     if math.isnan(mean):
         return "undefined (one class only)"
-    if name in _IN_PERCENT:
-        return f"{100 * mean:.1f} ± {100 * std:.1f} %"
-    return f"{mean:.3f} ± {std:.3f}"
+    scale, unit = metric_scale(name)
+    return f"{scale * mean:.1f} ± {scale * std:.1f} {unit}" if unit else f"{mean:.3f} ± {std:.3f}"
 
 
 def of_classes(logits: Tensor, labels: Tensor) -> dict[str, float]:

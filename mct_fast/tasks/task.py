@@ -15,6 +15,7 @@ from mct_fast.errors import InputError
 from mct_fast.tasks import metrics
 from mct_fast.tasks.heads import BinaryCrossEntropyHead, CrossEntropyHead, Head
 from mct_fast.tasks.layout import rarest_label, rows_of_labels, rows_per_class
+from mct_fast.tasks.links import Link, Sigmoid, Softmax
 
 
 class Task(Protocol):
@@ -24,6 +25,8 @@ class Task(Protocol):
     """What :func:`task_named` takes."""
     headline: ClassVar[str]
     """The metric that picks the best of several sets; larger is better."""
+    link: ClassVar[Link]
+    """What makes probabilities of a network's outputs."""
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         """Mean loss of ``logits (n, k)`` against ``labels``, a scalar, differentiable twice."""
@@ -76,6 +79,7 @@ class Classification:
 
     name: ClassVar[str] = "classification"
     headline: ClassVar[str] = "accuracy"
+    link: ClassVar[Link] = Softmax()
 
     def loss(self, logits: Tensor, labels: Tensor) -> Tensor:
         if labels.is_floating_point():
@@ -145,6 +149,7 @@ class Binary:
     pos_weight: float = 1.0
     name: ClassVar[str] = "binary"
     headline: ClassVar[str] = "auroc"
+    link: ClassVar[Link] = Sigmoid()
 
     def __post_init__(self) -> None:
         _check_weights("pos_weight", (self.pos_weight,))
@@ -213,6 +218,7 @@ class MultiLabel:
     weight: tuple[float, ...] = (1.0,)
     name: ClassVar[str] = "multilabel"
     headline: ClassVar[str] = "macro_auroc"
+    link: ClassVar[Link] = Sigmoid()
 
     def __post_init__(self) -> None:
         for field in ("pos_weight", "weight"):
@@ -273,8 +279,10 @@ def task_named(name: str) -> Task:
     return _task_class(name)()
 
 
-def task_from_state(state: Mapping[str, Any]) -> Task:
-    """The task whose ``state()`` was kept."""
+def task_from_state(state: Mapping[str, Any] | None, otherwise: str = "classification") -> Task:
+    """The task whose ``state()`` was kept, or the one called ``otherwise`` where none was."""
+    if state is None:
+        return task_named(otherwise)
     given = {key: tuple(value) if isinstance(value, list) else value for key, value in state.items() if key != "name"}
     task = _task_class(str(state.get("name")))
     try:

@@ -6,6 +6,7 @@ low along the curve (Garipov et al., NeurIPS 2018): :mod:`mct_fast.bezier_fit`.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 
 import torch
@@ -44,6 +45,16 @@ class BezierTrajectory:
     @property
     def continuous(self) -> bool:
         return True
+
+    @property
+    def nbytes(self) -> int:
+        return self.points.nbytes
+
+    def to(self, device: torch.device | str) -> BezierTrajectory:
+        """The same curve with its points on ``device``."""
+        moved = copy.copy(self)  # checked when it was made
+        moved.points = self.points.to(device)
+        return moved
 
     def point(self, t: float) -> PathPoint:
         """The point at time ``t`` as a mixture of the three stored models."""

@@ -77,6 +77,14 @@ class ConvexTrajectory:
     def continuous(self) -> bool:
         return True
 
+    @property
+    def nbytes(self) -> int:
+        return self.waypoints.nbytes
+
+    def to(self, device: torch.device | str) -> ConvexTrajectory:
+        """The same path with its waypoints on ``device``."""
+        return ConvexTrajectory(self.waypoints.to(device), self.progress, self._shapes)
+
     def pace(self, t: float) -> Tensor:
         """``progress (L,)`` at a real time ``t``."""
         t = check_time(t, self.epochs)

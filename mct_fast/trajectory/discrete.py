@@ -45,6 +45,14 @@ class DiscreteTrajectory:
     def continuous(self) -> bool:
         return False
 
+    @property
+    def nbytes(self) -> int:
+        return self.checkpoints.nbytes
+
+    def to(self, device: torch.device | str) -> DiscreteTrajectory:
+        """The same path with its checkpoints on ``device``."""
+        return DiscreteTrajectory(self.checkpoints.to(device), self._shapes)
+
     def at(self, t: float) -> Tensor:
         """The checkpoint ``(P,)`` of epoch ``t``; a time between epochs is refused."""
         t = check_time(t, self.epochs)
@@ -80,6 +88,11 @@ class StoredCheckpoints(DiscreteTrajectory):
     @property
     def epochs(self) -> int:
         return self._rows - 1
+
+    @property
+    def nbytes(self) -> int:
+        """Of all checkpoints, as :meth:`to` brings them into memory."""
+        return 4 * self._rows * sum(shape.numel() for shape in self._shapes)
 
     def _checkpoint(self, epoch: int) -> Tensor:
         with safe_open(str(self._file), framework="pt") as shard:

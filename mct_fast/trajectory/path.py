@@ -31,6 +31,15 @@ class Trajectory(Protocol):
         """Whether :meth:`at` is defined between whole epochs."""
         ...
 
+    @property
+    def nbytes(self) -> int:
+        """Bytes of the models that the path holds in memory."""
+        ...
+
+    def to(self, device: torch.device | str) -> Trajectory:
+        """The same path with its models on ``device``."""
+        ...
+
     def at(self, t: float) -> Tensor:
         """The parameters ``(P,)`` at time ``t`` in [0, epochs]."""
         ...

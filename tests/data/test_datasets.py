@@ -190,7 +190,7 @@ def test_random_real_is_class_ordered_real_and_without_repeats():
 def test_random_real_refuses_more_than_a_class_has():
     split = Split(torch.rand(5, 1, 4, 4), torch.tensor([0, 0, 0, 1, 1]), "")
     assert len(random_real(split, 2, torch.Generator())[0]) == 4
-    with pytest.raises(InputError, match="ipc=3 is larger than class 1, which has 2") as caught:
+    with pytest.raises(InputError, match="ipc: 3 is larger than class 1, which has 2") as caught:
         random_real(split, 3, torch.Generator())
     one_line(caught)
     with pytest.raises(InputError, match="class 2, which has 0"):

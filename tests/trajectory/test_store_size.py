@@ -52,7 +52,7 @@ def test_size_on_disk(encoding: str, start: str, tmp_path: Path) -> None:
     )
     empty = store.nbytes
     losses = [float(f"{2.3 / (t + 1) + 1e-6 * t:.6g}") for t in range(50)]
-    info = {"accuracy": 0.543211, "accuracy_split": "val", "train_loss": losses, "seconds": 1234.56}
+    info = {"accuracy": 0.543211, "split": "val", "train_loss": losses, "seconds": 1234.56}
     seed = 2**63 - 11 if start == "seed" else None
     if seed is not None:
         first.copy_(model.init(seed))
