@@ -47,7 +47,6 @@ class Case:
     dataset: str
     ipc: tuple[int, ...]
     table: TableSpec = TableSpec()
-    pos_weight: float = 1.0
 
 
 CASES = (
@@ -55,7 +54,7 @@ CASES = (
     Case("whas500", "whas500", (10, 50)),
     Case("whas500-complications", "whas500-complications", (10, 50)),
     Case("diabetes", "diabetes", (10, 50), TableSpec(missing_mask=True)),
-    Case("breast_cancer, 1 % positive", "breast_cancer", (2,), TableSpec(subsample_positive=0.01), pos_weight=0.0),
+    Case("breast_cancer, 1 % positive", "breast_cancer", (2,), TableSpec(subsample_positive=0.01)),
 )
 
 EXPERTS = ExpertConfig(
@@ -109,8 +108,8 @@ class Bench:
     config: ExpertConfig = field(init=False)
 
     def __post_init__(self) -> None:
-        changes = {"dataset": self.case.dataset, "table": self.case.table, "pos_weight": self.case.pos_weight}
-        config = replace(EXPERTS, seed=self.seed, split_seed=self.seed, **changes)
+        where = {"dataset": self.case.dataset, "table": self.case.table}
+        config = replace(EXPERTS, seed=self.seed, split_seed=self.seed, **where)
         object.__setattr__(self, "config", config)
 
     @cached_property
@@ -172,7 +171,6 @@ class Bench:
             self.dataset,
             self.evaluation,
             model=spec,
-            task=task_named(self.dataset.task).weighted(self.case.pos_weight, self.dataset.train.labels),
             split="test",
             lrs=tuple(dict.fromkeys((*STEP_SIZES, *learned))),
             progress=for_stream(),
@@ -182,7 +180,7 @@ class Bench:
     def _on_all_rows(self) -> EvalResult:
         """Networks trained on the whole training split."""
         dataset, train = self.dataset, self.dataset.train
-        task = task_named(dataset.task).weighted(self.case.pos_weight, train.labels)
+        task = task_named(dataset.task)
         spec = named_spec({"name": "MLP", "depth": EXPERTS.depth, "width": EXPERTS.width}, dataset, task)
         whole = DistilledDataset(train.images, train.labels, STEP_SIZES[0], dataset.transform, dataset.class_names)
         config = replace(self.evaluation, epoch_eval_train=2 * EXPERTS.train_epochs)
