@@ -20,12 +20,13 @@ from mct_fast.trajectory import Trajectory
 class StepSize:
     """The student's learnable step size alpha > 0: SGD with momentum that cannot cross zero.
 
-    One step at most halves or doubles alpha; where it would do more, its momentum is dropped.  In the references alpha
-    can turn negative, or leap to where every student explodes, and the run ends in NaN.
+    One step at most halves or doubles alpha; where it would do more, its momentum is dropped.  It does not fall below a
+    thousandth of where it began: students would stand still, and a number halved for long enough is none.  In the references
+    alpha can turn negative, or leap to where every student explodes, and the run ends in NaN.
     """
 
     def __init__(self, value: float, lr: float, momentum: float) -> None:
-        self.value, self.velocity = value, 0.0
+        self.value, self.velocity, self._least = value, 0.0, value / 1000
         self._lr, self._momentum = lr, momentum
 
     def step(self, grad: float) -> None:
@@ -36,6 +37,8 @@ class StepSize:
         moved = self.value - self._lr * self.velocity
         if not self.value / 2 <= moved <= self.value * 2:
             moved, self.velocity = min(max(moved, self.value / 2), self.value * 2), 0.0
+        if moved < self._least:
+            moved, self.velocity = self._least, 0.0
         self.value = moved
 
 

@@ -419,6 +419,11 @@ def test_step_size_is_sgd_with_momentum_within_its_bounds() -> None:
     assert step.value == value / 2
     step.step(-1e9)
     assert step.value == value
+    for _ in range(300):  # halved so often, a float32 would be zero
+        step.step(1e9)
+    assert step.value == pytest.approx(1e-4)
+    step.step(-1e9)
+    assert step.value == pytest.approx(2e-4)
     fixed = StepSize(0.1, 0.0, 0.5)
     fixed.step(5.0)
     assert fixed.value == 0.1
