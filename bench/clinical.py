@@ -9,11 +9,9 @@ finished is kept in ``--work``, and the same command goes on where an interrupte
 
 from __future__ import annotations
 
-import contextlib
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from statistics import fmean, pstdev
@@ -22,17 +20,17 @@ from typing import Any
 import tyro
 
 from bench import document, machine, tables
+from bench.work import work_folder
 from mct_fast.bezier_fit import BezierConfig, fit_bezier
-from mct_fast.data import Dataset, TableSpec, load_dataset
+from mct_fast.data import Dataset, TableSpec
 from mct_fast.distill import DistillConfig, distill
 from mct_fast.distilled import DistilledDataset
 from mct_fast.errors import InputError
 from mct_fast.evaluate import EvalConfig, EvalResult, evaluate_random_real, evaluate_splits
-from mct_fast.experts import ExpertConfig, train_experts
+from mct_fast.experts import ExpertConfig, expert_spec, expert_task, load_for, train_experts
 from mct_fast.files import read_json, write_json
-from mct_fast.networks import named_spec
 from mct_fast.progress import for_stream
-from mct_fast.tasks import format_metric, metric_label, task_named
+from mct_fast.tasks import format_metric, metric_label
 from mct_fast.trajectory import TrajectoryStore
 
 SECTION = "clinical table"
@@ -105,19 +103,15 @@ class Bench:
     seed: int
     iterations: int
     folder: Path
-    config: ExpertConfig = field(init=False)
 
-    def __post_init__(self) -> None:
-        where = {"dataset": self.case.dataset, "table": self.case.table}
-        config = replace(EXPERTS, seed=self.seed, split_seed=self.seed, **where)
-        object.__setattr__(self, "config", config)
+    @property
+    def config(self) -> ExpertConfig:
+        seeds = {"seed": self.seed, "split_seed": self.seed}
+        return replace(EXPERTS, dataset=self.case.dataset, table=self.case.table, **seeds)
 
     @cached_property
     def dataset(self) -> Dataset:
-        config = self.config
-        return load_dataset(
-            config.dataset, val_fraction=config.val_fraction, split_seed=config.split_seed, table=config.table
-        )
+        return load_for(self.config)
 
     @cached_property
     def store(self) -> TrajectoryStore:
@@ -165,12 +159,11 @@ class Bench:
     def _random(self, ipc: int) -> dict[str, Any]:
         """As many random rows, a fresh draw for each network."""
         learned = [read_json(self.folder / f"{ipc}-{name}.json")["lr"] for name in ARMS]
-        spec = self.store.manifest["model"]
         found = evaluate_random_real(
             ipc,
             self.dataset,
             self.evaluation,
-            model=spec,
+            model=expert_spec(self.config, self.dataset),
             split="test",
             lrs=tuple(dict.fromkeys((*STEP_SIZES, *learned))),
             progress=for_stream(),
@@ -180,8 +173,7 @@ class Bench:
     def _on_all_rows(self) -> EvalResult:
         """Networks trained on the whole training split."""
         dataset, train = self.dataset, self.dataset.train
-        task = task_named(dataset.task)
-        spec = named_spec({"name": "MLP", "depth": EXPERTS.depth, "width": EXPERTS.width}, dataset, task)
+        task, spec = expert_task(self.config, dataset), expert_spec(self.config, dataset)
         whole = DistilledDataset(train.images, train.labels, STEP_SIZES[0], dataset.transform, dataset.class_names)
         config = replace(self.evaluation, epoch_eval_train=2 * EXPERTS.train_epochs)
         tried = [
@@ -222,7 +214,7 @@ def main(words: Sequence[str] | None = None) -> int:
     console, circumstances = tables.console(), machine.circumstances()
     tables.headline(console, circumstances)
     try:
-        with _work(arguments.work) as folder:
+        with work_folder(arguments.work) as folder:
             rows = [row for bench in _benches(arguments, folder) for row in bench.rows()]
     except InputError as error:
         print(f"bench.clinical: error: {error}", file=sys.stderr)
@@ -250,15 +242,6 @@ def _benches(arguments: Arguments, folder: Path) -> list[Bench]:
         if not arguments.only or case.title in arguments.only
         for seed in range(arguments.seeds)
     ]
-
-
-@contextlib.contextmanager
-def _work(folder: str | None) -> Iterator[Path]:
-    if folder is not None:
-        yield Path(folder)
-        return
-    with tempfile.TemporaryDirectory(prefix="mct_fast_clinical_") as temporary:
-        yield Path(temporary)
 
 
 if __name__ == "__main__":

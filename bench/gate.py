@@ -71,7 +71,7 @@ class Agreement:
 
 @dataclass(frozen=True)
 class Verdict:
-    """All contestants over the same steps."""
+    """All contestants over the same steps: closely over up to :data:`FIRST_STEPS`, else within what switched ReLUs do."""
 
     steps: int
     agreements: tuple[Agreement, ...]
@@ -89,10 +89,8 @@ def verdict(
     outcomes: Mapping[str, Outcome],
     exact: Outcome,
     truncated: Outcome | None,
-    *,
-    close: bool = True,
 ) -> Verdict:
-    """Compares all outcomes with the float64 ones: closely, or within what switched ReLUs do."""
+    """Compares all outcomes after ``steps`` with the float64 ones."""
     errors = {}
     for name, outcome in outcomes.items():
         wanted = truncated if contestants[name].gradient == "truncated" else exact
@@ -102,7 +100,7 @@ def verdict(
             relative(outcome.grad_images / contestants[name].scale, wanted.grad_images),
             relative(outcome.grad_lr, wanted.grad_lr),
         )
-    limits = limits_of(errors) if close else Limits(LOSS_LIMIT[1], GRADIENT_LIMIT[1])
+    limits = limits_of(errors) if steps <= FIRST_STEPS else Limits(LOSS_LIMIT[1], GRADIENT_LIMIT[1])
     found = tuple(
         Agreement(
             name,

@@ -140,21 +140,21 @@ def _gate(
     judged = setting if setting.device == "cpu" else replace(setting, strategy="scale_rotate")
     verdicts: list[Verdict] = []
     if setting.syn_steps > FIRST_STEPS:
-        _judge(replace(judged, syn_steps=FIRST_STEPS), present, absent, verdicts)
+        verdicts.append(_judge(replace(judged, syn_steps=FIRST_STEPS), present, absent)[0])
         gc.collect()
-    runs, expected = _judge(judged, {n: c for n, c in present.items() if n not in absent}, absent, verdicts)
+    verdict, runs, expected = _judge(judged, {n: c for n, c in present.items() if n not in absent}, absent)
     for name in runs:
         if judged is not setting:
             runs[name] = present[name].build(build(setting))
         if judged is not setting or expected[name] < 5:
             expected[name] = clock(runs[name])
-    return tuple(verdicts), runs, expected
+    return (*verdicts, verdict), runs, expected
 
 
 def _judge(
-    setting: Setting, present: Mapping[str, Contestant], absent: dict[str, str], verdicts: list[Verdict]
-) -> tuple[dict[str, Iterate], dict[str, float]]:
-    """One iteration of everybody against float64, added to ``verdicts``; what was run and how many seconds it took."""
+    setting: Setting, present: Mapping[str, Contestant], absent: dict[str, str]
+) -> tuple[Verdict, dict[str, Iterate], dict[str, float]]:
+    """One iteration of everybody against float64; what was run, and how many seconds it took."""
     problem, steps = build(setting), setting.syn_steps
     outcomes: dict[str, Outcome] = {}
     runs: dict[str, Iterate] = {}
@@ -175,11 +175,10 @@ def _judge(
     wide = problem.to("float64")
     needs_truncated = any(present[name].gradient == "truncated" for name in outcomes)
     truncated = judge(wide, truncated=True) if needs_truncated else None
-    verdict = gate.verdict(steps, present, outcomes, judge(wide), truncated, close=not verdicts)
+    verdict = gate.verdict(steps, present, outcomes, judge(wide), truncated)
     if verdict.failed:
         raise GateError(verdict)
-    verdicts.append(verdict)
-    return runs, spent
+    return verdict, runs, spent
 
 
 def _copy(outcome: Outcome) -> Outcome:

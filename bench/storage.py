@@ -6,11 +6,10 @@
 alone.  Experts and distillations are kept in ``--work``, and the same command goes on where an interrupted one stopped.
 """
 
-import contextlib
 import hashlib
 import sys
 import tempfile
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -22,6 +21,7 @@ from rich.console import Console
 
 from bench import machine, tables
 from bench.timing import Spread, clock
+from bench.work import work_folder
 from mct_fast.data import Dataset, load_dataset
 from mct_fast.demo import DISTILL, EXPERTS
 from mct_fast.distill import DistillConfig, distill
@@ -40,7 +40,7 @@ MTT_CHECKPOINTS = 51
 EPOCHS = 50
 
 ITERATION_SECONDS = 1.5
-"""An iteration at IPC 1 with the reference's ConvNet on two cores (docs/performance.md); ``--iteration-seconds``."""
+"""Less than an iteration at IPC 1 with the reference's ConvNet takes on two cores; ``--iteration-seconds``."""
 
 
 @dataclass(frozen=True)
@@ -117,20 +117,11 @@ def main(words: Sequence[str] | None = None) -> int:
     """Runs; returns 0, or 2 after wrong input."""
     arguments = tyro.cli(Arguments, args=words, prog="python -m bench.storage", description=__doc__)
     try:
-        with _work(arguments.work) as folder:
+        with work_folder(arguments.work) as folder:
             return _run(arguments, folder)
     except InputError as error:
         print(f"bench.storage: error: {error}", file=sys.stderr)
         return 2
-
-
-@contextlib.contextmanager
-def _work(folder: str | None) -> Iterator[Path]:
-    if folder is not None:
-        yield Path(folder)
-        return
-    with tempfile.TemporaryDirectory(prefix="mct_fast_storage_") as temporary:
-        yield Path(temporary)
 
 
 def _run(arguments: Arguments, folder: Path) -> int:

@@ -286,10 +286,14 @@ def _sweep(problem: MatchingProblem, *, carry_curvature: bool, keep_bytes: int) 
 
 def _that_fits(tape: Tape | None, room: int, later: int) -> Tape | None:
     """``tape`` if ``room`` also takes light ones of all ``later`` steps; else a light one, if that fits."""
-    light = None if tape is None else tape.lighter()
-    if tape is not None and tape.nbytes + (0 if light is None else later * light.nbytes) <= room:
+    if tape is None:
+        return None
+    light = tape.lighter()
+    if light is None:
+        return tape if tape.nbytes <= room else None
+    if tape.nbytes + later * light.nbytes <= room:
         return tape
-    return light if light is not None and light.nbytes <= room else None
+    return light if light.nbytes <= room else None
 
 
 def _add_rows(total: Tensor, rows: Tensor, grad: Tensor, alpha: Tensor) -> None:

@@ -204,7 +204,7 @@ class _Loop:
             if config.canvas > 1:
                 shape = (shape[0], *(config.canvas * side for side in shape[1:]))
             images = torch.randn((len(labels), *shape), generator=generator(config.seed, "pix-init"))
-        return images.clone().to(config.device), labels.clone().to(config.device)
+        return images.to(config.device), labels.to(config.device)
 
     def _initial_labels(self, hard: Tensor, model: FunctionalModel) -> Labels:
         config, link = self.config, self.task.link

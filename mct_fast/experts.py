@@ -169,7 +169,7 @@ def train_experts(
         lambda: dataset.to(config.device) if dataset is not None else load_for(config, progress)
     )
     augmentation(dataset.kind, config.dsa, config.dsa_strategy, config.jitter)  # refuses what does not fit the data
-    spec = expert_spec(config, dataset)
+    task, spec = expert_task(config, dataset), expert_spec(config, dataset)
     network = build_model(spec)
     if any(True for _ in network.buffers()):
         raise InputError("norm: experts with batch norm have state beside their parameters; use 'instance' or 'group'")
@@ -180,7 +180,7 @@ def train_experts(
         "shapes": [list(shape) for shape in model.shapes],
         "init": None if model.init_plan is None else [fill.to_json() for fill in model.init_plan],
         "dataset": {**dataset.source, "name": dataset.name, "fingerprint": dataset.fingerprint},
-        "task": expert_task(config, dataset).state(),
+        "task": task.state(),
         "recipe": _recipe(config, dataset),
     }
     with contextlib.ExitStack() as held:
@@ -198,7 +198,7 @@ def train_experts(
         with progress.task("experts, images", images) as bar:
             for mine in rounds:
                 with _Spools(None if store is None else store.path) as spools:
-                    trained = _train_group(mine, config, dataset, model, spools, bar) if mine else []
+                    trained = _train_group(mine, config, dataset, task, model, spools, bar) if mine else []
                     for expert in (expert for group in communicator.collect(trained) for expert in group):
                         assert store is not None
                         expert.add_to(store, config.encoding)
@@ -238,10 +238,15 @@ class _Trained:
 
 
 def _train_group(
-    numbers: list[int], config: ExpertConfig, dataset: Dataset, model: FunctionalModel, files: _Spools, bar: Any
+    numbers: list[int],
+    config: ExpertConfig,
+    dataset: Dataset,
+    task: Task,
+    model: FunctionalModel,
+    files: _Spools,
+    bar: Any,
 ) -> list[_Trained]:
     began = time.perf_counter()
-    task = expert_task(config, dataset)
     seeds = [_init_seed(config, number) for number in numbers]
     initial = torch.stack([model.init(seed) for seed in seeds])
     stack = FlatStack(student_for(model, task), initial.to(config.device), SGD(config.mom, config.l2), _descent(config))

@@ -32,7 +32,7 @@ from mct_fast.models import FunctionalModel, build_model
 from mct_fast.progress import Progress, quiet
 from mct_fast.seeds import generator
 from mct_fast.student import Student
-from mct_fast.tasks import Task, metric_label, metric_scale, task_from_state
+from mct_fast.tasks import Task, metric_digits, metric_label, metric_scale, metric_title, task_from_state
 from mct_fast.training import SGD, FlatStack, scores
 from mct_fast.trajectory import DiscreteTrajectory, Trajectory, TrajectoryStore
 
@@ -334,7 +334,10 @@ def rows(report: StoreReport) -> list[tuple[str, str]]:
     if report.epochs is not None:
         found.append(("epochs", f"{report.epochs}{', every checkpoint kept' if report.keeps_checkpoints else ''}"))
     if report.score is not None:
-        mean, worst = (_shown(report.metric, report.score[which]) for which in ("mean", "worst"))
+        unit = metric_scale(report.metric)[1]
+        mean, worst = (
+            f"{metric_digits(report.metric, report.score[which])}{unit and f' {unit}'}" for which in ("mean", "worst")
+        )
         found.append((metric_label(report.metric), f"{mean} on average, {worst} the worst"))
     if report.broken is not None:
         found.append(("verified", _verdict(report)))
@@ -347,9 +350,10 @@ def show(report: StoreReport, console: Console) -> None:
     """Prints the table of the accuracy along the path."""
     if report.along is None:
         return
-    label, (scale, unit) = _named(report.along.metric), metric_scale(report.along.metric)
-    title = f"{label} along the path{unit and f', {unit}'} of {report.along.samples} {report.along.split} images"
-    digits = 1 if unit else 3
+    metric = report.along.metric
+    unit = metric_scale(metric)[1]
+    about = f"of {report.along.samples} {report.along.split} images"
+    title = f"{metric_title(metric)} along the path{unit and f', {unit}'} {about}"
     table = Table(title=title, box=box.SIMPLE_HEAD, title_justify="left")
     table.add_column("epoch", justify="right")
     for curve in report.along.curves:
@@ -360,8 +364,8 @@ def show(report: StoreReport, console: Console) -> None:
         for curve in report.along.curves:
             kept = curve.checkpoints[position]
             cells += [
-                "" if kept is None else f"{scale * kept:.{digits}f}",
-                f"{scale * curve.convex[position]:.{digits}f}",
+                "" if kept is None else metric_digits(metric, kept),
+                metric_digits(metric, curve.convex[position]),
             ]
         table.add_row(*cells)
     console.print(table)
@@ -427,20 +431,12 @@ def _draw_along(axis: Axes, report: StoreReport) -> None:
         if kept:
             axis.plot(*zip(*kept, strict=True), color="#e07b1f", linewidth=0, marker="o", markersize=5, fillstyle="none",
                       label="SGD's checkpoints" if first else None)  # fmt: skip
-    axis.set_title(f"{_named(report.along.metric)} along the path ({report.along.samples} {report.along.split} images)")
+    axis.set_title(
+        f"{metric_title(report.along.metric)} along the path ({report.along.samples} {report.along.split} images)"
+    )
     axis.set_ylabel(unit)
     axis.grid(color="#dddddd")
     axis.legend()
-
-
-def _named(metric: str) -> str:
-    label = metric_label(metric)
-    return label[0].upper() + label[1:]
-
-
-def _shown(metric: str, value: float) -> str:
-    scale, unit = metric_scale(metric)
-    return f"{scale * value:.1f} {unit}" if unit else f"{value:.3f}"
 
 
 def _error(error: Mapping[str, float]) -> str:

@@ -29,7 +29,7 @@ from mct_fast.errors import InputError
 from mct_fast.files import atomic_write
 from mct_fast.progress import duration
 from mct_fast.run import Run
-from mct_fast.tasks import format_metric, metric_label, metric_scale
+from mct_fast.tasks import format_metric, metric_label, metric_scale, metric_title
 from mct_fast.trajectory import TrajectoryStore
 
 PAGE, CURVES, IMAGES, TABLE, DISTILLED = "report.html", "curves.png", "images.png", "distilled.csv", "distilled"
@@ -391,11 +391,10 @@ def _picture(image: Tensor, alt: str) -> str:
 def _curves(facts: _Facts) -> str:
     if not facts.records:
         return ""
-    label = metric_label(facts.metric)
     drawn = [
         (
             _draw_score,
-            f"{label[0].upper()}{label[1:]} of fresh networks trained on the {facts.noun}; the band is one standard deviation",
+            f"{metric_title(facts.metric)} of fresh networks trained on the {facts.noun}; the band is one standard deviation",
         ),
         (_draw_loss, "Matching loss at each iteration"),
         (_draw_step_size, "The learned step size at each iteration"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -61,7 +62,7 @@ def stays(path: Path, targets: int) -> Dataset:
 
 
 @pytest.mark.parametrize("made", [one, several], ids=["binary", "multilabel"])
-def test_a_table_goes_through_all_stages(made: type, tmp_path: Path) -> None:
+def test_a_table_goes_through_all_stages(made: Callable[[], Dataset], tmp_path: Path) -> None:
     dataset = made()
     outputs, rows = (1, 4) if dataset.task == "binary" else (3, 6)
     headline = "auroc" if dataset.task == "binary" else "macro_auroc"
@@ -145,7 +146,7 @@ def test_stratified_batches_hold_their_share_of_rare_rows(tmp_path: Path, monkey
 
 @pytest.mark.parametrize("made", [one, several], ids=["binary", "multilabel"])
 @pytest.mark.parametrize("labels", ["hard", "expert"])
-def test_labels_that_are_learned_stay_probabilities(made: type, labels: str, tmp_path: Path) -> None:
+def test_labels_that_are_learned_stay_probabilities(made: Callable[[], Dataset], labels: str, tmp_path: Path) -> None:
     dataset = made()
     store = train_experts(EXPERTS, tmp_path / "experts", dataset)
     config = replace(DISTILL, labels=labels, lr_label=1.0, pix_init="noise")
@@ -155,7 +156,7 @@ def test_labels_that_are_learned_stay_probabilities(made: type, labels: str, tmp
     if labels == "expert":
         assert not torch.equal(found.labels, first.labels) or found.provenance["iteration"] == 0
     assert len(table_frame(found)) == len(found)
-    resumed = distill(replace(config), store, dataset, out=tmp_path / "run", resume=True)
+    resumed = distill(config, store, dataset, out=tmp_path / "run", resume=True)
     assert torch.equal(resumed.labels, found.labels)
 
 

@@ -3,7 +3,7 @@
 from mct_fast.tasks.heads import BinaryCrossEntropyHead, CrossEntropyHead, Head
 from mct_fast.tasks.layout import rows_per_class, shuffled_by_class, spread_order
 from mct_fast.tasks.links import Link, Sigmoid, Softmax
-from mct_fast.tasks.metrics import format_metric, metric_label, metric_scale
+from mct_fast.tasks.metrics import format_metric, metric_digits, metric_label, metric_scale, metric_title
 from mct_fast.tasks.task import Binary, Classification, MultiLabel, Task, task_from_state, task_named
 
 __all__ = [
@@ -18,8 +18,10 @@ __all__ = [
     "Softmax",
     "Task",
     "format_metric",
+    "metric_digits",
     "metric_label",
     "metric_scale",
+    "metric_title",
     "rows_per_class",
     "shuffled_by_class",
     "spread_order",

@@ -39,12 +39,24 @@ def metric_scale(name: str) -> tuple[float, str]:
     return (100.0, "%") if name in _IN_PERCENT else (1.0, "")
 
 
+def metric_digits(name: str, value: float) -> str:
+    """The number alone, scaled, with the metric's usual digits."""
+    scale, unit = metric_scale(name)
+    return f"{scale * value:.{1 if unit else 3}f}"
+
+
+def metric_title(name: str) -> str:
+    """The metric's name at the beginning of a line."""
+    label = metric_label(name)
+    return label[0].upper() + label[1:]
+
+
 def format_metric(name: str, mean: float, std: float) -> str:
     """``mean ± std`` in the metric's usual form: accuracies in %, areas and errors with three digits."""
     if math.isnan(mean):
         return "undefined (one class only)"
-    scale, unit = metric_scale(name)
-    return f"{scale * mean:.1f} ± {scale * std:.1f} {unit}" if unit else f"{mean:.3f} ± {std:.3f}"
+    unit = metric_scale(name)[1]
+    return f"{metric_digits(name, mean)} ± {metric_digits(name, std)}{unit and f' {unit}'}"
 
 
 def of_classes(logits: Tensor, labels: Tensor) -> dict[str, float]:

@@ -118,7 +118,8 @@ def test_truncated_gradients_are_judged_by_the_truncated_one() -> None:
     passed = []
     for entrant in (mct, replace(mct, scale=1.0), replace(mct, gradient="exact")):
         entrants = {"mct": entrant, "unrolled": unrolled}
-        found = gate.verdict(3, entrants, {"mct": half, "unrolled": exact}, exact, truncated).agreements[0]
+        outcomes = {"mct": half, "unrolled": exact}
+        found = gate.verdict(gate.FIRST_STEPS, entrants, outcomes, exact, truncated).agreements[0]
         passed.append(found.passed)
         assert found.cosine < 1
     assert passed == [True, False, False]
