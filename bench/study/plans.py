@@ -141,7 +141,7 @@ def _cifar10_ipc1() -> Study:
     their gradient).
     """
     experts = ExpertConfig(
-        dataset="folder:cifar10", zca=True, num_experts=6, train_epochs=10, parallel=1, keep_checkpoints=True
+        dataset="folder:cifar10", zca=True, num_experts=6, train_epochs=10, parallel=2, keep_checkpoints=True
     )
     common = DistillConfig(
         ipc=1,
