@@ -321,7 +321,7 @@ def _evaluate(words: list[str]) -> None:
         with _resumable("networks that were finished are kept"):
             for network in networks:
                 result = evaluate(distilled, dataset, given.config, model=network, **common)
-                record: dict[str, Any] = {"model": result.model, **result.json()}
+                record = result.record()
                 row = [result.model, format_metric(result.metric, result.mean, result.std)]
                 if given.random_real:
                     ipc = len(distilled) // distilled.num_classes
@@ -329,12 +329,7 @@ def _evaluate(words: list[str]) -> None:
                     random = evaluate_random_real(
                         ipc, dataset, given.config, model=network, task=distilled.task, lrs=lrs, **common
                     )
-                    record |= {
-                        "random_real_mean": random.mean,
-                        "random_real_std": random.std,
-                        "random_real_lr": random.lr,
-                        "random_real_metrics": random.json()["metrics"],
-                    }
+                    record |= random.baseline()
                     row.append(format_metric(random.metric, random.mean, random.std))
                 rows.append(tuple(row))
                 if run_path is not None:
@@ -725,8 +720,9 @@ def _run_rows(path: Path) -> list[tuple[str, ...]]:
         metric = record.get("metric", "accuracy")
         label = "" if metric == "accuracy" else f"{metric_label(metric)} "
         rows.append(("test", f"{label}{format_metric(metric, record['test_mean'], record['test_std'])} {networks}"))
-        random = format_metric(metric, record["random_real_mean"], record["random_real_std"])
-        rows.append(("random real", f"{label}{random}"))
+        if record.get("random_real_mean") is not None:
+            random = format_metric(metric, record["random_real_mean"], record["random_real_std"])
+            rows.append(("random real", f"{label}{random}"))
         if record.get("nearest_real"):
             rows += [("rows", str(path / "distilled.csv")), *_privacy_rows(record["nearest_real"])]
     return rows

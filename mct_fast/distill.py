@@ -15,12 +15,12 @@ from torch import Tensor, nn
 
 from mct_fast.adjoint import MatchResult
 from mct_fast.data import AugmentPlan, Dataset, augmentation, load_noted, random_real
-from mct_fast.distill_config import DistillConfig, adjoint_of, check_config, sampler_of
+from mct_fast.distill_config import DistillConfig, adjoint_of, check_config, evaluation_of, sampler_of
 from mct_fast.distilled import DistilledDataset
 from mct_fast.distilled_table import nearest_real
 from mct_fast.distributed import Communicator, Single, check_agreement
 from mct_fast.errors import InputError
-from mct_fast.evaluate import EvalConfig, evaluate_random_real, evaluate_splits
+from mct_fast.evaluate import evaluate_random_real, evaluate_splits
 from mct_fast.files import sha256_tensor
 from mct_fast.learned import HardLabels, ImageAverage, Labels, SoftLabels, StepSize, assigned
 from mct_fast.matching import Matcher
@@ -29,7 +29,7 @@ from mct_fast.paths import ExpertPaths
 from mct_fast.progress import Progress, quiet
 from mct_fast.run import Run
 from mct_fast.sampling import draw_batches
-from mct_fast.seeds import derive_seed, generator
+from mct_fast.seeds import generator
 from mct_fast.tasks import Task, task_from_state, task_named
 from mct_fast.textures import Sheet, real_canvases
 from mct_fast.trajectory import Trajectory, TrajectoryStore
@@ -340,20 +340,6 @@ class _Loop:
         for group in self.optimizer.param_groups:
             group["lr"] = config.lr_img * config.lr_decay**decays
 
-    def _eval_config(self) -> EvalConfig:
-        config = self.config
-        return EvalConfig(
-            num_eval=config.num_eval,
-            epoch_eval_train=config.epoch_eval_train,
-            batch_train=config.batch_train,
-            dsa=config.dsa,
-            dsa_strategy=config.dsa_strategy,
-            jitter=config.jitter,
-            select_on=config.select_on,
-            seed=derive_seed(config.seed, "eval"),
-            device=config.device,
-        )
-
     def _evaluate(self, progress: Progress) -> None:
         began = time.perf_counter()
         check_agreement(self.communicator, "images", sha256_tensor(self.images))
@@ -364,7 +350,7 @@ class _Loop:
         results = evaluate_splits(
             candidate,
             self.dataset,
-            self._eval_config(),
+            evaluation_of(self.config),
             model=self.network,
             task=self.task,
             splits=splits,
@@ -374,6 +360,8 @@ class _Loop:
         result, self.evaluated = results[chosen], self.iteration
         if result.mean > self.best["score"]:
             self.best = {"score": result.mean, "iteration": self.iteration, "syn_lr": self.step_size.value}
+            if "test" in results:  # what a last evaluation of these images would find again
+                self.best["test"] = results["test"].record()
             self.best_images, self.best_labels = images.clone(), labels.clone()
         if self.run is not None:
             record = {"kind": "eval", "iteration": self.iteration, **result.json()}
@@ -389,7 +377,7 @@ class _Loop:
         return self.average.value if self.config.ema else self.images.detach()
 
     def _finish(self, progress: Progress) -> DistilledDataset:
-        best, config = self._best(), self._eval_config()
+        best, config = self._best(), evaluation_of(self.config)
         near = None
         if self.dataset.kind != "images":
             near = nearest_real(best.images, self.dataset)
@@ -399,31 +387,32 @@ class _Loop:
         common: dict[str, Any] = {
             "model": self.network, "task": self.task, "progress": progress, "communicator": self.communicator
         }  # fmt: skip
-        result = evaluate_splits(best, self.dataset, config, splits=("test",), **common)["test"]
-        lrs = tuple(dict.fromkeys((best.syn_lr, self.config.lr_teacher)))
-        random = evaluate_random_real(self.config.ipc, self.dataset, config, split="test", lrs=lrs, **common)
-        best = replace(best, provenance={**best.provenance, "test": result.json()})
+        test = self.best.get("test")
+        if test is None:
+            test = evaluate_splits(best, self.dataset, config, splits=("test",), **common)["test"].record()
+        random = None
+        if self.config.random_real:
+            lrs = tuple(dict.fromkeys((best.syn_lr, self.config.lr_teacher)))
+            random = evaluate_random_real(self.config.ipc, self.dataset, config, split="test", lrs=lrs, **common)
+        best = replace(best, provenance={**best.provenance, "test": {k: v for k, v in test.items() if k != "model"}})
         if self.run is not None:
             best.save(self.run.path / "distilled")
             best.write_preview(self.run.path)
             self.run.log(
                 kind="final",
-                model=result.model,
+                model=test["model"],
                 iteration=self.best["iteration"],
                 select_on=self.config.select_on,
                 num_eval=self.config.num_eval,
-                test_mean=result.mean,
-                test_std=result.std,
-                test_scores=list(result.scores),
-                metric=result.metric,
-                test_metrics=result.json()["metrics"],
+                test_mean=test["mean"],
+                test_std=test["std"],
+                test_scores=test["scores"],
+                metric=test["metric"],
+                test_metrics=test["metrics"],
                 labels="soft" if best.labels.is_floating_point() else "hard",
-                random_real_mean=random.mean,
-                random_real_std=random.std,
-                random_real_lr=random.lr,
-                random_real_metrics=random.json()["metrics"],
                 distill_seconds=self.seconds,
                 skipped=self.skipped,
+                **({} if random is None else random.baseline()),
                 **({} if near is None else {"nearest_real": {k: v for k, v in near.items() if k != "distances"}}),
             )
         return best

@@ -10,10 +10,11 @@ import torch
 from mct_fast.adjoint import ADJOINTS, Adjoint, Exact, Truncated
 from mct_fast.data import Dataset, augmentation
 from mct_fast.errors import InputError
-from mct_fast.evaluate import check_scorable, split_of
+from mct_fast.evaluate import EvalConfig, check_scorable, split_of
 from mct_fast.graphs import Graphed
 from mct_fast.learned import ImageAverage
 from mct_fast.sampling import SegmentSampler
+from mct_fast.seeds import derive_seed
 from mct_fast.tasks import Task, task_named
 from mct_fast.trajectory import Trajectory
 
@@ -96,6 +97,8 @@ class DistillConfig:
     """Epochs an evaluation network is trained."""
     batch_train: int = 256
     """Images a step when an evaluation network is trained."""
+    random_real: bool = True
+    """At the end, also train networks on as many random real images, for comparison."""
     select_on: str = "val"
     """The split that picks the best images: 'val', or 'test' for tables that maximise on test data (labelled so)."""
     eval_test: bool = False
@@ -166,6 +169,21 @@ def check_config(config: DistillConfig, dataset: Dataset, first: Trajectory, tas
     task.draw_rows(dataset.train.labels, dataset.num_classes, config.ipc * tiles, torch.Generator())  # refuses too many
     check_scorable(split_of(dataset, config.select_on), dataset, task, config.select_on)
     sampler_of(config).check(first.epochs, continuous_path=first.continuous)
+
+
+def evaluation_of(config: DistillConfig) -> EvalConfig:
+    """How the images of a run are evaluated, every time with the same networks."""
+    return EvalConfig(
+        num_eval=config.num_eval,
+        epoch_eval_train=config.epoch_eval_train,
+        batch_train=config.batch_train,
+        dsa=config.dsa,
+        dsa_strategy=config.dsa_strategy,
+        jitter=config.jitter,
+        select_on=config.select_on,
+        seed=derive_seed(config.seed, "eval"),
+        device=config.device,
+    )
 
 
 def adjoint_of(config: DistillConfig) -> Adjoint:

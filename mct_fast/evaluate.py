@@ -101,6 +101,19 @@ class EvalResult:
             "metrics": {name: [_known(value) for value in values] for name, values in self.metrics.items()},
         }
 
+    def record(self) -> dict[str, Any]:
+        """What a run notes of it."""
+        return {"model": self.model, **self.json()}
+
+    def baseline(self) -> dict[str, Any]:
+        """What a run notes of it as the random-real baseline."""
+        return {
+            "random_real_mean": self.mean,
+            "random_real_std": self.std,
+            "random_real_lr": self.lr,
+            "random_real_metrics": self.json()["metrics"],
+        }
+
 
 def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
@@ -236,12 +249,9 @@ def evaluate_random_real(
     images = torch.stack([drawn[0] for drawn in draws]).to(config.device)
     labels = torch.stack([drawn[1] for drawn in draws]).to(config.device)
     given = _Given(images, labels, dataset, task, model, progress, communicator)
-    best = lrs[0]
-    if len(lrs) > 1:
-        chosen = config.select_on
-        tried = {lr: given.train_and_score(lr, replace(config, lr_net=lr), (chosen,))[chosen].mean for lr in lrs}
-        best = max(tried, key=lambda lr: tried[lr])
-    return given.train_and_score(best, replace(config, lr_net=best), (split,))[split]
+    chosen = split if len(lrs) == 1 else config.select_on
+    tried = [given.train_and_score(lr, replace(config, lr_net=lr), tuple(dict.fromkeys((chosen, split)))) for lr in lrs]
+    return max(tried, key=lambda found: found[chosen].mean)[split]
 
 
 @dataclass(frozen=True)

@@ -217,9 +217,9 @@ def _draw_score(axis: Axes, records: Sequence[Mapping[str, Any]], ink: _Ink) -> 
             capsize=3,
             label="test, of the best",
         )
-        axis.axhline(
-            scale * final["random_real_mean"], color=ink.text, linestyle="--", linewidth=1, label="random real, test"
-        )
+        if final.get("random_real_mean") is not None:
+            random = scale * final["random_real_mean"]
+            axis.axhline(random, color=ink.text, linestyle="--", linewidth=1, label="random real, test")
     if evaluations or finals:
         _legend(axis, ink)
 
@@ -297,18 +297,19 @@ def _tiles(facts: _Facts) -> str:
     tiles: list[tuple[str, str, str]] = []
     label = metric_label(facts.metric)
     if final is not None:
-        gain = final["test_mean"] - final["random_real_mean"]
-        scale, unit = metric_scale(facts.metric)
-        shown = f"{scale * abs(gain):.1f} points" if unit else f"{abs(gain):.3f}"
         count = f"{final['num_eval']} networks ({final['model']}), test split"
-        tiles += [
-            (f"Test {label}", format_metric(facts.metric, final["test_mean"], final["test_std"]), count),
-            (
-                f"As many random real {facts.noun}",
-                format_metric(facts.metric, final["random_real_mean"], final["random_real_std"]),
-                f"the distilled ones are {shown} {'better' if gain >= 0 else 'worse'}",
-            ),
-        ]
+        tiles.append((f"Test {label}", format_metric(facts.metric, final["test_mean"], final["test_std"]), count))
+        if final.get("random_real_mean") is not None:
+            gain = final["test_mean"] - final["random_real_mean"]
+            scale, unit = metric_scale(facts.metric)
+            shown = f"{scale * abs(gain):.1f} points" if unit else f"{abs(gain):.3f}"
+            tiles.append(
+                (
+                    f"As many random real {facts.noun}",
+                    format_metric(facts.metric, final["random_real_mean"], final["random_real_std"]),
+                    f"the distilled ones are {shown} {'better' if gain >= 0 else 'worse'}",
+                )
+            )
         chosen = "validation" if final.get("select_on", "val") == "val" else "the test split (optimistic)"
         tiles.append(("Chosen iteration", str(final["iteration"]), f"by {label} on {chosen}"))
     elif evaluations:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 import mct_fast.distill
+import mct_fast.evaluate
 from mct_fast.adjoint import MatchResult
 from mct_fast.data import Dataset, load_dataset
 from mct_fast.distill import DistillConfig, DistilledDataset, StepSize, distill
@@ -435,7 +436,7 @@ def test_step_size_is_sgd_with_momentum_within_its_bounds() -> None:
 def test_the_best_images_on_the_chosen_split_are_kept(
     digits: Dataset, store: TrajectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    means = iter([0.2, 0.7, 0.7, 0.4, 0.5, 0.3])  # iterations 0, 2, 4, 5; then the test split
+    means = iter([0.2, 0.7, 0.7, 0.4])  # iterations 0, 2, 4, 5
     real = mct_fast.distill.evaluate_splits
     splits = []
 
@@ -445,14 +446,14 @@ def test_the_best_images_on_the_chosen_split_are_kept(
 
     monkeypatch.setattr(mct_fast.distill, "evaluate_splits", scripted)
     made = distill(replace(TINY, select_on="test"), store, digits, out=tmp_path / "run")
-    assert splits == ["test"] * 5
+    assert splits == ["test"] * 4, "what picked the images is not trained again"
     final = records(tmp_path / "run", "final")[0]
     assert final["iteration"] == 2 == made.provenance["iteration"] and final["select_on"] == "test"
     assert [r["split"] for r in records(tmp_path / "run", "eval")] == ["test"] * 4
     log = records(tmp_path / "run", "iter")
     assert made.syn_lr == log[1]["syn_lr"] != log[-1]["syn_lr"]
     assert not torch.equal(made.images, final_images(tmp_path / "run"))
-    assert made.provenance["test"]["mean"] == 0.5
+    assert made.provenance["test"]["mean"] == final["test_mean"] == 0.7
 
 
 def test_validation_selects_by_default_and_the_test_split_is_looked_at_once(
@@ -478,6 +479,21 @@ def test_curves_on_the_test_split_pick_nothing(digits: Dataset, store: Trajector
     # The networks that were scored on both splits are those that the final evaluation trains.
     chosen = [test for record, test in zip(curves, tests, strict=True) if record["iteration"] == final["iteration"]]
     assert chosen[-1]["scores"] == final["test_scores"]
+
+
+def test_what_was_scored_is_not_trained_again(
+    digits: Dataset, store: TrajectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With ``eval_test`` the last evaluation of the best images is known, also after a pause; the baseline may be left out."""
+    trained: list[Any] = []
+    real = mct_fast.evaluate._Given.train_and_score
+    monkeypatch.setattr(mct_fast.evaluate._Given, "train_and_score", lambda *a: trained.append(a) or real(*a))
+    config = replace(TINY, eval_test=True, random_real=False)
+    distill(config, store, digits, out=tmp_path / "run", until=3)
+    made = distill(config, store, digits, out=tmp_path / "run")
+    assert len(trained) == len(records(tmp_path / "run", "eval"))
+    final = records(tmp_path / "run", "final")[0]
+    assert made.provenance["test"]["scores"] == final["test_scores"] and "random_real_mean" not in final
 
 
 # Pauses

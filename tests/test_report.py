@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import base64
 import io
+import json
 import re
 import shutil
 from html.parser import HTMLParser
@@ -87,6 +88,15 @@ def test_page_says_what_the_run_found(run_copy: Path) -> None:
     assert f"{100 * final['random_real_mean']:.1f} ± {100 * final['random_real_std']:.1f} %" in text
     for part in ("5 of 5", "none skipped", "Storage of the experts", "bytes a parameter", "syn_steps", "fingerprint"):
         assert part in text, part
+
+
+def test_page_of_a_run_without_a_baseline(run_copy: Path) -> None:
+    metrics = run_copy / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    kept = [{key: value for key, value in line.items() if not key.startswith("random_real")} for line in lines]
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    text = " | ".join(page_of(run_copy).text)
+    assert "Test accuracy" in text and "random real" not in text
 
 
 def test_images_are_the_distilled_ones_with_the_transform_undone(run_copy: Path) -> None:

@@ -35,6 +35,8 @@ class Arguments:
     """Folder for experts, runs and results."""
     data_path: str | None = None
     """Folder of the dataset: for cifar10-ipc1 one that holds train/<class>/… and test/<class>/…."""
+    seeds: tuple[int, ...] | None = None
+    """Only these seeds' runs, so that several processes can do a study together once its experts are there; None: all."""
     threads: int | None = None
     """PyTorch's threads; None leaves its choice."""
 
@@ -72,7 +74,7 @@ def _run(words: Sequence[str]) -> int:
     set_threads(arguments.threads)
     try:
         study = study_named(arguments.name)
-        results = Runner(study, arguments.out, arguments.data_path, for_stream(), note).run()
+        results = Runner(study, arguments.out, arguments.data_path, for_stream(), note, arguments.seeds).run()
     except InputError as error:
         note(f"bench.study: error: {error}")
         return 2

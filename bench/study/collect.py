@@ -17,7 +17,7 @@ _WHERE = ("machine", "versions", "compiled_kernels", "commit", "dirty")
 
 
 def collect(study: Study, out: Path) -> dict[str, Any]:
-    """The results so far: ``experts``, ``storage``, ``paths`` (None where not done), ``runs``, ``made`` (where and when)."""
+    """The results so far: ``experts``, ``storage``, ``random``, ``paths`` (None: not done), ``runs``, ``made`` (where, when)."""
     done = {file.stem: read_json(file) for file in sorted((out / "pieces").glob("*.json"))}
 
     def found(name: str) -> Any:
@@ -31,9 +31,10 @@ def collect(study: Study, out: Path) -> dict[str, Any]:
         "plan": read_json(out / "study.json"),
         "says": {arm.name: arm.says for arm in study.arms},
         "published": dict(study.published),
-        "complete": complete and all(found(name) is not None for name in ("experts", "storage", "paths")),
+        "complete": complete and all(found(name) is not None for name in ("experts", "storage", "random", "paths")),
         "experts": found("experts"),
         "storage": found("storage"),
+        "random": found("random"),
         "paths": found("paths"),
         "runs": begun,
         "made": _made(done.values()),

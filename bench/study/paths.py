@@ -21,24 +21,22 @@ MTT_CHECKPOINTS = 51
 """What the reference keeps of an expert: 50 epochs and the beginning."""
 
 
-def path_scores(store: TrajectoryStore, dataset: Dataset, points: int = 21) -> Mapping[str, Any]:
-    """Test accuracy along the SGD path (at whole epochs) and along the convex path (at ``points`` times), per expert."""
+def path_scores(store: TrajectoryStore, dataset: Dataset) -> Mapping[str, Any]:
+    """Test accuracy along the SGD path and along the convex path at whole epochs, over the experts."""
     student = student_for(FunctionalModel(build_model(store.manifest["model"])), Classification())
 
     def along(path: Trajectory, times: list[float]) -> list[float]:
         stack = FlatStack(student, torch.stack([path.at(t) for t in times]), SGD())
         return scores(stack, dataset.test.images, dataset.test.labels, Classification())
 
-    epochs = store[0].epochs
-    whole = [float(t) for t in range(epochs + 1)]
-    fine = [epochs * i / (points - 1) for i in range(points)]
-    sgd = [along(store.trajectory(i, "discrete"), whole) for i in range(len(store))]
-    convex = [along(path, fine) for path in Convex().paths(store)]
+    times = [float(t) for t in range(store[0].epochs + 1)]
+    sgd = [along(store.trajectory(i, "discrete"), times) for i in range(len(store))]
+    convex = [along(path, times) for path in Convex().paths(store)]
     return {
         "split": "test",
         "networks": len(store),
-        "sgd": {"epochs": whole, **_spread(sgd)},
-        "convex": {"epochs": fine, **_spread(convex)},
+        "sgd": {"epochs": times, **_spread(sgd)},
+        "convex": {"epochs": times, **_spread(convex)},
     }
 
 

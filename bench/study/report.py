@@ -149,12 +149,10 @@ def _rows(results: Mapping[str, Any], wanted: set[str]) -> Iterator[tuple[str, .
             _percent(last),
             f"{min(pace):.3g}" if pace else "",
         )
-    finals = [run["final"] for run in results["runs"] if run["final"] is not None and run["arm"] in wanted]
-    if finals:
-        random = [final["random_real_mean"] for final in finals]
-        spread = fmean(final["random_real_std"] for final in finals)
-        shown = f"{100 * fmean(random):.1f} ± {100 * spread:.1f}"
-        yield "as many random real images", str(len(finals)), "", "", shown, "", "", ""
+    random = results["random"]
+    if random is not None:
+        count, shown = str(len(random["scores"])), _percent(random["scores"])
+        yield "as many random real images, drawn anew for each network", "", "", count, shown, "", "", ""
 
 
 def _published(results: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -25,7 +25,10 @@ from bench.study.paths import path_scores, storage
 from bench.study.plans import Arm, Study
 from mct_fast.data import Dataset
 from mct_fast.distill import distill
+from mct_fast.distill_config import evaluation_of
+from mct_fast.distilled import DistilledDataset
 from mct_fast.errors import InputError
+from mct_fast.evaluate import evaluate_random_real
 from mct_fast.experts import load_for, train_experts
 from mct_fast.files import read_json, write_json
 from mct_fast.models import build_model
@@ -46,11 +49,26 @@ class Piece:
 class Runner:
     """One study in one folder."""
 
-    def __init__(self, study: Study, out: Path, data_path: str | None, progress: Progress, say: Callable[[str], None]):
+    def __init__(
+        self,
+        study: Study,
+        out: Path,
+        data_path: str | None,
+        progress: Progress,
+        say: Callable[[str], None],
+        seeds: Sequence[int] | None = None,
+    ) -> None:
+        """``seeds``: which of the study's to do, so that several processes can share it; None: all."""
+        unknown = sorted({*(seeds or ())} - {*study.seeds})
+        if unknown:
+            raise InputError(
+                f"seeds: {study.name} has no seed {unknown[0]}; choose of {', '.join(map(str, study.seeds))}"
+            )
         # Absolute: what the store notes must not depend on where the command was given.
         path = None if data_path is None else str(Path(data_path).expanduser().absolute())
         self.study = replace(study, experts=replace(study.experts, data_path=path))
         self.out, self.data_path, self._progress, self._say = out, path, progress, say
+        self._seeds = study.seeds if seeds is None else tuple(seeds)
         self._paths: dict[str, list[Trajectory]] = {}
 
     def run(self) -> dict[str, Any]:
@@ -78,12 +96,13 @@ class Runner:
         for arm in self.study.arms:
             if arm.experts:
                 yield Piece(arm.store, partial(self._experts, arm.store, arm.experts))
-        for seed in self.study.seeds:
+        for seed in self._seeds:
             iterations = self.study.distill.iterations
             for stop in [*range(self.study.piece, iterations, self.study.piece), iterations]:
                 for arm in self.study.arms:
                     yield self._distilling(arm, seed, stop)
             if seed == self.study.seeds[0]:
+                yield Piece("random", self._random)
                 yield Piece("paths", lambda: path_scores(self.store, self.dataset))
 
     @cached_property
@@ -122,6 +141,17 @@ class Runner:
             return {"arm": arm.name, "seed": seed, "iterations": len(iterations)}
 
         return Piece(f"{arm.name}-{seed}-{stop:05d}", work)
+
+    def _random(self) -> Mapping[str, Any]:
+        """Networks trained on random real images: the baseline of all arms, whose first step size one of them learned."""
+        config, first = self.study.distill, self.study.arms[0]
+        learned = DistilledDataset.load(self.out / "runs" / f"{first.name}-{self.study.seeds[0]}" / "distilled").syn_lr
+        evaluation = evaluation_of(replace(config, seed=self.study.seeds[0]))
+        lrs = tuple(dict.fromkeys((learned, config.lr_teacher)))
+        model = self.store.manifest["model"]
+        return evaluate_random_real(
+            config.ipc, self.dataset, evaluation, model=model, lrs=lrs, progress=self._progress
+        ).record()
 
     def _paths_of(self, arm: Arm) -> list[Trajectory]:
         if arm.name not in self._paths:

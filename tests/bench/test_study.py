@@ -31,7 +31,7 @@ TOY = Study(
         encoding="float32",
     ),
     DistillConfig(
-        syn_steps=2, lr_img=20.0, lr_teacher=0.05, iterations=5, eval_it=2, eval_test=True, num_eval=2,
+        syn_steps=2, lr_img=20.0, lr_teacher=0.05, iterations=5, eval_it=2, eval_test=True, random_real=False, num_eval=2,
         epoch_eval_train=2, checkpoint_every=1,
     ),
     (mct(1.5, 2), mtt(1, 2)),
@@ -86,6 +86,7 @@ def test_what_a_study_finds(finished: Path) -> None:
     assert sizes["convex_float32"] == 8 * (results["storage"]["parameters"] + 5 * len(TrajectoryStore.open(
         finished / "experts").shapes))  # fmt: skip
     assert sizes["convex_seed_int4"] < sizes["convex_seed_int8"] < sizes["convex_seed_fp16"] < sizes["convex_float32"]
+    assert len(results["random"]["scores"]) == 2 and results["random"]["split"] == "test"
     assert results["made"][0]["seconds"] > 0
 
 
@@ -156,8 +157,20 @@ def test_arms_take_turns_and_the_second_seed_comes_last(finished: Path) -> None:
     names = [piece.name for piece in Runner(TOY, finished, None, quiet(), lambda _: None).pieces()]
     turns = [f"{arm}-{{}}-{stop:05d}" for stop in (2, 4, 5) for arm in ("mct", "mtt")]
     assert names == [
-        "experts", "storage", *(t.format(0) for t in turns), "paths", *(t.format(1) for t in turns),
+        "experts", "storage", *(t.format(0) for t in turns), "random", "paths", *(t.format(1) for t in turns),
     ]  # fmt: skip
+
+
+def test_seeds_may_be_done_apart(finished: Path, tmp_path: Path) -> None:
+    def part(*seeds: int) -> dict[str, Any]:
+        return Runner(TOY, tmp_path / "toy", None, quiet(), lambda _: None, seeds).run()
+
+    second = part(1)
+    assert not second["complete"] and {r["seed"] for r in second["runs"]} == {1}
+    both = part(0)
+    assert both["complete"] and timeless(both) == timeless(read_json(finished / "results.json"))
+    with pytest.raises(InputError, match="^seeds: toy has no seed 2; choose of 0, 1"):
+        part(0, 2)
 
 
 def test_another_plan_in_the_same_folder_is_refused(finished: Path) -> None:
@@ -210,6 +223,7 @@ def test_levers_change_something_each(finished: Path) -> None:
 def test_every_study_is_well_formed() -> None:
     for name, study in studies().items():
         assert study.name == name and study.experts.keep_checkpoints and study.distill.eval_test
+        assert not study.distill.random_real
         assert study.piece % study.distill.eval_it == 0 and study.distill.iterations % study.piece == 0
         assert len({arm.name for arm in study.arms}) == len(study.arms)
         for arm in study.arms:
