@@ -87,8 +87,8 @@ def asked(monkeypatch: pytest.MonkeyPatch, tiny_run: Path) -> list[Any]:
     monkeypatch.setattr(mct_fast.experts, "train_experts", lambda config, out, **kw: seen.append((config, out)))
     monkeypatch.setattr(mct_fast.distill, "distill", lambda config, store, **kw: seen.append((config, store)))
     monkeypatch.setattr(mct_fast.report, "write_report", lambda path: path)
-    monkeypatch.setattr("mct_fast.cli._store_rows", lambda store: [("store",)])
-    monkeypatch.setattr("mct_fast.cli._run_rows", lambda path: [("run",)])
+    monkeypatch.setattr("mct_fast.cli.commands.store_rows", lambda store: [("store",)])
+    monkeypatch.setattr("mct_fast.cli.commands.run_rows", lambda path: [("run",)])
     return seen
 
 

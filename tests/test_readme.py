@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from mct_fast import cli
+from mct_fast.cli import commands
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -40,13 +41,13 @@ def test_commands_are_understood(command: str, monkeypatch: pytest.MonkeyPatch) 
     class Parsed(Exception):  # noqa: N818
         pass
 
-    parse = cli._parse
+    parse = commands.parse
 
     def stop(*arguments: object) -> None:
         given.append(parse(*arguments))
         raise Parsed
 
-    monkeypatch.setattr(cli, "_parse", stop)
+    monkeypatch.setattr(commands, "parse", stop)
     with pytest.raises(Parsed):
         cli.main(shlex.split(command)[1:])
     assert len(given) == 1

@@ -1,0 +1,104 @@
+"""From words to a command's arguments; wrong words become one line that says what to give instead."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import difflib
+import io
+import json
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, TypeVar
+
+import tyro
+
+from mct_fast.errors import InputError
+
+T = TypeVar("T")
+
+
+def parse(command: str, arguments: type[T], words: list[str], default: T | None = None) -> T:
+    """``words`` as an instance of the dataclass ``arguments``; wrong words become an :class:`InputError` of one line.
+
+    What ``words`` leave out is taken from ``default``, or from the defaults of the class.
+    """
+    _refuse_unknown_options(arguments, words)
+    complaint = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(complaint):
+            prog = f"mct-fast {command}"
+            if default is None:
+                return tyro.cli(arguments, prog=prog, args=words, use_underscores=True)
+            return tyro.cli(arguments, prog=prog, args=words, use_underscores=True, default=default)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise InputError(_first_sentence(complaint.getvalue(), command)) from None
+
+
+def preset_in(words: Sequence[str]) -> Any:
+    """The preset that ``words`` name, or None. Looked up before parsing: it is what the other options default to."""
+    from mct_fast.presets import preset
+
+    chosen = None
+    for word, following in zip(words, [*words[1:], None], strict=False):
+        if word == "--preset" and following is not None:
+            chosen = following
+        elif word.startswith("--preset="):
+            chosen = word.partition("=")[2]
+    return None if chosen is None else preset(chosen)
+
+
+def _refuse_unknown_options(arguments: type, words: Iterable[str]) -> None:
+    known = set(_options(arguments))
+    for word in words:
+        if word == "--":
+            return
+        if not word.startswith("--") or word == "--help":
+            continue
+        name = word[2:].partition("=")[0].replace("-", "_")
+        if name not in known:
+            raise InputError(f"unknown option --{name}{nearest(name, known, '--')}")
+
+
+def _options(arguments: type) -> Iterator[str]:
+    for field in dataclasses.fields(arguments):
+        if dataclasses.is_dataclass(field.default) and not isinstance(field.default, type):
+            yield from _options(type(field.default))
+        else:
+            yield field.name
+            if isinstance(field.default, bool):
+                yield f"no_{field.name}"
+
+
+def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:
+    """A hint at the known name most like ``name``, or nothing."""
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.6)
+    return f", did you mean {prefix}{close[0]}?" if close else ""
+
+
+def _first_sentence(complaint: str, command: str) -> str:
+    """tyro's message without its frame: what stands before the first rule, on one line."""
+    words: list[str] = []
+    for line in complaint.splitlines():
+        text = line.strip("│ ").strip()
+        if text.startswith("╭"):
+            continue
+        if not text or text[0] in "─╰":
+            break
+        words += text.split()
+    message = " ".join(words) or "wrong arguments"
+    return f"{message[0].lower()}{message[1:]}; see mct-fast {command} --help"
+
+
+def json_object(name: str, text: str | None) -> dict[str, Any] | None:
+    """``text``, the value of option ``name``, as a JSON object."""
+    if text is None:
+        return None
+    try:
+        value = json.loads(text)
+    except ValueError as error:
+        raise InputError(f"{name}: {text!r} is not JSON ({error}); see --help for an example") from error
+    if not isinstance(value, dict):
+        raise InputError(f'{name}: {text!r} is no JSON object; give {{"name": ...}}')
+    return value

@@ -1,0 +1,45 @@
+"""One command among several processes, its progress, and what Ctrl-C leaves behind."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+from typing import Any
+
+
+def processes() -> int:
+    """How many processes torchrun started; 1 without it."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def process() -> str:
+    """Which of several processes speaks."""
+    return f"process {os.environ.get('RANK', '0')}: " if processes() > 1 else ""
+
+
+def session() -> Any:
+    """The processes of this command, which end together."""
+    from mct_fast.distributed import session
+
+    return session()
+
+
+def progress_bars(communicator: Any = None) -> Any:
+    """Shown by one process alone."""
+    from mct_fast.progress import for_stream, quiet
+
+    return quiet() if communicator is not None and communicator.rank else for_stream()
+
+
+class Interrupted(Exception):  # noqa: N818 (no error: the user pressed Ctrl-C)
+    """Ctrl-C during work that can be gone on with; the text says how."""
+
+
+@contextlib.contextmanager
+def resumable(how: str) -> Iterator[None]:
+    """Ctrl-C within it is answered by ``how`` to go on."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        raise Interrupted(how) from None

@@ -1,0 +1,65 @@
+"""What the commands read from folders: configurations of runs, distilled sets, the data they came from."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from pathlib import Path
+from typing import Any, TypeVar
+
+from mct_fast.errors import InputError
+
+T = TypeVar("T")
+
+
+def stored_config(path: Path, kind: type[T]) -> tuple[T, Path]:
+    """The frozen configuration of a run, and its trajectory store."""
+    from mct_fast.run import Run
+
+    config = dict(Run.open(path).config)
+    trajectories = config.get("trajectories")
+    if trajectories is None:
+        raise InputError(f"resume: {path} was made from trajectories in memory; go on with distill(..., resume=True)")
+    names = {field.name for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
+    return kind(**{name: value for name, value in config.items() if name in names}), Path(trajectories)
+
+
+def distilled_at(path: Path) -> tuple[Any, Path | None]:
+    """The distilled set at ``path``, and the run it belongs to if ``path`` is a run."""
+    from mct_fast.distilled import DistilledDataset
+    from mct_fast.run import CONFIG
+
+    if not (path / CONFIG).is_file():
+        return DistilledDataset.load(path), None
+    if not (path / "distilled").is_dir():
+        raise InputError(f"path: the run {path} has no distilled set yet; go on with: mct-fast distill --resume {path}")
+    return DistilledDataset.load(path / "distilled"), path
+
+
+def dataset_of(distilled: Any, run_path: Path | None, name: str | None, data_path: str | None, device: str) -> Any:
+    """The dataset that ``distilled`` came from, or the one called ``name`` in the same form."""
+    from mct_fast.data import load_noted
+    from mct_fast.run import Run
+    from mct_fast.trajectory import TrajectoryStore
+
+    kind = distilled.transform.state()[1].get("kind")
+    noted: dict[str, Any] = {"name": distilled.provenance.get("dataset"), "zca": kind == "zca"}
+    if kind not in ("table", "series"):
+        noted["image_size"] = distilled.provenance.get("image_shape", distilled.images.shape)[-1]
+    noted |= distilled.provenance.get("data", {})
+    store = Run.open(run_path).config.get("trajectories") if run_path is not None else None
+    if isinstance(store, str):
+        with contextlib.suppress(InputError):  # moved since; what the set itself says must do
+            noted |= TrajectoryStore.open(store).manifest["dataset"]
+    noted["name"] = name or noted["name"]
+    if noted["name"] is None:
+        raise InputError("dataset: the distilled set does not say where it came from; give --dataset")
+    return load_noted(noted, data_path=data_path, device=device)
+
+
+def models(names: str, own: dict[str, Any] | None) -> list[Any]:
+    """Networks by name; the name of the distilled set's own network stands for exactly that one."""
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    if not wanted:
+        raise InputError("model: names no network; give e.g. --model ConvNet,AlexNet")
+    return [own if own is not None and own.get("name") == name else name for name in wanted]
