@@ -115,6 +115,13 @@ class EvalResult:
         }
 
 
+def baseline_text(record: Mapping[str, Any]) -> str | None:
+    """The random-real baseline (:meth:`EvalResult.baseline`) in a run's record, as people read it; None: it was left out."""
+    if record.get("random_real_mean") is None:
+        return None
+    return format_metric(record.get("metric", "accuracy"), record["random_real_mean"], record["random_real_std"])
+
+
 def _known(value: float) -> float | None:
     return value if math.isfinite(value) else None
 

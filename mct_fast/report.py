@@ -26,6 +26,7 @@ from mct_fast.data import TableTransform
 from mct_fast.distilled import DistilledDataset
 from mct_fast.distilled_table import PRIVACY, nearest_text, table_frame
 from mct_fast.errors import InputError
+from mct_fast.evaluate import baseline_text
 from mct_fast.files import atomic_write
 from mct_fast.progress import duration
 from mct_fast.run import Run
@@ -299,14 +300,15 @@ def _tiles(facts: _Facts) -> str:
     if final is not None:
         count = f"{final['num_eval']} networks ({final['model']}), test split"
         tiles.append((f"Test {label}", format_metric(facts.metric, final["test_mean"], final["test_std"]), count))
-        if final.get("random_real_mean") is not None:
+        random = baseline_text(final)
+        if random is not None:
             gain = final["test_mean"] - final["random_real_mean"]
             scale, unit = metric_scale(facts.metric)
             shown = f"{scale * abs(gain):.1f} points" if unit else f"{abs(gain):.3f}"
             tiles.append(
                 (
                     f"As many random real {facts.noun}",
-                    format_metric(facts.metric, final["random_real_mean"], final["random_real_std"]),
+                    random,
                     f"the distilled ones are {shown} {'better' if gain >= 0 else 'worse'}",
                 )
             )
@@ -409,21 +411,17 @@ def _curves(facts: _Facts) -> str:
 def _evaluations(facts: _Facts) -> str:
     if not facts.evaluations:
         return ""
-    rows = []
-    for record in facts.evaluations:
-        random, metric = "–", record.get("metric", "accuracy")
-        if record.get("random_real_mean") is not None:
-            random = format_metric(metric, record["random_real_mean"], record["random_real_std"])
-        rows.append(
-            [
-                record["model"],
-                format_metric(metric, record["mean"], record["std"]),
-                random,
-                record["split"],
-                len(record["scores"]),
-                f"{record['lr']:.4g}",
-            ]
-        )
+    rows = [
+        [
+            record["model"],
+            format_metric(record.get("metric", "accuracy"), record["mean"], record["std"]),
+            baseline_text(record) or "–",
+            record["split"],
+            len(record["scores"]),
+            f"{record['lr']:.4g}",
+        ]
+        for record in facts.evaluations
+    ]
     return _grid(
         ["network", metric_label(facts.metric), f"random real {facts.noun}", "split", "networks", "step size"], rows
     )

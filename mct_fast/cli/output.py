@@ -31,6 +31,7 @@ def written_rows(folder: Path, written: Any) -> list[tuple[str, str]]:
 
 def run_rows(path: Path) -> list[tuple[str, ...]]:
     """How far a run is and what it found."""
+    from mct_fast.evaluate import baseline_text
     from mct_fast.run import Run
     from mct_fast.tasks import format_metric, metric_label
 
@@ -49,8 +50,8 @@ def run_rows(path: Path) -> list[tuple[str, ...]]:
         metric = record.get("metric", "accuracy")
         label = "" if metric == "accuracy" else f"{metric_label(metric)} "
         rows.append(("test", f"{label}{format_metric(metric, record['test_mean'], record['test_std'])} {networks}"))
-        if record.get("random_real_mean") is not None:
-            random = format_metric(metric, record["random_real_mean"], record["random_real_std"])
+        random = baseline_text(record)
+        if random is not None:
             rows.append(("random real", f"{label}{random}"))
         if record.get("nearest_real"):
             rows += [("rows", str(path / "distilled.csv")), *_privacy_rows(record["nearest_real"])]
