@@ -392,7 +392,7 @@ class _Loop:
             test = evaluate_splits(best, self.dataset, config, splits=("test",), **common)["test"].record()
         random = None
         if self.config.random_real:
-            lrs = tuple(dict.fromkeys((best.syn_lr, self.config.lr_teacher)))
+            lrs = tuple(dict.fromkeys((best.lr_net, self.config.lr_teacher)))
             random = evaluate_random_real(self.config.ipc, self.dataset, config, split="test", lrs=lrs, **common)
         best = replace(best, provenance={**best.provenance, "test": {k: v for k, v in test.items() if k != "model"}})
         if self.run is not None:

@@ -50,6 +50,12 @@ class DistilledDataset:
         return len(self.class_names)
 
     @property
+    def lr_net(self) -> float:
+        """The step size to train networks with: that of the run which made the set, or else the learned one."""
+        given = self.provenance.get("config", {}).get("lr_net")
+        return self.syn_lr if given is None else float(given)
+
+    @property
     def task(self) -> Task:
         """What the labels say: classes, unless ``provenance`` says otherwise."""
         return task_from_state(self.provenance.get("task"))

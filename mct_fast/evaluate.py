@@ -40,7 +40,7 @@ class EvalConfig:
     batch_train: int = 256
     """Images a step."""
     lr_net: float | None = None
-    """Step size; None takes the one learned with the set."""
+    """Step size; None takes the set's own: the one it was distilled to be trained with, or else the learned one."""
     mom: float = 0.9
     """Momentum of SGD."""
     l2: float = 5e-4
@@ -215,7 +215,7 @@ def evaluate_splits(
     task.check(distilled.labels, task.num_outputs(distilled.num_classes))
     images, labels = distilled.images.to(config.device), distilled.labels.to(config.device)
     given = _Given(images, labels, dataset, task, model, progress, communicator)
-    return given.train_and_score(distilled.syn_lr, config, splits)
+    return given.train_and_score(distilled.lr_net, config, splits)
 
 
 def _fits(images: Tensor, shape: tuple[int, ...]) -> bool:
@@ -273,7 +273,7 @@ class _Given:
     progress: Progress
     communicator: Communicator
 
-    def train_and_score(self, learned_lr: float, config: EvalConfig, splits: tuple[str, ...]) -> dict[str, EvalResult]:
+    def train_and_score(self, own_lr: float, config: EvalConfig, splits: tuple[str, ...]) -> dict[str, EvalResult]:
         """Trains ``config.num_eval`` networks, this process its share, and scores them on each of ``splits``."""
         _check(config)
         task, dataset = self.task, self.dataset
@@ -281,7 +281,7 @@ class _Given:
         for name, split in held_out.items():
             check_scorable(split, dataset, task, name)
         make, name = _network(self.model, dataset, task, config.dropout)
-        lr = learned_lr if config.lr_net is None else config.lr_net
+        lr = own_lr if config.lr_net is None else config.lr_net
         mine = self.communicator.share(config.num_eval)
         with self.progress.task(f"evaluate {name}", config.epoch_eval_train) as bar:
             measured = self._networks(mine, lr, held_out, config, make, bar) if mine else {}

@@ -326,7 +326,9 @@ def _tiles(facts: _Facts) -> str:
     if facts.distilled is not None:
         shape = "×".join(str(size) for size in facts.distilled.images.shape[1:])
         tiles.append((facts.noun.capitalize(), str(len(facts.distilled)), f"of {shape} values"))
-        tiles.append(("Learned step size", f"{facts.distilled.syn_lr:.4g}", f"saved with the {facts.noun}"))
+        learned, own = facts.distilled.syn_lr, facts.distilled.lr_net
+        note = f"saved with the {facts.noun}" if own == learned else f"networks are trained with {own:.4g}"
+        tiles.append(("Learned step size", f"{learned:.4g}", note))
     if iterations:
         wanted = facts.run.config.get("iterations", "?")
         skipped = iterations[-1].get("skipped", 0)

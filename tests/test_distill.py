@@ -20,8 +20,10 @@ from mct_fast.adjoint import MatchResult
 from mct_fast.data import Dataset, load_dataset
 from mct_fast.distill import DistillConfig, DistilledDataset, StepSize, distill
 from mct_fast.errors import InputError
+from mct_fast.evaluate import EvalConfig, evaluate
 from mct_fast.experts import ExpertConfig, train_experts
 from mct_fast.matching import Matcher
+from mct_fast.report import write_report
 from mct_fast.run import Run
 from mct_fast.trajectory import ConvexTrajectory, TrajectoryStore
 
@@ -496,6 +498,19 @@ def test_what_was_scored_is_not_trained_again(
     assert made.provenance["test"]["scores"] == final["test_scores"] and "random_real_mean" not in final
 
 
+def test_the_step_size_of_evaluation_networks_goes_with_the_images(
+    digits: Dataset, store: TrajectoryStore, tmp_path: Path
+) -> None:
+    made = distill(replace(TINY, lr_net=0.007), store, digits, out=tmp_path / "run")
+    assert {record["lr"] for record in records(tmp_path / "run", "eval")} == {0.007}
+    assert made.provenance["test"]["lr"] == 0.007 and made.syn_lr != 0.007
+    assert records(tmp_path / "run", "final")[0]["random_real_lr"] in (0.007, TINY.lr_teacher)
+    loaded = DistilledDataset.load(tmp_path / "run" / "distilled")
+    quick = EvalConfig(num_eval=1, epoch_eval_train=1)
+    assert evaluate(loaded, digits, quick, model=store.manifest["model"]).lr == loaded.lr_net == 0.007
+    assert "networks are trained with 0.007" in write_report(tmp_path / "run").read_text()
+
+
 # Pauses
 
 
@@ -598,6 +613,7 @@ BAD: dict[str, dict[str, Any]] = {
     "epoch_eval_train": {"epoch_eval_train": 0},
     "eval_it": {"eval_it": -1},
     "lr_teacher": {"lr_teacher": -1.0},
+    "lr_net": {"lr_net": 0.0},
     "lr_img": {"lr_img": math.nan},
     "lr_lr": {"lr_lr": math.inf},
     "mom_img": {"mom_img": 1.0},

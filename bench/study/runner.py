@@ -143,11 +143,11 @@ class Runner:
         return Piece(f"{arm.name}-{seed}-{stop:05d}", work)
 
     def _random(self) -> Mapping[str, Any]:
-        """Networks trained on random real images: the baseline of all arms, whose first step size one of them learned."""
+        """Networks trained on random real images: the baseline of all arms, with the step sizes of the first."""
         config, first = self.study.distill, self.study.arms[0]
-        learned = DistilledDataset.load(self.out / "runs" / f"{first.name}-{self.study.seeds[0]}" / "distilled").syn_lr
+        own = DistilledDataset.load(self.out / "runs" / f"{first.name}-{self.study.seeds[0]}" / "distilled").lr_net
         evaluation = evaluation_of(replace(config, seed=self.study.seeds[0]))
-        lrs = tuple(dict.fromkeys((learned, config.lr_teacher)))
+        lrs = tuple(dict.fromkeys((own, config.lr_teacher)))
         model = self.store.manifest["model"]
         return evaluate_random_real(
             config.ipc, self.dataset, evaluation, model=model, lrs=lrs, progress=self._progress
