@@ -13,11 +13,14 @@ from mct_fast.files import read_json
 from mct_fast.run import Run
 
 SCHEMA = "mct_fast.study/1"
+_ONCE = ("experts", "storage", "random", "paths", "step-sizes")
+"""The pieces that a study has beside its runs."""
 _WHERE = ("machine", "versions", "compiled_kernels", "commit", "dirty")
 
 
 def collect(study: Study, out: Path) -> dict[str, Any]:
-    """The results so far: ``experts``, ``storage``, ``random``, ``paths`` (None: not done), ``runs``, ``made`` (where, when)."""
+    """The results so far: ``experts``, ``storage``, ``random``, ``paths``,
+    ``step_sizes`` (None: not done), ``runs``, ``made`` (where, when)."""
     done = {file.stem: read_json(file) for file in sorted((out / "pieces").glob("*.json"))}
 
     def found(name: str) -> Any:
@@ -31,11 +34,12 @@ def collect(study: Study, out: Path) -> dict[str, Any]:
         "plan": read_json(out / "study.json"),
         "says": {arm.name: arm.says for arm in study.arms},
         "published": dict(study.published),
-        "complete": complete and all(found(name) is not None for name in ("experts", "storage", "random", "paths")),
+        "complete": complete and all(found(name) is not None for name in _ONCE),
         "experts": found("experts"),
         "storage": found("storage"),
         "random": found("random"),
         "paths": found("paths"),
+        "step_sizes": found("step-sizes"),
         "runs": begun,
         "made": _made(done.values()),
     }

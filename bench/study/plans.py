@@ -12,6 +12,9 @@ from mct_fast.errors import InputError
 from mct_fast.experts import ExpertConfig
 from mct_fast.trajectory import ConvexTrajectory, Trajectory, TrajectoryStore
 
+STEP_SIZES = (1.0, 0.3, 0.1, 0.03)
+"""Parts of the learned step size with which a study's first images are evaluated again."""
+
 
 @dataclass(frozen=True)
 class Checkpoints:
@@ -82,6 +85,11 @@ class Study:
     """Iterations of an arm before the next arm's turn."""
     published: Mapping[str, float] = field(default_factory=dict)
     """Test accuracies in percent that others report, by name, with their source in the name."""
+
+    @property
+    def step_sizes_of(self) -> tuple[str, ...]:
+        """The arms whose first images are evaluated with several step sizes: the two methods themselves."""
+        return tuple(arm.name for arm in self.arms if arm.name in ("mct", "mtt"))
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)

@@ -70,6 +70,8 @@ def block(results: Mapping[str, Any], docs: Path) -> str:
             head = (title, "runs", "iterations", "n", "chosen on validation", "seeds differ by", "last", "s/iteration")
             parts.append(_table(head, [*rows, *(_published(results) if title == "Hard labels" else ())]))
     parts += [line for line in (_race(results), _storage(results), _experts(results)) if line]
+    if (sizes := results["step_sizes"]) is not None and sizes["arms"]:
+        parts.append(_step_sizes(sizes))
     for suffix, says in (("curves", "test accuracy"), ("paths", "accuracy along the experts' paths")):
         if (docs / RESULTS / f"study-{name}-{suffix}.png").is_file():
             parts.append(f"![{name}, {says}]({RESULTS}/study-{name}-{suffix}.png)")
@@ -188,6 +190,13 @@ def _experts(results: Mapping[str, Any]) -> str | None:
         return None
     accuracies = found["accuracies"]
     return f"Experts: {_percent(accuracies)} % validation accuracy (n = {len(accuracies)})."
+
+
+def _step_sizes(found: Mapping[str, Any]) -> str:
+    """A table: the same images, evaluated with parts of their learned step size."""
+    head = ("images of the first seed, evaluated with", *(f"{factor:g} x" for factor in found["factors"]))
+    rows = [(f"`{arm}`", *(_percent(one["scores"]) for one in row)) for arm, row in found["arms"].items()]
+    return "The learned step size, or a part of it:\n\n" + _table(head, rows)
 
 
 def _percent(values: Sequence[float]) -> str:

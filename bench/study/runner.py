@@ -22,18 +22,19 @@ from typing import Any
 from bench.machine import circumstances
 from bench.study.collect import collect
 from bench.study.paths import path_scores, storage
-from bench.study.plans import Arm, Study
+from bench.study.plans import STEP_SIZES, Arm, Study
 from mct_fast.data import Dataset
 from mct_fast.distill import distill
 from mct_fast.distill_config import evaluation_of
 from mct_fast.distilled import DistilledDataset
 from mct_fast.errors import InputError
-from mct_fast.evaluate import evaluate_random_real
+from mct_fast.evaluate import evaluate, evaluate_random_real
 from mct_fast.experts import load_for, train_experts
 from mct_fast.files import read_json, write_json
 from mct_fast.models import build_model
 from mct_fast.progress import Progress
 from mct_fast.run import Run
+from mct_fast.seeds import derive_seed
 from mct_fast.trajectory import Trajectory, TrajectoryStore
 
 
@@ -104,6 +105,7 @@ class Runner:
             if seed == self.study.seeds[0]:
                 yield Piece("random", self._random)
                 yield Piece("paths", lambda: path_scores(self.store, self.dataset))
+                yield Piece("step-sizes", self._step_sizes)
 
     @cached_property
     def store(self) -> TrajectoryStore:
@@ -152,6 +154,25 @@ class Runner:
         return evaluate_random_real(
             config.ipc, self.dataset, evaluation, model=model, lrs=lrs, progress=self._progress
         ).record()
+
+    def _step_sizes(self) -> Mapping[str, Any]:
+        """What the step size of evaluation does to the first seed's images: networks of their own, scored on the test split."""
+        seed, found = self.study.seeds[0], {}
+        evaluation = evaluation_of(replace(self.study.distill, seed=derive_seed(self.study.seeds[0], "step-sizes")))
+        for arm in self.study.step_sizes_of:
+            images = DistilledDataset.load(self.out / "runs" / f"{arm}-{seed}" / "distilled")
+            network = self.store.manifest["model"]
+            found[arm] = [
+                evaluate(
+                    images,
+                    self.dataset,
+                    replace(evaluation, lr_net=factor * images.syn_lr),
+                    model=network,
+                    progress=self._progress,
+                ).record()
+                for factor in STEP_SIZES
+            ]
+        return {"factors": list(STEP_SIZES), "arms": found}
 
     def _paths_of(self, arm: Arm) -> list[Trajectory]:
         if arm.name not in self._paths:

@@ -13,10 +13,11 @@ import torch
 from bench.machine import ROOT
 from bench.study import __main__ as command
 from bench.study import runner as runner_module
-from bench.study.plans import Checkpoints, Convex, Study, ablations, levers, mct, mtt, studies, study_named
+from bench.study.plans import STEP_SIZES, Checkpoints, Convex, Study, ablations, levers, mct, mtt, studies, study_named
 from bench.study.report import PAGE, RESULTS, block, chosen, mean_curve, place, reached
 from bench.study.runner import Runner
 from mct_fast.distill import DistillConfig, check_config
+from mct_fast.distilled import DistilledDataset
 from mct_fast.errors import InputError
 from mct_fast.experts import ExpertConfig, load_for
 from mct_fast.files import read_json
@@ -87,6 +88,12 @@ def test_what_a_study_finds(finished: Path) -> None:
         finished / "experts").shapes))  # fmt: skip
     assert sizes["convex_seed_int4"] < sizes["convex_seed_int8"] < sizes["convex_seed_fp16"] < sizes["convex_float32"]
     assert len(results["random"]["scores"]) == 2 and results["random"]["split"] == "test"
+    sizes = results["step_sizes"]
+    assert sizes["factors"] == list(STEP_SIZES) and list(sizes["arms"]) == ["mct", "mtt"]
+    for arm, row in sizes["arms"].items():
+        learned = DistilledDataset.load(finished / "runs" / f"{arm}-0" / "distilled").syn_lr
+        assert [one["lr"] for one in row] == [factor * learned for factor in STEP_SIZES]
+        assert all(len(one["scores"]) == 2 and one["split"] == "test" for one in row)
     assert results["made"][0]["seconds"] > 0
 
 
@@ -157,7 +164,7 @@ def test_arms_take_turns_and_the_second_seed_comes_last(finished: Path) -> None:
     names = [piece.name for piece in Runner(TOY, finished, None, quiet(), lambda _: None).pieces()]
     turns = [f"{arm}-{{}}-{stop:05d}" for stop in (2, 4, 5) for arm in ("mct", "mtt")]
     assert names == [
-        "experts", "storage", *(t.format(0) for t in turns), "random", "paths", *(t.format(1) for t in turns),
+        "experts", "storage", *(t.format(0) for t in turns), "random", "paths", "step-sizes", *(t.format(1) for t in turns),
     ]  # fmt: skip
 
 
@@ -258,6 +265,7 @@ def test_the_report_is_made_of_the_json(finished: Path, tmp_path: Path) -> None:
     mean = sum(sum(p["test"]) for p in best) / 4
     row = next(line for line in text.splitlines() if line.startswith("| `mct`"))
     assert row.split(" | ")[1:4] == ["2", "5", "4"] and row.split(" | ")[4].startswith(f"{100 * mean:.1f} ±")
+    assert f"| `mct` | {100 * sum(results['step_sizes']['arms']['mct'][0]['scores']) / 2:.1f} ±" in text
     assert "*published*: someone" in text and "12.5" in text and "MTT has" in text
     for name in ("curves", "paths", "mct", "mtt"):
         assert (docs / "results" / f"study-toy-{name}.png").stat().st_size > 0
