@@ -211,7 +211,7 @@ def _digits_levers() -> Study:
 
 
 def _fashion(ipc: int) -> Study:
-    """Fashion-MNIST at a width that two cores can do."""
+    """Fashion-MNIST at a width that two cores can do; evaluation networks take a tenth of the step size, as with CIFAR-10."""
     experts = ExpertConfig(
         dataset="fashion-mnist", num_experts=6, train_epochs=10, width=32, parallel=2, keep_checkpoints=True
     )
@@ -221,15 +221,20 @@ def _fashion(ipc: int) -> Study:
         lr_img=1000.0,
         lr_lr=1e-6,
         lr_teacher=0.02,
+        lr_net=0.002,
         iterations=1000,
-        eval_it=100,
+        eval_it=100 if ipc == 1 else 250,
         eval_test=True,
         random_real=False,  # once for all arms
         checkpoint_every=50,
         batch_syn=None if ipc == 1 else 50,
     )
     window = (3, 3) if ipc == 1 else (3, 5)
-    return Study(f"fashion-ipc{ipc}", experts, common, (mct(*window), mtt(2, window[1])), (0, 1), 200)
+    arms = (mct(*window), mtt(2, window[1]))
+    source = "width 128, KIP's paper (Nguyen et al. 2021), table 1"
+    published = {1: {"DC": 70.5, "DSA": 70.6}, 10: {"DC": 82.3, "DSA": 84.6}}[ipc]
+    cited = {f"{method}, {source}": percent for method, percent in published.items()}
+    return Study(f"fashion-ipc{ipc}", experts, common, arms, (0, 1), 200 if ipc == 1 else 250, cited)
 
 
 def _search(base: Study, name: str, grid: Mapping[str, tuple[float, ...]]) -> Study:
