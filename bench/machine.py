@@ -42,6 +42,10 @@ class Machine:
     system: str
 
 
+_NO_CODE = (":!bench/results", ":!docs/results", ":!docs/results.md")
+"""Results are written into the tree; they do not make the code that was measured another."""
+
+
 def machine() -> Machine:
     """Describes this machine, now."""
     info = _cpu_info()
@@ -63,7 +67,6 @@ def circumstances() -> dict[str, Any]:
     """All that a result has to carry: ``machine``, ``versions``, ``commit``, ``dirty``, ``date``, as JSON values."""
     from mct_fast import ops
 
-    commit, dirty = _commit()
     versions = {
         "python": platform.python_version(),
         "torch": torch.__version__,
@@ -73,8 +76,7 @@ def circumstances() -> dict[str, Any]:
         "machine": asdict(machine()),
         "versions": versions,
         "compiled_kernels": ops.extension_loaded(),
-        "commit": commit,
-        "dirty": dirty,
+        **code(),
         "date": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
     }
 
@@ -132,13 +134,15 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> tuple[str | None, bool | None]:
+def code() -> dict[str, Any]:
+    """What is checked out now: ``commit``, and whether files differ from it (``dirty``); None where that cannot be told."""
+
     def git(*arguments: str) -> str:
         done = subprocess.run(["git", "-C", str(ROOT), *arguments], capture_output=True, text=True, check=True)
         return done.stdout.strip()
 
     try:
-        # Results are written into the tree; they do not make the code that was measured another.
-        return git("rev-parse", "HEAD"), bool(git("status", "--porcelain", "--", ".", ":!bench/results"))
+        commit, changes = git("rev-parse", "HEAD"), git("status", "--porcelain", "--", ".", *_NO_CODE)
     except (OSError, subprocess.CalledProcessError):
-        return None, None
+        return {"commit": None, "dirty": None}
+    return {"commit": commit, "dirty": bool(changes)}

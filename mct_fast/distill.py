@@ -6,6 +6,7 @@ import json
 import math
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
@@ -20,7 +21,7 @@ from mct_fast.distilled import DistilledDataset
 from mct_fast.distilled_table import nearest_real
 from mct_fast.distributed import Communicator, Single, check_agreement
 from mct_fast.errors import InputError
-from mct_fast.evaluate import evaluate_random_real, evaluate_splits
+from mct_fast.evaluate import baseline_lrs, evaluate_random_real, evaluate_splits
 from mct_fast.files import sha256_tensor
 from mct_fast.learned import HardLabels, ImageAverage, Labels, SoftLabels, StepSize, assigned
 from mct_fast.matching import Matcher
@@ -66,22 +67,26 @@ def distill(
     )
     check_config(config, dataset, paths[0], task)
     loop = _Loop(config, paths, dataset, task, model, spec, communicator)
-    if out is not None:
-        described = {
-            **asdict(config),
-            "trajectories": origin,
-            "experts": len(paths),
-            "model": spec,
-            "dataset": dataset.name,
-            "fingerprint": dataset.fingerprint,
-            "task": task.state(),
-        }
-        run = communicator.lead(lambda: _reopen(out, described) if resume else Run.create(out, described))
-        finished = communicator.tell(lambda: _finished(run))
-        if finished is not None:
-            return finished
+    end = config.iterations if until is None else until
+    if out is None:
+        return loop.run_to_end(progress, end)
+    described = {
+        **asdict(config),
+        "trajectories": origin,
+        "experts": len(paths),
+        "model": spec,
+        "dataset": dataset.name,
+        "fingerprint": dataset.fingerprint,
+        "task": task.state(),
+    }
+    run = communicator.lead(lambda: _reopen(out, described) if resume else Run.create(out, described))
+    finished = communicator.tell(lambda: _finished(run))
+    if finished is not None:
+        return finished
+    with ExitStack() as held:
+        communicator.lead(lambda: None if run is None else held.enter_context(run.held()))
         loop.attach(run)
-    return loop.run_to_end(progress, config.iterations if until is None else until)
+        return loop.run_to_end(progress, end)
 
 
 def _reopen(out: str | Path, described: dict[str, Any]) -> Run:
@@ -392,8 +397,9 @@ class _Loop:
             test = evaluate_splits(best, self.dataset, config, splits=("test",), **common)["test"].record()
         random = None
         if self.config.random_real:
-            lrs = tuple(dict.fromkeys((best.lr_net, self.config.lr_teacher)))
-            random = evaluate_random_real(self.config.ipc, self.dataset, config, split="test", lrs=lrs, **common)
+            random = evaluate_random_real(
+                self.config.ipc, self.dataset, config, split="test", lrs=baseline_lrs(best), **common
+            )
         best = replace(best, provenance={**best.provenance, "test": {k: v for k, v in test.items() if k != "model"}})
         if self.run is not None:
             best.save(self.run.path / "distilled")

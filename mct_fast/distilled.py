@@ -157,13 +157,17 @@ class DistilledDataset:
     def to_mtt(self, folder: str | Path) -> Path:
         """Writes ``images_best.pt`` and ``labels_best.pt``, which MTT's users and DD-Ranking read.
 
-        MTT's files hold no step size and no transform; they stand in ``syn_lr.txt`` beside them and in :meth:`save`.
+        MTT's files hold no step size and no transform.  Beside them stand the learned step size, in ``syn_lr.txt``, and the one
+        to train networks with, in ``lr_net.txt``; the transform is in what :meth:`save` writes.
         """
         folder = Path(folder)
         # atomic_write makes the folder, and explains it if that is impossible.
         atomic_write(folder / "images_best.pt", lambda temporary: torch.save(self.images.cpu().clone(), temporary))
         atomic_write(folder / "labels_best.pt", lambda temporary: torch.save(self.labels.cpu().clone(), temporary))
-        atomic_write(folder / "syn_lr.txt", lambda temporary: _write_text(temporary, f"{self.syn_lr!r}\n"))
+        for name, number in (("syn_lr", self.syn_lr), ("lr_net", self.lr_net)):
+            atomic_write(
+                folder / f"{name}.txt", lambda temporary, number=number: _write_text(temporary, f"{number!r}\n")
+            )
         return folder
 
 

@@ -115,6 +115,13 @@ class EvalResult:
         }
 
 
+def baseline_lrs(distilled: DistilledDataset, lr: float | None = None) -> tuple[float, ...]:
+    """The step sizes that the random-real baseline of ``distilled`` tries: ``lr`` (None: the set's own), and the one with
+    which its run began."""
+    began = float(distilled.provenance.get("config", {}).get("lr_teacher", 0.01))
+    return tuple(dict.fromkeys((distilled.lr_net if lr is None else lr, began)))
+
+
 def baseline_text(record: Mapping[str, Any]) -> str | None:
     """The random-real baseline (:meth:`EvalResult.baseline`) in a run's record, as people read it; None: it was left out."""
     if record.get("random_real_mean") is None:
@@ -332,6 +339,8 @@ def _check(config: EvalConfig) -> None:
     for name in ("num_eval", "epoch_eval_train", "batch_train"):
         if getattr(config, name) < 1:
             raise InputError(f"{name}: got {getattr(config, name)}; give at least 1")
+    if config.select_on not in ("val", "test"):
+        raise InputError(f"select_on: unknown {config.select_on!r}; choose 'val' or 'test'")
     if config.lr_net is not None and not 0 < config.lr_net < math.inf:
         raise InputError(f"lr_net: got {config.lr_net}; give a positive step size, or leave it out for the learned one")
 

@@ -1,6 +1,6 @@
 """What the outer loop learns beside the pixels, the student's step size and the labels, and the average of the pixels.
 
-Each is an object with its own state: ``tensors()`` and ``numbers()`` are what a checkpoint keeps, ``restore`` takes them back.
+Each is an object with its own state, which a checkpoint keeps.
 """
 
 from __future__ import annotations

@@ -79,27 +79,33 @@ def _write_preview(distilled: DistilledDataset, folder: Path) -> None:
         write_images(distilled, folder / IMAGES)
 
 
+_COLUMNS = 10
+"""Images side by side in the PNG."""
+
+
 def write_images(distilled: DistilledDataset, path: str | Path) -> Path:
     """Writes a PNG of all images, transform undone, under their class names; returns ``path``.
 
-    One image a class: a picture and its name each. More: a row a class.
+    One image a class: a picture and its name each. More: each class begins a row of its own.
     """
     pixels, classes = distilled.pixels(), _classes(distilled)
     single = len(pixels) == distilled.num_classes
-    columns = min(10, len(pixels)) if single else min(10, int(torch.bincount(classes).max()))
-    rows = -(-len(pixels) // columns)
+    order = torch.argsort(classes, stable=True)
+    groups = (order,) if single else order.split(torch.bincount(classes).tolist())
+    lines = [line for group in groups if len(group) for line in group.split(_COLUMNS)]
+    rows, columns = len(lines), max(len(line) for line in lines)
     figure = Figure(figsize=(1.1 * columns, 1.4 * rows), facecolor="white")
     FigureCanvasAgg(figure)
-    axes = figure.subplots(rows, columns, squeeze=False).flatten()
-    order = torch.argsort(classes, stable=True).tolist()
-    for axis in axes:
+    axes = figure.subplots(rows, columns, squeeze=False)
+    for axis in axes.flatten():
         axis.set_axis_off()
-    for position, (axis, index) in enumerate(zip(axes, order, strict=False)):
-        image = pixels[index].permute(1, 2, 0).numpy()
-        gray = image.shape[2] == 1
-        axis.imshow(image[..., 0] if gray else image, cmap="gray" if gray else None, vmin=0, vmax=1)
-        if single or position % columns == 0:
-            axis.set_title(distilled.class_names[int(classes[index])], fontsize=9, color=_ON_WHITE.text)
+    for line, beside in zip(lines, axes, strict=True):
+        for position, (index, axis) in enumerate(zip(line.tolist(), beside, strict=False)):
+            image = pixels[index].permute(1, 2, 0).numpy()
+            gray = image.shape[2] == 1
+            axis.imshow(image[..., 0] if gray else image, cmap="gray" if gray else None, vmin=0, vmax=1)
+            if single or position == 0:
+                axis.set_title(distilled.class_names[int(classes[index])], fontsize=9, color=_ON_WHITE.text)
     figure.subplots_adjust(left=0, right=1, bottom=0, top=1, wspace=0.08, hspace=0.32)
     return _save(figure, path, trim=True)
 

@@ -19,6 +19,7 @@ import math
 import os
 import platform
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -29,11 +30,12 @@ from torch import Tensor
 
 from mct_fast import __version__
 from mct_fast.errors import InputError
-from mct_fast.files import atomic_write, read_json, read_safetensors, write_json
+from mct_fast.files import atomic_write, exclusive, read_json, read_safetensors, write_json
 
 CONFIG, ENVIRONMENT = "config.json", "environment.json"
 METRICS, CHECKPOINT = "metrics.jsonl", "checkpoint.safetensors"
 EVALUATIONS = "evaluations.json"
+_LOCK = ".lock"
 _FORMAT_VERSION = "1"
 
 
@@ -91,6 +93,14 @@ class Run:
         if not isinstance(config, dict):
             raise InputError(f"run: {path / CONFIG} is no JSON object; restore it")
         return cls(path, config)
+
+    def held(self) -> AbstractContextManager[None]:
+        """Holds the run for this process: two that write one run would mix their records.
+
+        Raises:
+            InputError: another process has it.
+        """
+        return exclusive(self.path / _LOCK, f"out: {self.path}")
 
     def log(self, **metrics: Any) -> None:
         """Appends one record to ``metrics.jsonl``; numbers that are not finite are written as null."""

@@ -48,7 +48,11 @@ class SegmentSampler:
             raise InputError(
                 f"initial_min_start_epoch: {first:g} is not in 0..min_start_epoch ({self.min_start_epoch:g}); lower it"
             )
-        if self.max_start_epoch > epochs or self.min_start_epoch >= epochs:
+        if self.min_start_epoch >= epochs:
+            raise InputError(
+                f"min_start_epoch: {self.min_start_epoch:g} leaves nothing of a path of {epochs} epochs; give less than {epochs}"
+            )
+        if self.max_start_epoch > epochs:
             raise InputError(
                 f"max_start_epoch: {self.max_start_epoch:g} exceeds the path's {epochs} epochs; give at most {epochs}"
             )

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 import subprocess
@@ -9,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from mct_fast import __version__, cli
+from mct_fast.cli import commands
+from mct_fast.data import load_dataset
 
 COMMANDS = ("experts", "compress", "distill", "evaluate", "report", "inspect", "demo")
 
@@ -138,6 +141,19 @@ def test_the_stages_in_a_row(capsys: pytest.CaptureFixture[str], tmp_path: Path)
         status, out, _ = run_cli(capsys, "inspect", path)
         assert status == 0
         assert part in out
+
+
+def test_what_is_found_on_other_data_is_not_kept_with_the_run(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_run: Path
+) -> None:
+    run = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    quick = ("--num_eval", "1", "--epoch_eval_train", "1", "--no-random-real")
+    assert run_cli(capsys, "evaluate", run, *quick)[0] == 0
+    kept = (run / "evaluations.json").read_bytes()
+    other = dataclasses.replace(load_dataset("digits"), fingerprint="of other data")
+    monkeypatch.setattr(commands, "dataset_of", lambda *_: other)
+    assert run_cli(capsys, "evaluate", run, *quick, "--epoch_eval_train", "3")[0] == 0
+    assert (run / "evaluations.json").read_bytes() == kept
 
 
 def test_the_network_of_the_run_is_evaluated_by_its_own_size(

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import os
 import shutil
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -530,6 +531,19 @@ def test_a_run_in_pieces_is_the_run_in_one(
     assert torch.equal(made.images, whole.images) and made.syn_lr == whole.syn_lr
     assert records(tmp_path / "pieces") == records(tmp_path / "whole")
     assert torch.equal(final_images(tmp_path / "pieces"), final_images(tmp_path / "whole"))
+
+
+def test_two_processes_cannot_write_one_run(digits: Dataset, store: TrajectoryStore, tmp_path: Path) -> None:
+    distill(TINY, store, digits, out=tmp_path / "run", until=2)
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    taken = rf"^out: {tmp_path / 'run'} is being written by process {os.getpid()}"
+    with Run.open(tmp_path / "run").held(), pytest.raises(InputError, match=taken):
+        distill(TINY, store, digits, out=tmp_path / "run")
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+    distill(TINY, store, digits, out=tmp_path / "run")
+    with Run.open(tmp_path / "run").held():  # a finished one is only read
+        distill(TINY, store, digits, out=tmp_path / "run")
+    assert not (tmp_path / "run" / ".lock").exists()
 
 
 # Levers

@@ -113,3 +113,7 @@ def test_mtt_files(soft: bool, tmp_path: Path) -> None:
     labels = torch.load(tmp_path / "new" / "labels_best.pt", weights_only=True)
     assert torch.equal(images, distilled.images) and torch.equal(labels, distilled.labels)
     assert float((tmp_path / "new" / "syn_lr.txt").read_text()) == distilled.syn_lr
+    assert float((tmp_path / "new" / "lr_net.txt").read_text()) == distilled.syn_lr
+    replace(distilled, provenance={"config": {"lr_net": 0.003}}).to_mtt(tmp_path / "new")
+    assert float((tmp_path / "new" / "syn_lr.txt").read_text()) == distilled.syn_lr
+    assert float((tmp_path / "new" / "lr_net.txt").read_text()) == 0.003

@@ -164,7 +164,7 @@ def test_what_does_not_fit_is_refused(digits: Dataset, some: DistilledDataset) -
         evaluate(replace(some, class_names=some.class_names[:9]), digits, QUICK, model=SMALL)
     with pytest.raises(InputError, match="^dataset: .*space"):
         evaluate(replace(some, transform=Identity()), digits, QUICK, model=SMALL)
-    for bad in ({"num_eval": 0}, {"epoch_eval_train": 0}, {"batch_train": 0}, {"lr_net": 0.0}):
+    for bad in ({"num_eval": 0}, {"epoch_eval_train": 0}, {"batch_train": 0}, {"lr_net": 0.0}, {"select_on": "tset"}):
         with pytest.raises(InputError, match=f"^{next(iter(bad))}"):
             evaluate(some, digits, replace(QUICK, **bad), model=SMALL)
     with pytest.raises(InputError, match="^split: unknown 'tests'"):

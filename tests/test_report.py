@@ -5,10 +5,12 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
 import matplotlib
+import matplotlib.axes
 import numpy as np
 import pytest
 import torch
@@ -177,6 +179,22 @@ def test_images_png(tmp_path: Path, per_class: int, channels: int) -> None:
     colours = Image.open(path).convert("RGB").getcolors(1 << 24)
     assert colours is not None
     assert len(colours) > 10
+
+
+def test_every_class_begins_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[int, int]] = []
+    real = matplotlib.axes.Axes.imshow
+
+    def imshow(axis: matplotlib.axes.Axes, *args: object, **kwargs: object) -> object:
+        place = axis.get_subplotspec()
+        assert place is not None
+        drawn.append((place.rowspan.start, place.colspan.start))
+        return real(axis, *args, **kwargs)
+
+    monkeypatch.setattr(matplotlib.axes.Axes, "imshow", imshow)
+    made = replace(set_of(12, ("ant", "bee")), labels=torch.tensor([0] * 13 + [1] * 11))
+    write_images(made, tmp_path / "images.png")
+    assert drawn == [*((0, c) for c in range(10)), (1, 0), (1, 1), (1, 2), *((2, c) for c in range(10)), (3, 0)]
 
 
 def test_drawing_touches_no_global_state(run_copy: Path) -> None:

@@ -64,6 +64,7 @@ def test_a_start_at_the_end_still_leaves_a_segment() -> None:
         ({"expert_epochs": 0, "max_start_epoch": 3}, "expert_epochs"),
         ({"expert_epochs": 2, "max_start_epoch": 12}, "max_start_epoch"),
         ({"expert_epochs": 2, "max_start_epoch": 3, "min_start_epoch": 4}, "min_start_epoch"),
+        ({"expert_epochs": 2, "max_start_epoch": 10, "min_start_epoch": 10}, "min_start_epoch"),
         ({"expert_epochs": 2, "max_start_epoch": 3, "initial_min_start_epoch": 1}, "initial_min_start_epoch"),
         ({"expert_epochs": 2.5, "max_start_epoch": 3, "sampling": "integer"}, "sampling"),
         ({"expert_epochs": 2, "max_start_epoch": 3, "sampling": "often"}, "sampling"),

@@ -21,7 +21,9 @@ _WHERE = ("machine", "versions", "compiled_kernels", "commit", "dirty")
 def collect(study: Study, out: Path) -> dict[str, Any]:
     """The results so far: ``experts``, ``storage``, ``random``, ``paths``,
     ``step_sizes`` (None: not done), ``runs``, ``made`` (where, when)."""
-    done = {file.stem: read_json(file) for file in sorted((out / "pieces").glob("*.json"))}
+    # A hidden file is one that is being written, by another process or by one that was killed.
+    files = sorted(file for file in (out / "pieces").glob("*.json") if not file.name.startswith("."))
+    done = {file.stem: read_json(file) for file in files}
 
     def found(name: str) -> Any:
         return done[name]["found"] if name in done else None
@@ -52,12 +54,12 @@ def _run(arm: Arm, seed: int, path: Path) -> dict[str, Any] | None:
     except InputError:
         return None  # not begun
     seconds, losses, curve = [0.0], [], []
-    skipped, final = 0, None
+    skipped, final, syn_lr = 0, None, run.config["lr_teacher"]
     for record in run.metrics():
         if record["kind"] == "iter":
             seconds.append(record["seconds"])
             losses.append(record["loss"])
-            skipped = record["skipped"]
+            skipped, syn_lr = record["skipped"], record["syn_lr"]
         elif record["kind"] == "eval":
             i = record["iteration"]
             recent = [loss for loss in losses[-50:] if loss is not None]
@@ -66,7 +68,8 @@ def _run(arm: Arm, seed: int, path: Path) -> dict[str, Any] | None:
                     "iteration": i,
                     "seconds": sum(seconds[: i + 1]),
                     "loss": sum(recent) / len(recent) if recent else None,
-                    "syn_lr": record["lr"],
+                    "syn_lr": syn_lr,
+                    "lr_net": record["lr"],
                     record["split"]: record["scores"],
                     **({"test": record["test"]["scores"]} if "test" in record else {}),
                 }

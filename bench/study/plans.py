@@ -198,7 +198,8 @@ def _digits() -> Study:
         dsa_strategy=augment,
     )
     first = mct(2, 5)
-    return Study("digits", experts, common, (first, mtt(2, 5), *ablations(first)), (0, 1, 2), 400)
+    arms = (first, mtt(2, 6), *ablations(first))  # MTT draws starts below its bound
+    return Study("digits", experts, common, arms, (0, 1, 2), 400)
 
 
 def _digits_levers() -> Study:
@@ -230,7 +231,7 @@ def _fashion(ipc: int) -> Study:
         batch_syn=None if ipc == 1 else 50,
     )
     window = (3, 3) if ipc == 1 else (3, 5)
-    arms = (mct(*window), mtt(2, window[1]))
+    arms = (mct(*window), mtt(2, window[1] + 1))  # MTT draws starts below its bound
     source = "width 128, KIP's paper (Nguyen et al. 2021), table 1"
     published = {1: {"DC": 70.5, "DSA": 70.6}, 10: {"DC": 82.3, "DSA": 84.6}}[ipc]
     cited = {f"{method}, {source}": percent for method, percent in published.items()}

@@ -111,12 +111,14 @@ def _head(results: Mapping[str, Any]) -> str:
     state = "Finished." if results["complete"] else "**Not finished: the numbers below are of what is done so far.**"
     made = [_place(place) for place in results["made"]]
     data = "" if experts["dataset"] == "digits" else " --data-path DATA"
+    sizes = ", ".join(f"{name} {distill[name]:g}" for name in ("lr_img", "lr_lr", "lr_teacher"))
+    trained = "the learned step size" if distill["lr_net"] is None else f"step size {distill['lr_net']:g}"
     return (
         f"{state} IPC {distill['ipc']}, {distill['syn_steps']} student steps, {distill['iterations']} iterations; "
         f"{experts['num_experts']} experts of {experts['train_epochs']} epochs, ConvNet {experts['depth']} x "
-        f"{experts['width']}{', ZCA' if experts['zca'] else ''}; {distill['num_eval']} networks an evaluation, "
-        f"{distill['epoch_eval_train']} epochs each. Command: `python -m bench.study {plan['name']} --out OUT{data}`. "
-        f"Made on: {'; '.join(made) or 'nothing yet'}."
+        f"{experts['width']}{', ZCA' if experts['zca'] else ''}; {sizes}; {distill['num_eval']} networks an evaluation, "
+        f"{distill['epoch_eval_train']} epochs each with {trained}. An arm's own settings stand in its row. "
+        f"Command: `python -m bench.study {plan['name']} --out OUT{data}`. Made on: {'; '.join(made) or 'nothing yet'}."
     )
 
 
@@ -142,7 +144,7 @@ def _rows(results: Mapping[str, Any], wanted: set[str]) -> Iterator[tuple[str, .
         pace = [run["seconds_an_iteration"] for run in runs if run["seconds_an_iteration"] is not None]
         least, most = min(run["iterations"] for run in runs), max(run["iterations"] for run in runs)
         yield (
-            f"`{arm}`: {results['says'][arm]}",
+            f"`{arm}`: {results['says'][arm]}; {_window(results['plan'], arm)}",
             str(len(runs)),
             str(most) if least == most else f"{least} to {most}",
             str(len(every)),
@@ -157,6 +159,14 @@ def _rows(results: Mapping[str, Any], wanted: set[str]) -> Iterator[tuple[str, .
         yield "as many random real images, drawn anew for each network", "", "", count, shown, "", "", ""
 
 
+def _window(plan: Mapping[str, Any], arm: str) -> str:
+    """Which segments an arm matches."""
+    settings = {**plan["distill"], **plan["arms"][arm]["changes"]}
+    first, last = settings["min_start_epoch"], settings["max_start_epoch"]
+    starts = f"{first:g} to {last - 1:g}, whole" if settings["sampling"] == "integer" else f"{first:g} to {last:g}"
+    return f"{settings['expert_epochs']:g} epochs from {starts}"
+
+
 def _published(results: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     for who, percent in results["published"].items():
         yield f"*published*: {who}", "", "", "", f"{percent:g}", "", "", ""
@@ -166,13 +176,27 @@ def _race(results: Mapping[str, Any]) -> str | None:
     """When MCT reaches what MTT ends with."""
     if not {"mct", "mtt"} <= set(results["plan"]["arms"]):
         return None
-    mtt, mct = mean_curve(results, "mtt"), mean_curve(results, "mct")
+    both = _of_both(results)
+    mtt, mct = mean_curve(both, "mtt"), mean_curve(both, "mct")
     if not mtt or not mct or mtt[-1][0] == 0:
         return None
     at, goal = mtt[-1]
-    first = reached(results, "mct", goal)
-    answer = "MCT has not reached it" if first is None else f"MCT first has at least that at iteration {first}"
-    return f"At iteration {at} MTT has {100 * goal:.1f} % test accuracy (mean of all runs); {answer}."
+    first, seeds = reached(both, "mct", goal), len(both["runs"]) // 2
+    answer = (
+        f"MCT, evaluated up to iteration {mct[-1][0]}, has not reached it"
+        if first is None
+        else f"MCT first has at least that at iteration {first}"
+    )
+    mean = "" if seeds == 1 else f", mean of {seeds} runs"
+    return f"At iteration {at} MTT has {100 * goal:.1f} % test accuracy{mean}; {answer}."
+
+
+def _of_both(results: Mapping[str, Any]) -> Mapping[str, Any]:
+    """``results`` with the runs of those seeds alone that both methods have begun: others would be compared unequally."""
+    begun = {(run["arm"], run["seed"]) for run in results["runs"] if run["curve"]}
+    seeds = {seed for arm, seed in begun if arm == "mct" and ("mtt", seed) in begun}
+    runs = [run for run in results["runs"] if run["arm"] in ("mct", "mtt") and run["seed"] in seeds]
+    return {**results, "runs": runs}
 
 
 def _storage(results: Mapping[str, Any]) -> str | None:

@@ -19,7 +19,7 @@ from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
-from bench.machine import circumstances
+from bench.machine import circumstances, code
 from bench.study.collect import collect
 from bench.study.paths import path_scores, storage
 from bench.study.plans import STEP_SIZES, Arm, Study
@@ -28,7 +28,7 @@ from mct_fast.distill import distill
 from mct_fast.distill_config import evaluation_of
 from mct_fast.distilled import DistilledDataset
 from mct_fast.errors import InputError
-from mct_fast.evaluate import evaluate, evaluate_random_real
+from mct_fast.evaluate import baseline_lrs, evaluate, evaluate_random_real
 from mct_fast.experts import load_for, train_experts
 from mct_fast.files import read_json, write_json
 from mct_fast.models import build_model
@@ -71,6 +71,7 @@ class Runner:
         self.out, self.data_path, self._progress, self._say = out, path, progress, say
         self._seeds = study.seeds if seeds is None else tuple(seeds)
         self._paths: dict[str, list[Trajectory]] = {}
+        self._code = code()  # now, when it was loaded: another commit may be checked out while a study runs
 
     def run(self) -> dict[str, Any]:
         """Does what is left to do and returns the results.
@@ -84,7 +85,7 @@ class Runner:
             if file.exists():
                 continue
             self._say(f"{self.study.name}: {piece.name}")
-            where, began = circumstances(), time.perf_counter()
+            where, began = {**circumstances(), **self._code}, time.perf_counter()
             found = dict(piece.work())
             write_json(file, {**where, "seconds": time.perf_counter() - began, "found": found})
             self._collect()
@@ -147,12 +148,11 @@ class Runner:
     def _random(self) -> Mapping[str, Any]:
         """Networks trained on random real images: the baseline of all arms, with the step sizes of the first."""
         config, first = self.study.distill, self.study.arms[0]
-        own = DistilledDataset.load(self.out / "runs" / f"{first.name}-{self.study.seeds[0]}" / "distilled").lr_net
+        images = DistilledDataset.load(self.out / "runs" / f"{first.name}-{self.study.seeds[0]}" / "distilled")
         evaluation = evaluation_of(replace(config, seed=self.study.seeds[0]))
-        lrs = tuple(dict.fromkeys((own, config.lr_teacher)))
         model = self.store.manifest["model"]
         return evaluate_random_real(
-            config.ipc, self.dataset, evaluation, model=model, lrs=lrs, progress=self._progress
+            config.ipc, self.dataset, evaluation, model=model, lrs=baseline_lrs(images), progress=self._progress
         ).record()
 
     def _step_sizes(self) -> Mapping[str, Any]:

@@ -213,7 +213,7 @@ def _distill(words: list[str]) -> None:
 
 def _evaluate(words: list[str]) -> None:
     """Train fresh networks on a distilled set and score them."""
-    from mct_fast.evaluate import EvalConfig, evaluate, evaluate_random_real
+    from mct_fast.evaluate import EvalConfig, baseline_lrs, evaluate, evaluate_random_real
     from mct_fast.run import Run
     from mct_fast.tasks import format_metric
 
@@ -221,7 +221,7 @@ def _evaluate(words: list[str]) -> None:
     class Arguments:
         """Train fresh networks on a distilled set and on as many random real images, and score them.
 
-        Given a run, the results are kept there, and 'mct-fast report' shows them.
+        Given a run, results on its own data are kept there, and 'mct-fast report' shows them.
         """
 
         path: Positional[Path]
@@ -249,24 +249,27 @@ def _evaluate(words: list[str]) -> None:
             "split": given.split, "progress": progress_bars(communicator), "communicator": communicator
         }  # fmt: skip
         own = distilled.provenance.get("model")
+        # Of data that the set was not distilled from, the run's page has nothing to say.
+        kept_in = run_path if dataset.fingerprint == distilled.provenance.get("fingerprint") else None
         networks: list[Any] = [own or "ConvNet"] if given.model is None else models(given.model, own)
         rows: list[tuple[str, ...]] = [("network", given.split, *(["random real"] if given.random_real else []))]
-        with resumable("networks that were finished are kept"):
+        done = f"networks that were finished are {'kept' if kept_in else 'printed above; nothing is kept'}"
+        with resumable(done):
             for network in networks:
                 result = evaluate(distilled, dataset, given.config, model=network, **common)
                 record = result.record()
                 row = [result.model, format_metric(result.metric, result.mean, result.std)]
                 if given.random_real:
                     ipc = len(distilled) // distilled.num_classes
-                    lrs = (result.lr, 0.01) if len(dataset.val) else (result.lr,)
+                    lrs = baseline_lrs(distilled, result.lr) if len(dataset.val) else (result.lr,)
                     random = evaluate_random_real(
                         ipc, dataset, given.config, model=network, task=distilled.task, lrs=lrs, **common
                     )
                     record |= random.baseline()
                     row.append(format_metric(random.metric, random.mean, random.std))
                 rows.append(tuple(row))
-                if run_path is not None:
-                    communicator.lead(lambda record=record: Run.open(run_path).add_evaluation(record))
+                if kept_in is not None:
+                    communicator.lead(lambda record=record: Run.open(kept_in).add_evaluation(record))
         communicator.lead(lambda: print_rows(rows))
 
 

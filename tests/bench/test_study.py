@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from bench.machine import ROOT
 from bench.study import __main__ as command
 from bench.study import runner as runner_module
 from bench.study.plans import STEP_SIZES, Checkpoints, Convex, Study, ablations, levers, mct, mtt, studies, study_named
-from bench.study.report import PAGE, RESULTS, block, chosen, mean_curve, place, reached
+from bench.study.report import PAGE, RESULTS, _race, block, chosen, mean_curve, place, reached
 from bench.study.runner import Runner
 from mct_fast.distill import DistillConfig, check_config
 from mct_fast.distilled import DistilledDataset
@@ -33,7 +34,7 @@ TOY = Study(
     ),
     DistillConfig(
         syn_steps=2, lr_img=20.0, lr_teacher=0.05, iterations=5, eval_it=2, eval_test=True, random_real=False, num_eval=2,
-        epoch_eval_train=2, checkpoint_every=1,
+        lr_net=0.04, epoch_eval_train=2, checkpoint_every=1,
     ),
     (mct(1.5, 2), mtt(1, 2)),
     (0, 1),
@@ -74,6 +75,10 @@ def test_what_a_study_finds(finished: Path) -> None:
         assert [point["iteration"] for point in found["curve"]] == [0, 2, 4, 5]
         assert all(len(point["val"]) == len(point["test"]) == 2 for point in found["curve"])
         assert found["iterations"] == 5 and found["final"]["num_eval"] == 2
+        lines = Run.open(finished / "runs" / f"{found['arm']}-{found['seed']}").metrics()
+        learned = {line["iteration"]: line["syn_lr"] for line in lines if line["kind"] == "iter"} | {0: 0.05}
+        assert [point["syn_lr"] for point in found["curve"]] == [learned[i] for i in (0, 2, 4, 5)]
+        assert {point["lr_net"] for point in found["curve"]} == {0.04}
         times = [point["seconds"] for point in found["curve"]]
         assert times[0] == 0 and times == sorted(times) and times[-1] == pytest.approx(
             sum(r["seconds"] for r in Run.open(finished / "runs" / f"{found['arm']}-{found['seed']}").metrics()
@@ -121,6 +126,13 @@ def test_a_finished_study_is_left_as_it_is(finished: Path) -> None:
     before = digests(finished)
     run(finished)
     assert digests(finished) == before
+
+
+def test_a_piece_that_is_being_written_is_no_piece(finished: Path, tmp_path: Path) -> None:
+    """What a kill, or another process, may leave beside the pieces."""
+    shutil.copytree(finished, tmp_path / "toy")
+    (tmp_path / "toy" / "pieces" / ".random-0123456789abcdef.json").write_text("")
+    assert run(tmp_path / "toy") == read_json(finished / "results.json")
 
 
 class _Killed(BaseException):
@@ -273,6 +285,20 @@ def test_the_report_is_made_of_the_json(finished: Path, tmp_path: Path) -> None:
     assert command.main(["report", "--docs", str(docs)]) == 0
     assert digests(docs) == before, "writing the page again changes nothing"
     assert command.main(["report", str(tmp_path / "none"), "--docs", str(docs)]) == 2
+
+
+def test_only_seeds_of_both_methods_race() -> None:
+    def run(arm: str, seed: int, *points: tuple[int, float]) -> dict[str, Any]:
+        return {"arm": arm, "seed": seed, "curve": [{"iteration": i, "test": [v]} for i, v in points]}
+
+    runs = [run("mct", 0, (0, 0.1), (5, 0.4), (9, 0.5)), run("mtt", 0, (0, 0.1), (5, 0.2), (9, 0.4))]
+    plan = {"arms": {"mct": {}, "mtt": {}}}
+    said = _race({"plan": plan, "runs": runs})
+    assert said == "At iteration 9 MTT has 40.0 % test accuracy; MCT first has at least that at iteration 5."
+    for begun in (run("mct", 1, (0, 0.1)), run("mct", 1), run("mtt", 1, (0, 0.3), (5, 0.9))):
+        assert _race({"plan": plan, "runs": [*runs, begun]}) == said
+    behind = [run("mct", 0, (0, 0.1), (5, 0.3)), runs[1]]
+    assert "MCT, evaluated up to iteration 5, has not reached it" in (_race({"plan": plan, "runs": behind}) or "")
 
 
 def test_when_a_curve_reaches_a_goal() -> None:
