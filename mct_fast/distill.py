@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from mct_fast.adjoint import MatchResult
 from mct_fast.data import AugmentPlan, Dataset, augmentation, load_noted, random_real
-from mct_fast.distill_config import DistillConfig, adjoint_of, check_config, evaluation_of, sampler_of
+from mct_fast.distill_config import DistillConfig, adjoint_of, check_config, evaluation_of, layout_of, sampler_of
 from mct_fast.distilled import DistilledDataset
 from mct_fast.distilled_table import nearest_real
 from mct_fast.distributed import Communicator, Single, check_agreement
@@ -32,7 +32,6 @@ from mct_fast.run import Run
 from mct_fast.sampling import draw_batches
 from mct_fast.seeds import generator
 from mct_fast.tasks import Task, task_from_state, task_named
-from mct_fast.textures import Sheet, real_canvases
 from mct_fast.trajectory import Trajectory, TrajectoryStore
 
 __all__ = ["DistillConfig", "DistilledDataset", "adjoint_of", "check_config", "distill"]
@@ -177,7 +176,7 @@ class _Loop:
             micro_batch=config.micro_batch,
             communicator=communicator,
         )
-        self.sampler = sampler_of(config)
+        self.sampler, self.layout = sampler_of(config), layout_of(config)
         self.augment = augmentation(dataset.kind, config.dsa, config.dsa_strategy, config.jitter)
         images, labels = self._initial_rows()
         self.images = images.requires_grad_()
@@ -200,14 +199,13 @@ class _Loop:
 
     def _initial_rows(self) -> tuple[Tensor, Tensor]:
         """Real images with their labels; or noise, with the labels that real images would have."""
-        config, train, stream = self.config, self.dataset.train, generator(self.config.seed, "pix-init")
-        images, labels = random_real(train, config.ipc, stream, self.task)
-        if config.pix_init == "real" and config.canvas > 1:
-            images = real_canvases(train, config.ipc, config.canvas, generator(config.seed, "pix-init"))
-        elif config.pix_init == "noise":
-            shape = self.dataset.image_shape
-            if config.canvas > 1:
-                shape = (shape[0], *(config.canvas * side for side in shape[1:]))
+        config, train = self.config, self.dataset.train
+        stream = generator(config.seed, "pix-init")
+        if config.pix_init == "real":
+            images, labels = self.layout.real(train, config.ipc, self.task, stream)
+        else:
+            _, labels = random_real(train, config.ipc, stream, self.task)
+            shape = self.layout.shape(self.dataset.image_shape)
             images = torch.randn((len(labels), *shape), generator=generator(config.seed, "pix-init"))
         return images.to(config.device), labels.to(config.device)
 
@@ -310,22 +308,12 @@ class _Loop:
         plan = self._plan(batches, stream)
         device = config.device
         ends = torch.stack(starts).to(device), torch.stack(targets).to(device)
-        rows, labels, alpha = torch.stack(batches).to(device), self.labels.value, self.step_size.value
-        if config.canvas == 1:
-            return self.matcher(self.images, labels, alpha, *ends, rows, augment=plan), segments
-        # Each image of each step is a window of its own: the matcher sees as many images, and their gradients come back.
-        _, height, width = self.dataset.image_shape
-        sheet = Sheet.draw(rows, self.images.shape, (height, width), stream)
-        windows = sheet.windows
-        found = self.matcher(
-            windows.cut(self.images.detach()), labels[windows.rows], alpha, *ends, sheet.batches, augment=plan
-        )
-        by_labels = found.grad_labels
-        return replace(
-            found,
-            grad_images=windows.transpose(found.grad_images, self.images.shape),
-            grad_labels=None if by_labels is None else torch.zeros_like(labels).index_add_(0, windows.rows, by_labels),
-        ), segments
+
+        def match(images: Tensor, labels: Tensor, rows: Tensor) -> MatchResult:
+            return self.matcher(images, labels, self.step_size.value, *ends, rows, augment=plan)
+
+        rows = torch.stack(batches).to(device)
+        return self.layout.match(self.images.detach(), self.labels.value, rows, stream, match), segments
 
     def _expert(self, turn: int) -> int:
         """Experts take turns in a fresh order each round."""

@@ -12,6 +12,7 @@ from mct_fast.data import Dataset, augmentation
 from mct_fast.errors import InputError
 from mct_fast.evaluate import EvalConfig, check_scorable, split_of
 from mct_fast.graphs import Graphed
+from mct_fast.layout import Canvases, Layout, Plain
 from mct_fast.learned import ImageAverage
 from mct_fast.sampling import SegmentSampler
 from mct_fast.seeds import derive_seed
@@ -151,12 +152,8 @@ def check_config(config: DistillConfig, dataset: Dataset, first: Trajectory, tas
             raise InputError(f"{name}: got {getattr(config, name)}; give a positive finite number")
     if not ImageAverage.check(config.ema):
         raise InputError(f"ema: got {config.ema}; give a decay of at least 0, below 1, such as 0.999")
-    if config.canvas > 1 and dataset.kind != "images":
-        raise InputError(f"canvas: {dataset.name} holds no images; leave out canvas")
-    if config.canvas > 1 and dataset.transform.state()[1].get("kind") == "zca":
-        raise InputError("canvas: textures cannot be whitened with ZCA, which knows every pixel's place; leave out zca")
-    if config.canvas > 1 and config.labels == "expert":
-        raise InputError("labels: 'expert' labels whole images, not canvases; use labels='hard' with canvas")
+    layout = layout_of(config)
+    layout.check(dataset, config.labels)
     augmentation(dataset.kind, config.dsa, config.dsa_strategy, config.jitter)  # refuses what does not fit the data
     choices = {
         "labels": ("hard", "expert"),
@@ -170,8 +167,8 @@ def check_config(config: DistillConfig, dataset: Dataset, first: Trajectory, tas
         if getattr(config, name) not in allowed:
             raise InputError(f"{name}: unknown {getattr(config, name)!r}; choose one of {', '.join(allowed)}")
     task = task or task_named(dataset.task)
-    tiles = config.canvas**2 if config.pix_init == "real" else 1
-    task.draw_rows(dataset.train.labels, dataset.num_classes, config.ipc * tiles, torch.Generator())  # refuses too many
+    wanted = config.ipc * (layout.real_images if config.pix_init == "real" else 1)
+    task.draw_rows(dataset.train.labels, dataset.num_classes, wanted, torch.Generator())  # refuses too many
     check_scorable(split_of(dataset, config.select_on), dataset, task, config.select_on)
     sampler_of(config).check(first.epochs, continuous_path=first.continuous)
 
@@ -198,6 +195,11 @@ def adjoint_of(config: DistillConfig) -> Adjoint:
     strategy = Exact if config.adjoint == "exact" else Truncated
     sweep = strategy(keep_bytes=config.keep_mb << 20)
     return Graphed(sweep) if config.cuda_graphs else sweep
+
+
+def layout_of(config: DistillConfig) -> Layout:
+    """How the images that ``config`` asks for lie in the pixels."""
+    return Plain() if config.canvas == 1 else Canvases(config.canvas)
 
 
 def sampler_of(config: DistillConfig) -> SegmentSampler:

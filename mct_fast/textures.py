@@ -12,8 +12,6 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from mct_fast.data import Split, random_real
-
 
 @dataclass(frozen=True)
 class Windows:
@@ -65,9 +63,8 @@ class Sheet:
         return cls(draw_windows(batches[used], canvas, size, generator), numbers)
 
 
-def real_canvases(split: Split, ipc: int, tiles: int, generator: torch.Generator) -> Tensor:
-    """Canvases ``(classes * ipc, C, tiles H, tiles W)`` tiled with different real images of their class."""
-    images = random_real(split, ipc * tiles * tiles, generator)[0]
+def tiled(images: Tensor, times: int) -> Tensor:
+    """Canvases ``(n, C, times H, times W)`` of ``images (n times^2, C, H, W)``, each of as many that follow each other."""
     _, channels, height, width = images.shape
-    grid = images.reshape(-1, tiles, tiles, channels, height, width)
-    return grid.permute(0, 3, 1, 4, 2, 5).reshape(len(grid), channels, tiles * height, tiles * width)
+    grid = images.reshape(-1, times, times, channels, height, width)
+    return grid.permute(0, 3, 1, 4, 2, 5).reshape(len(grid), channels, times * height, times * width)

@@ -6,11 +6,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from mct_fast.adjoint import MatchResult
 from mct_fast.data import load_dataset
+from mct_fast.layout import Canvases, Plain
 from mct_fast.matching import Matcher
 from mct_fast.models import ConvNet, FunctionalModel
 from mct_fast.sampling import draw_batches
-from mct_fast.textures import Sheet, Windows, draw_windows, real_canvases
+from mct_fast.tasks import Classification
+from mct_fast.textures import Sheet, Windows, draw_windows
 
 
 def stream(seed: int = 0) -> torch.Generator:
@@ -66,12 +69,12 @@ def test_a_match_on_windows_has_the_gradient_of_the_canvases(soft: bool) -> None
     hard = torch.tensor([0, 1, 2, 1])
     labels = (nn.functional.one_hot(hard, 3).double() * 0.7 + 0.1).requires_grad_() if soft else hard
     batches = draw_batches(4, 3, 3, stream(1))[None]
-    sheet = Sheet.draw(batches, whole.shape, (4, 4), stream(2))
-    windows, alpha = sheet.windows, 0.3
+    windows, alpha, matcher = Sheet.draw(batches, whole.shape, (4, 4), stream(2)).windows, 0.3, Matcher(model)
 
-    found = Matcher(model)(
-        windows.cut(whole.detach()), labels.detach()[windows.rows], alpha, start, target, sheet.batches
-    )
+    def match(images: Tensor, classes: Tensor, rows: Tensor) -> MatchResult:
+        return matcher(images, classes, alpha, start, target, rows)
+
+    found = Canvases(2).match(whole.detach(), labels.detach(), batches, stream(2), match)
 
     theta, used = start.clone().requires_grad_(), 0
     for rows in batches[0]:
@@ -86,17 +89,16 @@ def test_a_match_on_windows_has_the_gradient_of_the_canvases(soft: bool) -> None
     expected = (theta - target).square().sum() / (start - target).square().sum()
     wanted = torch.autograd.grad(expected, [whole, labels] if soft else [whole])
     assert torch.allclose(found.loss[0], expected, rtol=1e-10)
-    assert torch.allclose(windows.transpose(found.grad_images, whole.shape), wanted[0], rtol=1e-7, atol=1e-11)
-    if soft:
-        assert found.grad_labels is not None
-        by_labels = torch.zeros(4, 3, dtype=torch.float64).index_add_(0, windows.rows, found.grad_labels)
-        assert torch.allclose(by_labels, wanted[1], rtol=1e-7, atol=1e-11)
+    assert torch.allclose(found.grad_images, wanted[0], rtol=1e-7, atol=1e-11)
+    assert (found.grad_labels is not None) == soft
+    if found.grad_labels is not None:
+        assert torch.allclose(found.grad_labels, wanted[1], rtol=1e-7, atol=1e-11)
 
 
 def test_canvases_are_tiled_with_different_real_images() -> None:
     train = load_dataset("digits").train
-    made = real_canvases(train, 2, 3, stream())
-    assert made.shape == (20, 1, 24, 24)
+    made, labels = Canvases(3).real(train, 2, Classification(), stream())
+    assert made.shape == (20, 1, 24, 24) and labels.tolist() == [row // 2 for row in range(20)]
     pool = {image.numpy().tobytes(): int(label) for image, label in zip(train.images, train.labels, strict=True)}
     seen = set()
     for i, canvas in enumerate(made):
@@ -110,7 +112,7 @@ def test_canvases_are_tiled_with_different_real_images() -> None:
 
 
 def test_one_tile_is_the_real_image() -> None:
-    from mct_fast.data import random_real
-
     train = load_dataset("digits").train
-    assert torch.equal(real_canvases(train, 3, 1, stream(6)), random_real(train, 3, stream(6))[0])
+    one, plain = (layout.real(train, 3, Classification(), stream(6)) for layout in (Canvases(1), Plain()))
+    assert torch.equal(one[0], plain[0]) and torch.equal(one[1], plain[1])
+    assert Canvases(3).shape((1, 8, 8)) == (1, 24, 24) and Plain().shape((1, 8, 8)) == (1, 8, 8)
