@@ -28,7 +28,7 @@ from mct_fast.matching import Matcher
 from mct_fast.models import FunctionalModel, build_model, model_spec
 from mct_fast.paths import ExpertPaths
 from mct_fast.progress import Progress, quiet
-from mct_fast.run import Run
+from mct_fast.run import Run, Unkept
 from mct_fast.sampling import draw_batches
 from mct_fast.seeds import generator
 from mct_fast.tasks import Task, task_from_state, task_named
@@ -165,7 +165,7 @@ class _Loop:
     ) -> None:
         self.config, self.paths, self.dataset, self.task, self.spec = config, paths, dataset, task, spec
         self.communicator = communicator
-        self.run: Run | None = None
+        self.run: Run | Unkept = Unkept()
         self.reporting = False
         self.network: nn.Module | dict[str, Any] = spec if model is None else model
         template = FunctionalModel(build_model(spec) if model is None else model)
@@ -194,7 +194,7 @@ class _Loop:
 
         Of several processes the leader has the run; the others follow it from the same checkpoint.
         """
-        self.run, self.reporting = run, True
+        self.run, self.reporting = run or Unkept(), True
         self._restore(self.communicator.tell(lambda: None if run is None else run.load_checkpoint()))
 
     def _initial_rows(self) -> tuple[Tensor, Tensor]:
@@ -274,8 +274,7 @@ class _Loop:
             "seconds": spent,
             "skipped": self.skipped,
         }
-        if self.run is not None:
-            self.run.log(**metrics)
+        self.run.log(**metrics)
         return {**metrics, "loss": loss}
 
     def _descend(self, result: MatchResult) -> bool:
@@ -356,14 +355,11 @@ class _Loop:
             if "test" in results:  # what a last evaluation of these images would find again
                 self.best["test"] = results["test"].record()
             self.best_images, self.best_labels = images.clone(), labels.clone()
-        if self.run is not None:
-            record = {"kind": "eval", "iteration": self.iteration, **result.json()}
-            if self.config.eval_test:
-                record["test"] = results["test"].json()
-            self.run.log(**record, seconds=time.perf_counter() - began)
-            best = self._best()
-            best.save(self.run.path / "distilled")
-            best.write_preview(self.run.path)
+        record = {"kind": "eval", "iteration": self.iteration, **result.json()}
+        if self.config.eval_test:
+            record["test"] = results["test"].json()
+        self.run.log(**record, seconds=time.perf_counter() - began)
+        self.run.keep(self._best())
 
     def _current(self) -> Tensor:
         """The images that are evaluated and saved."""
@@ -389,26 +385,24 @@ class _Loop:
                 self.config.ipc, self.dataset, config, split="test", lrs=baseline_lrs(best), **common
             )
         best = replace(best, provenance={**best.provenance, "test": {k: v for k, v in test.items() if k != "model"}})
-        if self.run is not None:
-            best.save(self.run.path / "distilled")
-            best.write_preview(self.run.path)
-            self.run.log(
-                kind="final",
-                model=test["model"],
-                iteration=self.best["iteration"],
-                select_on=self.config.select_on,
-                num_eval=self.config.num_eval,
-                test_mean=test["mean"],
-                test_std=test["std"],
-                test_scores=test["scores"],
-                metric=test["metric"],
-                test_metrics=test["metrics"],
-                labels="soft" if best.labels.is_floating_point() else "hard",
-                distill_seconds=self.seconds,
-                skipped=self.skipped,
-                **({} if random is None else random.baseline()),
-                **({} if near is None else {"nearest_real": {k: v for k, v in near.items() if k != "distances"}}),
-            )
+        self.run.keep(best)
+        self.run.log(
+            kind="final",
+            model=test["model"],
+            iteration=self.best["iteration"],
+            select_on=self.config.select_on,
+            num_eval=self.config.num_eval,
+            test_mean=test["mean"],
+            test_std=test["std"],
+            test_scores=test["scores"],
+            metric=test["metric"],
+            test_metrics=test["metrics"],
+            labels="soft" if best.labels.is_floating_point() else "hard",
+            distill_seconds=self.seconds,
+            skipped=self.skipped,
+            **({} if random is None else random.baseline()),
+            **({} if near is None else {"nearest_real": {k: v for k, v in near.items() if k != "distances"}}),
+        )
         return best
 
     def _best(self) -> DistilledDataset:
@@ -438,8 +432,6 @@ class _Loop:
         )
 
     def _save(self) -> None:
-        if self.run is None:
-            return
         tensors = {"images": self.images.detach(), "best_images": self.best_images, "best_labels": self.best_labels}
         tensors |= {"average": self.average.value, **self.labels.tensors()}
         moments = self.optimizer.state[self.images]

@@ -21,7 +21,7 @@ import platform
 from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -37,6 +37,27 @@ METRICS, CHECKPOINT = "metrics.jsonl", "checkpoint.safetensors"
 EVALUATIONS = "evaluations.json"
 _LOCK = ".lock"
 _FORMAT_VERSION = "1"
+
+
+class Product(Protocol):
+    """What a run makes: a distilled set."""
+
+    def save(self, folder: Path) -> object: ...
+
+    def write_preview(self, folder: Path) -> object: ...
+
+
+class Unkept:
+    """In place of a :class:`Run` where nothing is to be written."""
+
+    def log(self, **metrics: Any) -> None:
+        pass
+
+    def keep(self, product: Product) -> None:
+        pass
+
+    def save_checkpoint(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        pass
 
 
 class Run:
@@ -145,6 +166,11 @@ class Run:
         key = (record["model"], record["split"])
         others = [r for r in self.evaluations() if (r["model"], r["split"]) != key]
         write_json(self.path / EVALUATIONS, [*others, _plain(record)])
+
+    def keep(self, product: Product) -> None:
+        """Writes what was made, in place of what was kept before, and what people look at."""
+        product.save(self.path / "distilled")
+        product.write_preview(self.path)
 
     def save_checkpoint(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Replaces the checkpoint, atomically. ``state`` is JSON-able; floats survive exactly."""
