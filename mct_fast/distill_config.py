@@ -10,7 +10,7 @@ import torch
 from mct_fast.adjoint import ADJOINTS, Adjoint, Exact, Truncated
 from mct_fast.data import Dataset, augmentation
 from mct_fast.errors import InputError
-from mct_fast.evaluate import EvalConfig, check_scorable, split_of
+from mct_fast.evaluate import EvalConfig, check_evaluation, check_scorable, split_of
 from mct_fast.graphs import Graphed
 from mct_fast.layout import Canvases, Layout, Plain
 from mct_fast.learned import ImageAverage
@@ -122,18 +122,7 @@ def check_config(config: DistillConfig, dataset: Dataset, first: Trajectory, tas
 
     ``first`` is one of the paths, ``task`` what the dataset's labels say, by default.
     """
-    counts = (
-        "ipc",
-        "syn_steps",
-        "iterations",
-        "students",
-        "canvas",
-        "checkpoint_every",
-        "num_eval",
-        "epoch_eval_train",
-        "batch_train",
-    )
-    for name in counts:
+    for name in ("ipc", "syn_steps", "iterations", "students", "canvas", "checkpoint_every"):
         if getattr(config, name) < 1:
             raise InputError(f"{name}: got {getattr(config, name)}; give at least 1")
     for name in ("eval_it", "keep_mb", "growth_iterations", "lr_decay_every", "lr_img", "lr_lr", "lr_label"):
@@ -143,8 +132,7 @@ def check_config(config: DistillConfig, dataset: Dataset, first: Trajectory, tas
         raise InputError(f"batch_syn: got {config.batch_syn}; give at least 1, or leave it out to take all images")
     if not (config.lr_teacher > 0 and math.isfinite(config.lr_teacher)):
         raise InputError(f"lr_teacher: got {config.lr_teacher}; give a positive step size, the field's is 0.01")
-    if config.lr_net is not None and not 0 < config.lr_net < math.inf:
-        raise InputError(f"lr_net: got {config.lr_net}; give a positive step size, or leave it out for the learned one")
+    check_evaluation(evaluation_of(config))
     if not 0 <= config.mom_img < 1:
         raise InputError(f"mom_img: got {config.mom_img}; give a momentum of at least 0, below 1")
     for name in ("max_loss", "lr_decay"):
@@ -161,7 +149,6 @@ def check_config(config: DistillConfig, dataset: Dataset, first: Trajectory, tas
         "pix_init": ("real", "noise"),
         "img_optimizer": ("sgd", "adam"),
         "trajectory": ("convex", "discrete", "bezier"),
-        "select_on": ("val", "test"),
     }
     for name, allowed in choices.items():
         if getattr(config, name) not in allowed:
@@ -182,6 +169,7 @@ def evaluation_of(config: DistillConfig) -> EvalConfig:
         dsa=config.dsa,
         dsa_strategy=config.dsa_strategy,
         jitter=config.jitter,
+        lr_net=config.lr_net,
         select_on=config.select_on,
         seed=derive_seed(config.seed, "eval"),
         device=config.device,

@@ -256,7 +256,7 @@ def evaluate_random_real(
     Of the step sizes ``lrs`` the one that does best on ``config.select_on`` is used, so that the baseline is not
     handicapped by a step size learned for other images.  ``config.lr_net`` plays no part.
     """
-    _check(config)
+    check_evaluation(config)
     task = task or task_named(dataset.task)
     streams = [generator(config.seed, "random-real", i) for i in range(config.num_eval)]
     draws = [random_real(dataset.train, ipc, stream, task) for stream in streams]
@@ -282,7 +282,7 @@ class _Given:
 
     def train_and_score(self, own_lr: float, config: EvalConfig, splits: tuple[str, ...]) -> dict[str, EvalResult]:
         """Trains ``config.num_eval`` networks, this process its share, and scores them on each of ``splits``."""
-        _check(config)
+        check_evaluation(config)
         task, dataset = self.task, self.dataset
         held_out = {name: split_of(dataset, name) for name in splits}
         for name, split in held_out.items():
@@ -335,7 +335,8 @@ class _Given:
         }
 
 
-def _check(config: EvalConfig) -> None:
+def check_evaluation(config: EvalConfig) -> None:
+    """Raises :class:`InputError` for a setting that cannot work, naming the field and the remedy."""
     for name in ("num_eval", "epoch_eval_train", "batch_train"):
         if getattr(config, name) < 1:
             raise InputError(f"{name}: got {getattr(config, name)}; give at least 1")

@@ -19,8 +19,8 @@ _WHERE = ("machine", "versions", "compiled_kernels", "commit", "dirty")
 
 
 def collect(study: Study, out: Path) -> dict[str, Any]:
-    """The results so far: ``experts``, ``storage``, ``random``, ``paths``,
-    ``step_sizes`` (None: not done), ``runs``, ``made`` (where, when)."""
+    """The results so far: ``experts``, ``storage``, ``random``, ``paths``, ``step_sizes`` (None: not done), ``runs``, and
+    where and when they were ``made``."""
     # A hidden file is one that is being written, by another process or by one that was killed.
     files = sorted(file for file in (out / "pieces").glob("*.json") if not file.name.startswith("."))
     done = {file.stem: read_json(file) for file in files}

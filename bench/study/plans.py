@@ -12,6 +12,8 @@ from mct_fast.errors import InputError
 from mct_fast.experts import ExpertConfig
 from mct_fast.trajectory import ConvexTrajectory, Trajectory, TrajectoryStore
 
+METHODS = ("mct", "mtt")
+"""The arms that are the two methods themselves; others change one thing of the first."""
 STEP_SIZES = (1.0, 0.3, 0.1, 0.03)
 """Parts of the learned step size with which a study's first images are evaluated again."""
 
@@ -89,7 +91,7 @@ class Study:
     @property
     def step_sizes_of(self) -> tuple[str, ...]:
         """The arms whose first images are evaluated with several step sizes: the two methods themselves."""
-        return tuple(arm.name for arm in self.arms if arm.name in ("mct", "mtt"))
+        return tuple(arm.name for arm in self.arms if arm.name in METHODS)
 
     def arm(self, name: str) -> Arm:
         return next(arm for arm in self.arms if arm.name == name)

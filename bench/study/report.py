@@ -16,6 +16,7 @@ from typing import Any
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
+from bench.study.plans import METHODS
 from bench.tables import size
 from mct_fast.files import atomic_write, read_json, write_json
 from mct_fast.progress import duration
@@ -31,7 +32,7 @@ def adopt(out: Path, docs: Path) -> str:
     write_json(docs / RESULTS / f"study-{name}.json", results)
     for run in results["runs"]:
         picture = out / "runs" / f"{run['arm']}-{run['seed']}" / "images.png"
-        if run["arm"] in ("mct", "mtt") and run["seed"] == results["plan"]["seeds"][0] and picture.is_file():
+        if run["arm"] in METHODS and run["seed"] == results["plan"]["seeds"][0] and picture.is_file():
             shutil.copyfile(picture, docs / RESULTS / f"study-{name}-{run['arm']}.png")
     return name
 
@@ -75,7 +76,7 @@ def block(results: Mapping[str, Any], docs: Path) -> str:
     for suffix, says in (("curves", "test accuracy"), ("paths", "accuracy along the experts' paths")):
         if (docs / RESULTS / f"study-{name}-{suffix}.png").is_file():
             parts.append(f"![{name}, {says}]({RESULTS}/study-{name}-{suffix}.png)")
-    for arm in ("mct", "mtt"):
+    for arm in METHODS:
         if (docs / RESULTS / f"study-{name}-{arm}.png").is_file():
             parts.append(f"Images of `{arm}`:\n\n![{name}, images of {arm}]({RESULTS}/study-{name}-{arm}.png)")
     return "\n\n".join(parts)
@@ -174,7 +175,7 @@ def _published(results: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
 
 def _race(results: Mapping[str, Any]) -> str | None:
     """When MCT reaches what MTT ends with."""
-    if not {"mct", "mtt"} <= set(results["plan"]["arms"]):
+    if not set(METHODS) <= set(results["plan"]["arms"]):
         return None
     both = _of_both(results)
     mtt, mct = mean_curve(both, "mtt"), mean_curve(both, "mct")
@@ -194,8 +195,8 @@ def _race(results: Mapping[str, Any]) -> str | None:
 def _of_both(results: Mapping[str, Any]) -> Mapping[str, Any]:
     """``results`` with the runs of those seeds alone that both methods have begun: others would be compared unequally."""
     begun = {(run["arm"], run["seed"]) for run in results["runs"] if run["curve"]}
-    seeds = {seed for arm, seed in begun if arm == "mct" and ("mtt", seed) in begun}
-    runs = [run for run in results["runs"] if run["arm"] in ("mct", "mtt") and run["seed"] in seeds]
+    seeds = {seed for _, seed in begun if all((arm, seed) in begun for arm in METHODS)}
+    runs = [run for run in results["runs"] if run["arm"] in METHODS and run["seed"] in seeds]
     return {**results, "runs": runs}
 
 
