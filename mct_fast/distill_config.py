@@ -12,8 +12,8 @@ from mct_fast.data import Dataset, augmentation
 from mct_fast.errors import InputError
 from mct_fast.evaluate import EvalConfig, check_evaluation, check_scorable, split_of
 from mct_fast.graphs import Graphed
-from mct_fast.layout import Canvases, Layout, Plain
 from mct_fast.learned import ImageAverage
+from mct_fast.pixels import Canvases, Layout, Plain
 from mct_fast.sampling import SegmentSampler
 from mct_fast.seeds import derive_seed
 from mct_fast.tasks import Task, task_named

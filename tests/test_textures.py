@@ -8,9 +8,9 @@ from torch import Tensor, nn
 
 from mct_fast.adjoint import MatchResult
 from mct_fast.data import load_dataset
-from mct_fast.layout import Canvases, Plain
 from mct_fast.matching import Matcher
 from mct_fast.models import ConvNet, FunctionalModel
+from mct_fast.pixels import Canvases, Plain
 from mct_fast.sampling import draw_batches
 from mct_fast.tasks import Classification
 from mct_fast.textures import Sheet, Windows, draw_windows

@@ -14,6 +14,8 @@ from mct_fast.trajectory import ConvexTrajectory, Trajectory, TrajectoryStore
 
 METHODS = ("mct", "mtt")
 """The arms that are the two methods themselves; others change one thing of the first."""
+_COMMON = DistillConfig(syn_steps=20, eval_test=True, random_real=False)
+"""Of all studies: runs are scored on the test split too, and random real images once for all arms."""
 STEP_SIZES = (1.0, 0.3, 0.1, 0.03)
 """Parts of the learned step size with which a study's first images are evaluated again."""
 
@@ -155,17 +157,15 @@ def _cifar10_ipc1() -> Study:
     experts = ExpertConfig(
         dataset="folder:cifar10", zca=True, num_experts=6, train_epochs=10, parallel=2, keep_checkpoints=True
     )
-    common = DistillConfig(
+    common = replace(
+        _COMMON,
         ipc=1,
-        syn_steps=20,
         lr_img=500.0,
         lr_lr=5e-7,
         lr_teacher=0.025,
         lr_net=0.0025,
         iterations=1500,
         eval_it=250,
-        eval_test=True,
-        random_real=False,  # once for all arms
         checkpoint_every=25,
     )
     published = {"MTT (Cazenavette et al. 2022), 100 experts, 5000 iterations": 46.3, "MCT's code, docstring": 48.48}
@@ -185,16 +185,14 @@ def _digits() -> Study:
         dsa_strategy=augment,
         keep_checkpoints=True,
     )
-    common = DistillConfig(
+    common = replace(
+        _COMMON,
         ipc=1,
-        syn_steps=20,
         lr_img=100.0,
         lr_lr=1e-5,
         lr_teacher=0.02,
         iterations=400,
         eval_it=50,
-        eval_test=True,
-        random_real=False,  # once for all arms
         epoch_eval_train=300,
         checkpoint_every=50,
         dsa_strategy=augment,
@@ -218,17 +216,15 @@ def _fashion(ipc: int) -> Study:
     experts = ExpertConfig(
         dataset="fashion-mnist", num_experts=6, train_epochs=10, width=32, parallel=2, keep_checkpoints=True
     )
-    common = DistillConfig(
+    common = replace(
+        _COMMON,
         ipc=ipc,
-        syn_steps=20,
         lr_img=1000.0,
         lr_lr=1e-6,
         lr_teacher=0.02,
         lr_net=0.002,
-        iterations=1000,
-        eval_it=100 if ipc == 1 else 250,
-        eval_test=True,
-        random_real=False,  # once for all arms
+        iterations=1000 if ipc == 1 else 500,
+        eval_it=100 if ipc == 1 else 125,
         checkpoint_every=50,
         batch_syn=None if ipc == 1 else 50,
     )
@@ -237,7 +233,7 @@ def _fashion(ipc: int) -> Study:
     source = "width 128, KIP's paper (Nguyen et al. 2021), table 1"
     published = {1: {"DC": 70.5, "DSA": 70.6}, 10: {"DC": 82.3, "DSA": 84.6}}[ipc]
     cited = {f"{method}, {source}": percent for method, percent in published.items()}
-    return Study(f"fashion-ipc{ipc}", experts, common, arms, (0, 1), 200 if ipc == 1 else 250, cited)
+    return Study(f"fashion-ipc{ipc}", experts, common, arms, (0, 1), common.eval_it * 2, cited)
 
 
 def _search(base: Study, name: str, grid: Mapping[str, tuple[float, ...]]) -> Study:
