@@ -245,14 +245,16 @@ def _search(base: Study, name: str, grid: Mapping[str, tuple[float, ...]]) -> St
         says = ", ".join(f"{key} {value:g}" for key, value in point.items())
         label = "-".join(f"{value:g}" for value in values)
         arms.append(replace(plain, name=label, says=says, changes={**plain.changes, **point}))
-    common = replace(base.distill, iterations=200, eval_it=100)
+    common = replace(base.distill, iterations=200, eval_it=200)
     return replace(base, name=name, distill=common, arms=tuple(arms), seeds=(0,), piece=200)
 
 
 def _searches() -> tuple[Study, ...]:
     return (
         _search(
-            _digits(), "digits-search", {"lr_img": (30, 100, 300), "expert_epochs": (2.0, 4.0), "lr_teacher": (0.02,)}
+            _digits(),
+            "digits-search",
+            {"lr_img": (30, 100, 300), "expert_epochs": (2.0, 4.0, 8.0), "lr_teacher": (0.01, 0.02, 0.04)},
         ),
         _search(
             _fashion(1),
