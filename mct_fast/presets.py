@@ -162,7 +162,7 @@ def _own() -> Iterator[Preset]:
         DistillConfig(
             ipc=1,
             syn_steps=20,
-            expert_epochs=2.0,
+            expert_epochs=4.0,
             max_start_epoch=5.0,
             lr_img=100.0,
             lr_lr=1e-5,

@@ -137,7 +137,7 @@ def levers(base: Arm) -> tuple[Arm, ...]:
 
     return (
         arm("ema", "average of the images, decay 0.99", ema=0.99),
-        arm("threshold", "iterations with a loss above 0.8 skipped", max_loss=0.8),
+        arm("threshold", "iterations with a loss above 0.9 skipped", max_loss=0.9),
         arm("growing", "latest start grows from 1 over 100 iterations", growth_iterations=100, initial_start_epoch=1.0),
         arm("flat", "flat experts, GSAM", {"rho": 0.05, "gsam_alpha": 0.3}),
         arm("textures", "textures, canvases of 2 x 2 images", canvas=2),
@@ -197,8 +197,8 @@ def _digits() -> Study:
         checkpoint_every=50,
         dsa_strategy=augment,
     )
-    first = mct(2, 5)
-    arms = (first, mtt(2, 6), *ablations(first))  # MTT draws starts below its bound
+    first = mct(4, 5)
+    arms = (first, mtt(4, 6), *ablations(first))  # MTT draws starts below its bound
     return Study("digits", experts, common, arms, (0, 1, 2), 400)
 
 
@@ -207,7 +207,7 @@ def _digits_levers() -> Study:
     plain = _digits()
     common = replace(plain.distill, iterations=200)
     return replace(
-        plain, name="digits-levers", distill=common, arms=(mct(2, 5), *levers(mct(2, 5))), seeds=(0, 1), piece=200
+        plain, name="digits-levers", distill=common, arms=(mct(4, 5), *levers(mct(4, 5))), seeds=(0, 1), piece=200
     )
 
 
