@@ -259,7 +259,7 @@ def _searches() -> tuple[Study, ...]:
         _search(
             _fashion(1),
             "fashion-search",
-            {"lr_img": (100, 300, 1000), "expert_epochs": (2.0, 4.0), "lr_teacher": (0.01, 0.03)},
+            {"lr_img": (100, 300, 1000), "expert_epochs": (1.0, 2.0, 4.0), "lr_teacher": (0.01, 0.03, 0.06)},
         ),
     )
 
