@@ -152,7 +152,7 @@ def _cifar10_ipc1() -> Study:
     With 20 steps for the published 50, the student's first step size is 2.5 times as large, so that it comes as far.  lr_img
     is five times MTT's, for the iterations that are missing; MCT's and TESLA's codes run with that (1000, halved by their
     gradient).  lr_lr grows with the square of the step size, which keeps its relative pace.  Evaluation networks take a tenth
-    of the step size, because of their momentum: with 0.025 training them is unstable and they end 5 to 10 points lower.
+    of the step size, because of their momentum: with 0.025 training them is unstable and they end 9 to 11 points lower.
     """
     experts = ExpertConfig(
         dataset="folder:cifar10", zca=True, num_experts=6, train_epochs=10, parallel=2, keep_checkpoints=True

@@ -22,6 +22,7 @@ from mct_fast.files import atomic_write, read_json, write_json
 from mct_fast.progress import duration
 
 PAGE, RESULTS = "results.md", "results"
+_COLUMNS = ("runs", "iterations", "n", "validation", "chosen on it", "seeds differ by", "last", "s/iteration")
 _COLOURS = ("#2f7fd6", "#e07b1f", "#3a9d5d", "#b0479e", "#8a6d3b", "#5b5fc7", "#c0392b", "#16a0a0", "#7f7f7f")
 
 
@@ -65,11 +66,10 @@ def block(results: Mapping[str, Any], docs: Path) -> str:
     plan, name = results["plan"], results["plan"]["name"]
     parts = [_head(results)]
     soft = {arm for arm, spec in plan["arms"].items() if _is_soft(spec["changes"])}
-    for title, wanted in (("Hard labels", set(plan["arms"]) - soft), ("Soft labels", soft)):
-        rows = list(_rows(results, wanted))
+    hard = [*_rows(results, set(plan["arms"]) - soft), *_random(results), *_published(results)]
+    for title, rows in (("Hard labels", hard), ("Soft labels", list(_rows(results, soft)))):
         if rows:
-            head = (title, "runs", "iterations", "n", "chosen on validation", "seeds differ by", "last", "s/iteration")
-            parts.append(_table(head, [*rows, *(_published(results) if title == "Hard labels" else ())]))
+            parts.append(_table((title, *_COLUMNS), rows))
     parts += [line for line in (_race(results), _storage(results), _experts(results)) if line]
     if (sizes := results["step_sizes"]) is not None and sizes["arms"]:
         parts.append(_step_sizes(sizes))
@@ -138,9 +138,9 @@ def _rows(results: Mapping[str, Any], wanted: set[str]) -> Iterator[tuple[str, .
         runs = [run for run in results["runs"] if run["arm"] == arm and run["curve"]]
         if arm not in wanted or not runs:
             continue
-        picked = [point["test"] for run in runs if (point := chosen(run)) is not None]
-        every = [accuracy for one in picked for accuracy in one]
-        means = [fmean(one) for one in picked]
+        picked = [point for run in runs if (point := chosen(run)) is not None]
+        every = [accuracy for point in picked for accuracy in point["test"]]
+        means = [fmean(point["test"]) for point in picked]
         last = [accuracy for run in runs for accuracy in run["curve"][-1]["test"]]
         pace = [run["seconds_an_iteration"] for run in runs if run["seconds_an_iteration"] is not None]
         least, most = min(run["iterations"] for run in runs), max(run["iterations"] for run in runs)
@@ -149,15 +149,19 @@ def _rows(results: Mapping[str, Any], wanted: set[str]) -> Iterator[tuple[str, .
             str(len(runs)),
             str(most) if least == most else f"{least} to {most}",
             str(len(every)),
+            f"{100 * fmean(score for point in picked for score in point['val']):.1f}",
             _percent(every),
             f"{100 * (max(means) - min(means)):.1f}" if len(means) > 1 else "",
             _percent(last),
             f"{min(pace):.3g}" if pace else "",
         )
+
+
+def _random(results: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     random = results["random"]
     if random is not None:
         count, shown = str(len(random["scores"])), _percent(random["scores"])
-        yield "as many random real images, drawn anew for each network", "", "", count, shown, "", "", ""
+        yield "as many random real images, drawn anew for each network", "", "", count, "", shown, "", "", ""
 
 
 def _window(plan: Mapping[str, Any], arm: str) -> str:
@@ -170,7 +174,7 @@ def _window(plan: Mapping[str, Any], arm: str) -> str:
 
 def _published(results: Mapping[str, Any]) -> Iterator[tuple[str, ...]]:
     for who, percent in results["published"].items():
-        yield f"*published*: {who}", "", "", "", f"{percent:g}", "", "", ""
+        yield f"*published*: {who}", "", "", "", "", f"{percent:g}", "", "", ""
 
 
 def _race(results: Mapping[str, Any]) -> str | None:
@@ -234,6 +238,8 @@ def _table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _plots(results: Mapping[str, Any], stem: Path) -> None:
+    if not set(METHODS) & set(results["plan"]["arms"]):
+        return  # a search: its table says it all
     arms = [arm for arm in results["plan"]["arms"] if len(mean_curve(results, arm)) > 1]
     if arms:
         figure = Figure(figsize=(12, 4.2), facecolor="white")

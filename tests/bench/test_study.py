@@ -15,13 +15,13 @@ from bench.machine import ROOT
 from bench.study import __main__ as command
 from bench.study import runner as runner_module
 from bench.study.plans import STEP_SIZES, Checkpoints, Convex, Study, ablations, levers, mct, mtt, studies, study_named
-from bench.study.report import PAGE, RESULTS, _race, block, chosen, mean_curve, place, reached
+from bench.study.report import PAGE, RESULTS, _race, block, chosen, mean_curve, place, reached, write
 from bench.study.runner import Runner
 from mct_fast.distill import DistillConfig, check_config
 from mct_fast.distilled import DistilledDataset
 from mct_fast.errors import InputError
 from mct_fast.experts import ExpertConfig, load_for
-from mct_fast.files import read_json
+from mct_fast.files import read_json, write_json
 from mct_fast.progress import quiet
 from mct_fast.run import Run
 from mct_fast.trajectory import ConvexTrajectory, TrajectoryStore
@@ -274,9 +274,10 @@ def test_the_report_is_made_of_the_json(finished: Path, tmp_path: Path) -> None:
     mct = [r for r in results["runs"] if r["arm"] == "mct"]
     # By hand: of each run the point with the best validation mean, then the mean of all its test accuracies.
     best = [max(r["curve"], key=lambda p: sum(p["val"])) for r in mct]
-    mean = sum(sum(p["test"]) for p in best) / 4
+    test, val = (100 * sum(sum(p[split]) for p in best) / 4 for split in ("test", "val"))
     row = next(line for line in text.splitlines() if line.startswith("| `mct`"))
-    assert row.split(" | ")[1:4] == ["2", "5", "4"] and row.split(" | ")[4].startswith(f"{100 * mean:.1f} ±")
+    assert row.split(" | ")[1:5] == ["2", "5", "4", f"{val:.1f}"] and row.split(" | ")[5].startswith(f"{test:.1f} ±")
+    assert "Soft labels" not in text, "there are none"
     assert f"| `mct` | {100 * sum(results['step_sizes']['arms']['mct'][0]['scores']) / 2:.1f} ±" in text
     assert "*published*: someone" in text and "12.5" in text and "MTT has" in text
     for name in ("curves", "paths", "mct", "mtt"):
@@ -285,6 +286,16 @@ def test_the_report_is_made_of_the_json(finished: Path, tmp_path: Path) -> None:
     assert command.main(["report", "--docs", str(docs)]) == 0
     assert digests(docs) == before, "writing the page again changes nothing"
     assert command.main(["report", str(tmp_path / "none"), "--docs", str(docs)]) == 2
+
+
+def test_a_search_is_a_table_alone(finished: Path, tmp_path: Path) -> None:
+    found = read_json(finished / "results.json")
+    plan = {**found["plan"], "arms": {f"point-{name}": arm for name, arm in found["plan"]["arms"].items()}}
+    runs = [{**run, "arm": f"point-{run['arm']}"} for run in found["runs"]]
+    says = {f"point-{name}": text for name, text in found["says"].items()}
+    write_json(tmp_path / "results" / "study-toy.json", {**found, "plan": plan, "runs": runs, "says": says})
+    text = write(tmp_path).read_text()
+    assert "| `point-mct`" in text and "![" not in text and not list((tmp_path / "results").glob("*.png"))
 
 
 def test_only_seeds_of_both_methods_race() -> None:
