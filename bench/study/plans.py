@@ -10,12 +10,11 @@ from typing import Any
 from mct_fast.distill import DistillConfig
 from mct_fast.errors import InputError
 from mct_fast.experts import ExpertConfig
+from mct_fast.presets import preset
 from mct_fast.trajectory import ConvexTrajectory, Trajectory, TrajectoryStore
 
 METHODS = ("mct", "mtt")
 """The arms that are the two methods themselves; others change one thing of the first."""
-_COMMON = DistillConfig(syn_steps=20, eval_test=True, random_real=False)
-"""Of all studies: runs are scored on the test split too, and random real images once for all arms."""
 STEP_SIZES = (1.0, 0.3, 0.1, 0.03)
 """Parts of the learned step size with which a study's first images are evaluated again."""
 
@@ -157,9 +156,9 @@ def _cifar10_ipc1() -> Study:
     experts = ExpertConfig(
         dataset="folder:cifar10", zca=True, num_experts=6, train_epochs=10, parallel=2, keep_checkpoints=True
     )
-    common = replace(
-        _COMMON,
+    common = DistillConfig(
         ipc=1,
+        syn_steps=20,
         lr_img=500.0,
         lr_lr=5e-7,
         lr_teacher=0.025,
@@ -169,71 +168,45 @@ def _cifar10_ipc1() -> Study:
         checkpoint_every=25,
     )
     published = {"MTT (Cazenavette et al. 2022), 100 experts, 5000 iterations": 46.3, "MCT's code, docstring": 48.48}
-    return Study("cifar10-ipc1", experts, common, (mct(5, 3), mtt(2, 2)), (0, 1), 250, published)
+    return Study("cifar10-ipc1", experts, _scored(common), (mct(5, 3), mtt(2, 2)), (0, 1), 250, published)
 
 
 def _digits() -> Study:
-    """Scikit-learn's digits: minutes, and all ablations."""
-    augment = "crop_cutout_scale_rotate"
-    experts = ExpertConfig(
-        dataset="digits",
-        num_experts=10,
-        train_epochs=20,
-        depth=2,
-        width=64,
-        batch_train=64,
-        dsa_strategy=augment,
-        keep_checkpoints=True,
-    )
-    common = replace(
-        _COMMON,
-        ipc=1,
-        lr_img=100.0,
-        lr_lr=1e-5,
-        lr_teacher=0.02,
-        iterations=400,
-        eval_it=50,
-        epoch_eval_train=300,
-        checkpoint_every=50,
-        dsa_strategy=augment,
-    )
-    first = mct(4, 5)
-    arms = (first, mtt(4, 6), *ablations(first))  # MTT draws starts below its bound
-    return Study("digits", experts, common, arms, (0, 1, 2), 400)
+    """Scikit-learn's digits with our own preset's settings: minutes, and all ablations."""
+    own = preset("digits")
+    experts = replace(own.experts, keep_checkpoints=True)
+    common = _scored(replace(own.distill, iterations=400))
+    first, second = _methods(common)
+    return Study("digits", experts, common, (first, second, *ablations(first)), (0, 1, 2), 400)
 
 
 def _digits_levers() -> Study:
     """What each lever does on the digits."""
     plain = _digits()
-    common = replace(plain.distill, iterations=200)
-    return replace(
-        plain, name="digits-levers", distill=common, arms=(mct(4, 5), *levers(mct(4, 5))), seeds=(0, 1), piece=200
-    )
+    common, first = replace(plain.distill, iterations=200), plain.arm("mct")
+    return replace(plain, name="digits-levers", distill=common, arms=(first, *levers(first)), seeds=(0, 1), piece=200)
 
 
 def _fashion(ipc: int) -> Study:
-    """Fashion-MNIST at a width that two cores can do; evaluation networks take a tenth of the step size, as with CIFAR-10."""
-    experts = ExpertConfig(
-        dataset="fashion-mnist", num_experts=6, train_epochs=10, width=32, parallel=2, keep_checkpoints=True
-    )
-    common = replace(
-        _COMMON,
-        ipc=ipc,
-        lr_img=1000.0,
-        lr_lr=1e-6,
-        lr_teacher=0.02,
-        lr_net=0.002,
-        iterations=1000 if ipc == 1 else 500,
-        eval_it=100 if ipc == 1 else 125,
-        checkpoint_every=50,
-        batch_syn=None if ipc == 1 else 50,
-    )
-    window = (3, 3) if ipc == 1 else (3, 5)
-    arms = (mct(*window), mtt(2, window[1] + 1))  # MTT draws starts below its bound
+    """Fashion-MNIST with our own presets' settings, at a width that two cores can do."""
+    own = preset(f"fashion-mnist-ipc{ipc}")
+    experts = replace(own.experts, parallel=2, keep_checkpoints=True)
+    common = _scored(own.distill)
     source = "width 128, KIP's paper (Nguyen et al. 2021), table 1"
     published = {1: {"DC": 70.5, "DSA": 70.6}, 10: {"DC": 82.3, "DSA": 84.6}}[ipc]
     cited = {f"{method}, {source}": percent for method, percent in published.items()}
-    return Study(f"fashion-ipc{ipc}", experts, common, arms, (0, 1), common.eval_it * 2, cited)
+    return Study(f"fashion-ipc{ipc}", experts, common, _methods(common), (0, 1), common.eval_it * 2, cited)
+
+
+def _scored(config: DistillConfig) -> DistillConfig:
+    """Runs of a study are scored on the test split too; random real images are a piece of their own, once for all arms."""
+    return replace(config, eval_test=True, random_real=False)
+
+
+def _methods(common: DistillConfig) -> tuple[Arm, Arm]:
+    """MCT and MTT in the same window: MTT draws its starts below a bound, which therefore lies one epoch later."""
+    epochs, latest = round(common.expert_epochs), round(common.max_start_epoch)
+    return mct(epochs, latest), mtt(epochs, latest + 1)
 
 
 def _search(base: Study, name: str, grid: Mapping[str, tuple[float, ...]]) -> Study:
