@@ -5,20 +5,19 @@ from __future__ import annotations
 from collections.abc import Mapping
 from pathlib import Path
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 import torch
 from torch import Tensor
 
 from mct_fast.data import Dataset, TableTransform
+from mct_fast.data.transforms import Transform
 from mct_fast.errors import InputError
 from mct_fast.files import atomic_write, write_json
-from mct_fast.tasks import Binary, MultiLabel
+from mct_fast.tasks import Binary, MultiLabel, Task
 
 if TYPE_CHECKING:
     import pandas as pd
-
-    from mct_fast.distilled import DistilledDataset
 
 PRIVACY = (
     "Distillation alone is no privacy guarantee: these rows were computed from real records, may lie close to some of "
@@ -27,7 +26,34 @@ PRIVACY = (
 _CHUNK = 1 << 24  # distances held at once
 
 
-def table_frame(distilled: DistilledDataset) -> pd.DataFrame:
+class Rows(Protocol):
+    """What is read of a distilled set here; :class:`~mct_fast.distilled.DistilledDataset` is one."""
+
+    def __len__(self) -> int: ...
+
+    @property
+    def images(self) -> Tensor: ...
+
+    @property
+    def labels(self) -> Tensor: ...
+
+    @property
+    def syn_lr(self) -> float: ...
+
+    @property
+    def transform(self) -> Transform: ...
+
+    @property
+    def class_names(self) -> tuple[str, ...]: ...
+
+    @property
+    def provenance(self) -> Mapping[str, Any]: ...
+
+    @property
+    def task(self) -> Task: ...
+
+
+def table_frame(distilled: Rows) -> pd.DataFrame:
     """The rows of a distilled table in original units and categories, with their targets.
 
     Numbers that were whole in the data are rounded; nothing is clipped to the range of the data. A category that is the
@@ -59,7 +85,7 @@ def table_frame(distilled: DistilledDataset) -> pd.DataFrame:
     return frame
 
 
-def _targets(distilled: DistilledDataset) -> dict[str, list[Any]]:
+def _targets(distilled: Rows) -> dict[str, list[Any]]:
     """Cells of each target column, one a row of the set."""
     labels, names = distilled.labels, distilled.class_names
     columns: dict[str, list[Any]]
@@ -85,7 +111,7 @@ def _cell(value: float) -> float | int:
     return int(value) if value in (0.0, 1.0) else value
 
 
-def write_table(distilled: DistilledDataset, path: str | Path, dataset: Dataset | None = None) -> Path:
+def write_table(distilled: Rows, path: str | Path, dataset: Dataset | None = None) -> Path:
     """Writes :func:`table_frame` as a CSV file and a JSON file of the same name beside it; returns ``path``.
 
     The CSV begins with comment lines (`#`) that say what the rows are and are not; `load_dataset("table", ...)` skips
@@ -173,7 +199,7 @@ def _nearest(rows: Tensor, real: Tensor) -> list[float]:
     return torch.cat(parts).tolist()
 
 
-def _transform_of(distilled: DistilledDataset) -> TableTransform:
+def _transform_of(distilled: Rows) -> TableTransform:
     if not isinstance(distilled.transform, TableTransform):
         raise InputError("to_csv: this distilled set holds images, not rows of a table; use to_png")
     return distilled.transform
