@@ -183,16 +183,21 @@ def _digits() -> Study:
     return Study("digits", experts, common, (first, second, *ablations(first)), (0, 1, 2), 100)
 
 
+def _beginning(base: Study, name: str, arms: tuple[Arm, ...], seeds: tuple[int, ...], eval_it: int = 50) -> Study:
+    """The first 200 iterations of ``base`` with other arms, beside which no published number stands."""
+    common = replace(base.distill, iterations=200, eval_it=eval_it)
+    return replace(base, name=name, distill=common, arms=arms, seeds=seeds, piece=200, published={})
+
+
 def _levers(base: Study, name: str) -> Study:
-    """What each lever does to the first 200 iterations of MCT."""
-    common, first = replace(base.distill, iterations=200, eval_it=50), base.arm("mct")
-    return replace(base, name=name, distill=common, arms=(first, *levers(first)), seeds=(0, 1), piece=200, published={})
+    """What each lever does to MCT."""
+    first = base.arm("mct")
+    return _beginning(base, name, (first, *levers(first)), (0, 1))
 
 
 def _ablations(base: Study, name: str) -> Study:
-    """Both methods and the ablations, 200 iterations."""
-    common, arms = replace(base.distill, iterations=200, eval_it=50), (*base.arms, *ablations(base.arm("mct")))
-    return replace(base, name=name, distill=common, arms=arms, piece=200, published={})
+    """Both methods and the ablations."""
+    return _beginning(base, name, (*base.arms, *ablations(base.arm("mct"))), base.seeds)
 
 
 def _fashion(ipc: int) -> Study:
@@ -218,7 +223,7 @@ def _methods(common: DistillConfig) -> tuple[Arm, Arm]:
 
 
 def _search(base: Study, name: str, grid: Mapping[str, tuple[float, ...]]) -> Study:
-    """The first 200 iterations of MCT with every combination of ``grid``, one seed: what our own presets are chosen by."""
+    """MCT with every combination of ``grid``, one seed: what our own presets are chosen by."""
     plain = base.arm("mct")
     arms = []
     for values in itertools.product(*grid.values()):
@@ -226,8 +231,7 @@ def _search(base: Study, name: str, grid: Mapping[str, tuple[float, ...]]) -> St
         says = ", ".join(f"{key} {value:g}" for key, value in point.items())
         label = "-".join(f"{value:g}" for value in values)
         arms.append(replace(plain, name=label, says=says, changes={**plain.changes, **point}))
-    common = replace(base.distill, iterations=200, eval_it=200)
-    return replace(base, name=name, distill=common, arms=tuple(arms), seeds=(0,), piece=200, published={})
+    return _beginning(base, name, tuple(arms), (0,), eval_it=200)
 
 
 def _searches() -> tuple[Study, ...]:

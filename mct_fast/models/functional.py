@@ -152,7 +152,7 @@ def _pure_copy(module: nn.Module) -> nn.Module:
             submodule.track_running_stats = False
             submodule.running_mean = submodule.running_var = submodule.num_batches_tracked = None
         if getattr(submodule, "inplace", False) is True:
-            submodule.inplace = False  # type: ignore[assignment]
+            submodule.inplace = False  # type: ignore[assignment] (a plain attribute; nn.Module is typed as if it held tensors alone)
     return module
 
 

@@ -87,11 +87,13 @@ def test_block_tangents(dims: Any, make: Any) -> None:
     found = reference.block_tangent_backward(gp, gpdot, z, zdot, mean, rstd, *tangent[1:], *args[8:])
     zero = z.new_zeros(dims.S, dims.Co)
     if gamma is None:
-        primals, tangents = (z,), (zdot,)
-        fn = lambda z: block(z, None, None, pool)  # noqa: E731
+        primals, tangents, absent = (z,), (zdot,), (None, None)
     else:
-        primals, tangents = (z, gamma, beta), (zdot, gammadot, betadot)
-        fn = lambda *a: block(*a, pool)  # noqa: E731
+        primals, tangents, absent = (z, gamma, beta), (zdot, gammadot, betadot), ()
+
+    def fn(*given: Any) -> Any:
+        return block(*given, *absent, pool)
+
     truth = jvp(fn, primals, tangents)[1]
     grads, dots = jvp(lambda gp, *a: vjp(fn, *a)[1](gp), (gp, *primals), (gpdot, *tangents))
     parameter_dots = dots[1:] if gamma is not None else (zero, zero)
