@@ -30,8 +30,8 @@ class Arguments:
     """Run a study, or go on with it."""
 
     name: Positional[str]
-    """cifar10-ipc1, fashion-ipc1, fashion-ipc10, fashion-ablations, fashion-levers, fashion-search, digits, digits-levers or
-    digits-search."""
+    """cifar10-ipc1, fashion-ipc1, fashion-ipc10, fashion-ablations, fashion-levers, fashion-search, fashion-ipc10-search,
+    digits, digits-levers or digits-search."""
     out: Path
     """Folder for experts, runs and results."""
     data_path: str | None = None

@@ -246,6 +246,11 @@ def _searches() -> tuple[Study, ...]:
             "fashion-search",
             {"lr_img": (100, 300, 1000), "expert_epochs": (1.0, 2.0, 4.0), "lr_teacher": (0.01, 0.03, 0.06)},
         ),
+        _search(
+            _fashion(10),
+            "fashion-ipc10-search",
+            {"lr_img": (300, 1000, 3000), "expert_epochs": (2.0, 4.0), "lr_teacher": (0.01, 0.03)},
+        ),
     )
 
 
