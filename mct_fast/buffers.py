@@ -38,7 +38,7 @@ _ROUNDING = 1e-5
 class Fit:
     """How checkpoints become a path: the arguments of :meth:`ConvexTrajectory.fit`."""
 
-    waypoints: int = 2
+    waypoints: int | tuple[int, ...] = 2
     schedule: str = "arc_length"
     smooth: bool = False
 

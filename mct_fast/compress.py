@@ -34,7 +34,7 @@ def compress(
     zca: bool = False,
     model: Mapping[str, Any] | None = None,
     files: str | None = None,
-    waypoints: int = 2,
+    waypoints: int | tuple[int, ...] = 2,
     schedule: str = "arc_length",
     smooth: bool = False,
     keep_checkpoints: bool = False,

@@ -95,8 +95,9 @@ class ExpertConfig:
     """Standard deviation of Gaussian noise on the batches of tables and series, which are standardised; 0: none."""
     decay: bool = False
     """Multiply the step size by 0.1 after half the epochs."""
-    waypoints: int = 2
-    """Checkpoints that the convex path runs through: 2 is the paper's, 4 the official code's default."""
+    waypoints: int | tuple[int, ...] = 2
+    """Checkpoints that the convex path runs through: 2 is the paper's, 4 the official code's default; or their epochs,
+    e.g. 0 6 25 50."""
     smooth: bool = False
     """Average each later waypoint with its neighbours, as the official code does."""
     schedule: str = "arc_length"

@@ -83,7 +83,7 @@ class SoftLabels:
     """Probabilities of numbers z, through a softmax over classes or a sigmoid a label (``link``); z learns by SGD with
     momentum, or stays where ``lr`` is 0.
 
-    DATM (Guo et al., ICLR 2024) lets the labels themselves move; here z does, so that they remain probabilities.
+    DATM (Guo et al., ICLR 2024) learns such logits too; its own begin as an expert's, on images that the expert gets right.
     """
 
     def __init__(self, values: Tensor, lr: float, momentum: float, link: Link) -> None:

@@ -90,13 +90,17 @@ def test_checkpoints_equal_a_plain_sgd_loop(recipe: str, digits: Dataset, tmp_pa
             assert (path.at(epoch).double() - expected[epoch]).norm() < 1e-4 * moved
 
 
-@pytest.mark.parametrize(("waypoints", "smooth", "schedule"), [(2, False, "arc_length"), (3, True, "uniform")])
+@pytest.mark.parametrize(
+    ("waypoints", "smooth", "schedule"),
+    [(2, False, "arc_length"), (3, True, "uniform"), ((0, 1, 4), True, "decreasing")],
+)
 def test_kept_checkpoints_convexify_to_the_streamed_path(
-    waypoints: int, smooth: bool, schedule: str, digits: Dataset, tmp_path: Path
+    waypoints: int | tuple[int, ...], smooth: bool, schedule: str, digits: Dataset, tmp_path: Path
 ) -> None:
     config = replace(TINY, num_experts=1, keep_checkpoints=True, waypoints=waypoints, smooth=smooth, schedule=schedule)
     config = replace(config, encoding="float32")  # the others are near, not equal
     store = train_experts(config, tmp_path, digits)
+    assert train_experts(config, tmp_path, digits).info(0) == store.info(0), "a finished expert was trained again"
     kept, streamed = store.trajectory(0, "discrete"), store[0]
     assert isinstance(kept, DiscreteTrajectory) and isinstance(streamed, ConvexTrajectory)
     sizes = [shape.numel() for shape in store.shapes]
@@ -174,6 +178,7 @@ BAD = {
     "norm-by-name": (replace(TINY, model="ConvNetBN"), "^norm"),
     "projected": (replace(TINY, schedule="projected"), "^schedule"),
     "waypoints": (replace(TINY, waypoints=9), "^waypoints"),
+    "waypoint-epochs": (replace(TINY, waypoints=(0, 9)), "^waypoints"),
     "strategy": (replace(TINY, dsa_strategy="colour"), "colour"),
     "model": (replace(TINY, model="ConvNot"), "ConvNot"),
     "depth": (replace(TINY, depth=9), "depth"),

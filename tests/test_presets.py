@@ -24,30 +24,54 @@ from mct_fast.sampling import SegmentSampler
 def test_what_there_is() -> None:
     names = preset_names()
     assert len(set(names)) == len(names)
-    sets = ("cifar10", "cifar100", "tiny")
-    assert {f"mtt-{name}-ipc{ipc}" for name in sets for ipc in (1, 10, 50)} <= set(names)
-    assert {f"mct-{name}-ipc{ipc}" for name in sets[:2] for ipc in (1, 10, 50)} <= set(names)
-    assert {f"mtt-{subset}-ipc{ipc}" for subset in IMAGENET_SUBSETS for ipc in (1, 10)} <= set(names)
-    assert "digits" in names
+    assert {*names} == {*PUBLISHED, "digits", "fashion-mnist-ipc1", "fashion-mnist-ipc10"}
 
 
-# Copied by hand from the command lines of DC-BENCH (methods/tm/readme.md) and MCT (run_command.md).
+# Copied by hand: syn_steps / expert_epochs / max_start_epoch / lr_img / lr_lr / lr_teacher / batch_syn (-: all), from DC-BENCH's
+# methods/tm/readme.md (MTT), issue 1 of MTT's repository (ImageNet), run_command.md, the docstring of distill_compressed.py and
+# exps/ablation_visualization.py (MCT).
 PUBLISHED = {
-    "mtt-cifar10-ipc10": "ipc=10 syn_steps=30 expert_epochs=2 max_start_epoch=20 lr_img=100 lr_lr=1e-05 lr_teacher=0.001",
-    "mtt-cifar100-ipc50": "ipc=50 syn_steps=80 expert_epochs=2 max_start_epoch=40 lr_img=1000 lr_lr=1e-05 lr_teacher=0.01 "
-    "batch_syn=125",
-    "mtt-tiny-ipc50": "ipc=50 syn_steps=20 expert_epochs=2 max_start_epoch=40 lr_img=10000 lr_lr=1e-04 lr_teacher=0.01 "
-    "batch_syn=300",
-    "mct-cifar10-ipc1-nozca": "ipc=1 syn_steps=60 expert_epochs=6 max_start_epoch=4 lr_img=1e3 lr_lr=1e-07",
-    "mct-cifar10-ipc10": "ipc=10 syn_steps=30 expert_epochs=15 max_start_epoch=8 lr_img=1e3 lr_lr=1e-05",
+    "mtt-cifar10-ipc1": "50 2 2 100 1e-7 0.01 -",
+    "mtt-cifar10-ipc10": "30 2 20 100 1e-5 0.001 -",
+    "mtt-cifar10-ipc50": "30 2 40 1000 1e-5 0.001 -",
+    "mtt-cifar100-ipc1": "20 3 20 1000 1e-5 0.01 -",
+    "mtt-cifar100-ipc10": "20 2 20 1000 1e-5 0.01 -",
+    "mtt-cifar100-ipc50": "80 2 40 1000 1e-5 0.01 125",
+    "mtt-tiny-ipc1": "10 2 10 10000 1e-4 0.01 -",
+    "mtt-tiny-ipc10": "20 2 40 10000 1e-4 0.01 200",
+    "mtt-tiny-ipc50": "20 2 40 10000 1e-4 0.01 300",
+    **{f"mtt-{subset}-ipc1": "20 2 10 1e5 1e-6 0.01 -" for subset in IMAGENET_SUBSETS},
+    **{f"mtt-{subset}-ipc10": "20 2 10 1e5 1e-6 0.01 20" for subset in IMAGENET_SUBSETS},
+    "mct-cifar10-ipc1": "50 5 3 1000 1e-7 0.01 -",
+    "mct-cifar10-ipc1-nozca": "60 6 4 1000 1e-7 0.01 -",
+    "mct-cifar10-ipc10": "30 15 8 1000 1e-5 0.01 -",
+    "mct-cifar10-ipc50": "30 2 40 1000 1e-5 0.01 -",
+    "mct-cifar100-ipc1": "40 8 20 1000 1e-5 0.01 -",
+    "mct-cifar100-ipc10": "30 3 20 1000 1e-5 0.01 -",
+    "mct-cifar100-ipc50": "50 3 40 1000 1e-5 0.01 125",
 }
+NUMBERS = ("syn_steps", "expert_epochs", "max_start_epoch", "lr_img", "lr_lr", "lr_teacher", "batch_syn")
 
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_published_settings(name: str) -> None:
-    for word in PUBLISHED[name].split():
-        field, _, value = word.partition("=")
-        assert getattr(preset(name).distill, field) == float(value), field
+    experts, config = preset(name).experts, preset(name).distill
+    stated = [None if word == "-" else float(word) for word in PUBLISHED[name].split()]
+    assert dict(zip(NUMBERS, stated, strict=True)) == {number: getattr(config, number) for number in NUMBERS}
+    assert f"-ipc{config.ipc}" in name and config.iterations == 5000
+    assert (experts.num_experts, experts.train_epochs, experts.lr_teacher, experts.batch_train) == (100, 50, 0.01, 256)
+    method = (config.trajectory, config.sampling, experts.waypoints, experts.smooth)
+    if name.startswith("mtt"):
+        assert method == ("discrete", "integer", 2, False)
+    else:
+        assert method == ("convex", "continuous", (0, 6, 25, 50) if name == "mct-cifar10-ipc1" else 4, True)
+
+
+def test_networks_are_those_of_the_sources() -> None:
+    named = {p.name: p.experts.model for p in presets()}
+    assert {model for name, model in named.items() if "-tiny-" in name} == {"ConvNetD4"}
+    assert {named[f"mtt-{subset}-ipc{ipc}"] for subset in IMAGENET_SUBSETS for ipc in (1, 10)} == {"ConvNetD5"}
+    assert {model for name, model in named.items() if "-cifar" in name} == {"ConvNet"}
 
 
 def test_zca_is_where_the_source_has_it() -> None:
@@ -55,7 +79,9 @@ def test_zca_is_where_the_source_has_it() -> None:
     assert {n for n in whitened if n.startswith("mtt")} == {
         "mtt-cifar10-ipc1", "mtt-cifar10-ipc10", "mtt-cifar100-ipc1", "mtt-cifar100-ipc50",
     }  # fmt: skip
-    assert "mct-cifar10-ipc1" in whitened and "mct-cifar10-ipc1-nozca" not in whitened
+    assert {n for n in whitened if n.startswith("mct")} == {
+        "mct-cifar10-ipc1", "mct-cifar100-ipc1", "mct-cifar100-ipc50",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize("known", presets(), ids=lambda p: p.name)

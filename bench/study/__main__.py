@@ -16,7 +16,7 @@ from pathlib import Path
 import tyro
 from tyro.conf import Positional
 
-from bench.machine import ROOT, set_threads
+from bench.machine import ROOT, check_device, set_threads
 from bench.study.plans import study_named
 from bench.study.report import adopt, write
 from bench.study.runner import Runner
@@ -40,6 +40,8 @@ class Arguments:
     """Only these seeds' runs, so that several processes can do a study together once its experts are there; None: all."""
     threads: int | None = None
     """PyTorch's threads; None leaves its choice."""
+    device: str = "cpu"
+    """Device to compute on; a study is done on one from beginning to end."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,8 @@ def _run(words: Sequence[str]) -> int:
     arguments = tyro.cli(Arguments, args=words, prog="python -m bench.study", description=__doc__)
     set_threads(arguments.threads)
     try:
-        study = study_named(arguments.name)
+        check_device(arguments.device)
+        study = study_named(arguments.name).on(arguments.device)
         results = Runner(study, arguments.out, arguments.data_path, for_stream(), note, arguments.seeds).run()
     except InputError as error:
         note(f"bench.study: error: {error}")

@@ -26,7 +26,8 @@ def path_scores(store: TrajectoryStore, dataset: Dataset) -> Mapping[str, Any]:
     student = student_for(FunctionalModel(build_model(store.manifest["model"])), Classification())
 
     def along(path: Trajectory, times: list[float]) -> list[float]:
-        stack = FlatStack(student, torch.stack([path.at(t) for t in times]), SGD())
+        networks = torch.stack([path.at(t) for t in times]).to(dataset.test.images.device)
+        stack = FlatStack(student, networks, SGD())
         return scores(stack, dataset.test.images, dataset.test.labels, Classification())
 
     times = [float(t) for t in range(store[0].epochs + 1)]

@@ -110,9 +110,10 @@ def _is_soft(changes: Mapping[str, Any]) -> bool:
 def _head(results: Mapping[str, Any]) -> str:
     plan, distill, experts = results["plan"], results["plan"]["distill"], results["plan"]["experts"]
     state = "Finished." if results["complete"] else "**Not finished: the numbers below are of what is done so far.**"
-    made = [_place(place) for place in results["made"]]
+    made = [_place(place, experts["device"]) for place in results["made"]]
     data = "" if experts["dataset"] == "digits" else " --data-path DATA"
-    sizes = ", ".join(f"{name} {distill[name]:g}" for name in ("lr_img", "lr_lr", "lr_teacher"))
+    varied = set.intersection(*(set(arm["changes"]) for arm in plan["arms"].values()))  # by every arm, as a search does
+    sizes = ", ".join(f"{name} {distill[name]:g}" for name in ("lr_img", "lr_lr", "lr_teacher") if name not in varied)
     trained = "the learned step size" if distill["lr_net"] is None else f"step size {distill['lr_net']:g}"
     return (
         f"{state} IPC {distill['ipc']}, {distill['syn_steps']} student steps, {distill['iterations']} iterations; "
@@ -123,13 +124,14 @@ def _head(results: Mapping[str, Any]) -> str:
     )
 
 
-def _place(place: Mapping[str, Any]) -> str:
+def _place(place: Mapping[str, Any], device: str) -> str:
     """Machine, versions, commit, dates."""
     machine, first, last = place["machine"], place["first"][:10], place["last"][:10]
     commit = f"commit `{(place['commit'] or 'unknown')[:12]}`{' with changes' if place['dirty'] else ''}"
+    chip = machine["cpu"] if device == "cpu" else f"{machine['gpu']}, {machine['cpu']}"
     return (
-        f"{machine['cpu']}, {machine['cores']} cores, {machine['threads']} threads, torch {place['versions']['torch']}, "
-        f"{commit}, {first if first == last else f'{first} to {last}'}, {duration(place['seconds'])} in all"
+        f"{chip}, {machine['cores']} cores, {machine['threads']} threads, torch {place['versions']['torch']}, "
+        f"{commit}, {first if first == last else f'{first} to {last}'}, {duration(place['seconds'])} of one process"
     )
 
 

@@ -76,8 +76,9 @@ def _compress(words: list[str]) -> None:
         Left out, a ConvNet is recognised from its shapes."""
         files: str | None = None
         """Which files of a folder, e.g. waypoint_buffer_ip4. Left out, replay_buffer, else the only kind there is."""
-        waypoints: int = 2
-        """Checkpoints that the convex path runs through: 2 is the paper's, 4 the official code's default."""
+        waypoints: int | tuple[int, ...] = 2
+        """Checkpoints that the convex path runs through: 2 is the paper's, 4 the official code's default; or their
+        epochs, e.g. 0 6 25 50."""
         schedule: str = "arc_length"
         """Pace along the path: arc_length, uniform, decreasing or projected."""
         smooth: bool = False

@@ -8,6 +8,7 @@ whole path in one table of float64 ``(L, K + 1)``; between whole epochs it is in
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -46,15 +47,17 @@ class ConvexTrajectory:
     def fit(
         cls,
         checkpoints: Sequence[Sequence[Tensor]],
-        waypoints: int = 2,
+        waypoints: int | Sequence[int] = 2,
         schedule: str = "arc_length",
         smooth: bool = False,
     ) -> ConvexTrajectory:
         """Convexifies ``checkpoints``, K + 1 lists of parameter tensors.
 
-        ``waypoints=2, smooth=False`` is the paper's path.  ``waypoints=4, smooth=True`` is the default of the official
-        code: an interior waypoint is replaced by the mean of its two neighbours and the last by the mean of the last
-        two checkpoints.  ``schedule``: ``arc_length`` (the paper's), ``uniform``, ``decreasing``, ``projected``.
+        ``waypoints``: how many (see :func:`waypoint_epochs`), or their epochs, 0 and K among them.  ``waypoints=2,
+        smooth=False`` is the paper's path.  ``waypoints=4, smooth=True`` is the default of the official code: an interior
+        waypoint is replaced by the mean of its two neighbours and the last by the mean of the last two checkpoints.
+        ``schedule``: ``arc_length`` (the paper's), ``uniform``, ``decreasing``, ``projected``, the last tensor by tensor
+        like all of them (the official code's ablation projects the whole vector).
         """
         shapes = check_checkpoints(checkpoints)
         epochs = len(checkpoints) - 1
@@ -128,7 +131,7 @@ class PathRecorder:
         shapes: Sequence[torch.Size],
         epochs: int,
         *,
-        waypoints: int = 2,
+        waypoints: int | Sequence[int] = 2,
         schedule: str = "arc_length",
         smooth: bool = False,
         streaming: bool = True,
@@ -179,7 +182,7 @@ class PathRecorder:
     def project(self, checkpoints: Sequence[Tensor]) -> None:
         """Fills the ``projected`` schedule: where theta(t) falls on the line, kept from running back or past the end."""
         share = torch.zeros(len(self._sizes), len(checkpoints), dtype=torch.float64)
-        for piece, (a, b) in enumerate(zip(self.knots, self.knots[1:], strict=False)):
+        for piece, (a, b) in enumerate(pairwise(self.knots)):
             line = (checkpoints[b].double() - checkpoints[a].double()).split(self._sizes)
             for t in range(a, b + 1):
                 step = (checkpoints[t].double() - checkpoints[a].double()).split(self._sizes)
@@ -194,7 +197,7 @@ class PathRecorder:
         """The path, once epochs 0 .. K have been observed."""
         if self._seen != self.knots[-1] + 1:
             raise InputError(f"epochs: {self._seen - 1} of {self.knots[-1]} were recorded; observe every epoch first")
-        pieces = list(zip(self.knots, self.knots[1:], strict=False))
+        pieces = list(pairwise(self.knots))
         progress = torch.zeros(len(self._sizes), self.knots[-1] + 1, dtype=torch.float64)
         for piece, (a, b) in enumerate(pieces):
             if self._projected is not None:
@@ -210,14 +213,24 @@ class PathRecorder:
         return ConvexTrajectory(torch.stack([point.to(dtype) for point in exact]), progress, self._shapes)
 
 
-def waypoint_epochs(epochs: int, waypoints: int) -> tuple[int, ...]:
-    """The epochs of the waypoints: equally spaced by (K + 1) // (w - 1) as in the official code, the last at K."""
+def waypoint_epochs(epochs: int, waypoints: int | Sequence[int]) -> tuple[int, ...]:
+    """The epochs as given; of a number w, equally spaced by (K + 1) // (w - 1) as in the official code, the last at K."""
+    if not isinstance(waypoints, int):
+        return _checked(epochs, tuple(waypoints))
     if waypoints < 2 or waypoints > epochs + 1:
         raise InputError(f"waypoints: {waypoints} do not fit a path of {epochs} epochs; give 2 to {epochs + 1}")
     spacing = (epochs + 1) // (waypoints - 1)
     if spacing * (waypoints - 2) >= epochs:
         spacing = epochs // (waypoints - 1)
     return (*(spacing * i for i in range(waypoints - 1)), epochs)
+
+
+def _checked(epochs: int, knots: tuple[int, ...]) -> tuple[int, ...]:
+    rising = all(a < b for a, b in pairwise(knots))
+    if len(knots) < 2 or (knots[0], knots[-1]) != (0, epochs) or not rising:
+        given = " ".join(map(str, knots)) or "none"
+        raise InputError(f"waypoints: {given} are no epochs of a path; give epochs that rise from 0 to {epochs}")
+    return knots
 
 
 def _smoothing(knots: tuple[int, ...]) -> dict[int, tuple[int, ...]]:

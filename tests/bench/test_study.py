@@ -13,6 +13,7 @@ import torch
 
 from bench.machine import ROOT
 from bench.study import __main__ as command
+from bench.study import plans
 from bench.study import runner as runner_module
 from bench.study.plans import STEP_SIZES, Checkpoints, Convex, Study, ablations, levers, mct, mtt, studies, study_named
 from bench.study.report import PAGE, RESULTS, _race, block, chosen, mean_curve, place, reached, write
@@ -22,6 +23,7 @@ from mct_fast.distilled import DistilledDataset
 from mct_fast.errors import InputError
 from mct_fast.experts import ExpertConfig, load_for
 from mct_fast.files import read_json, write_json
+from mct_fast.presets import Preset, preset
 from mct_fast.progress import quiet
 from mct_fast.run import Run
 from mct_fast.trajectory import ConvexTrajectory, TrajectoryStore
@@ -223,7 +225,7 @@ def test_ablations_change_one_thing_each(finished: Path) -> None:
 
 
 def test_an_arm_may_have_experts_of_its_own(tmp_path: Path) -> None:
-    flat = next(arm for arm in levers(mct(1.5, 2)) if arm.name == "flat")
+    flat = next(arm for arm in levers(mct(1.5, 2), 0.9) if arm.name == "flat")
     results = run(tmp_path / "toy", replace(TOY, arms=(mct(1.5, 2), flat), seeds=(0,)))
     plain, own = (TrajectoryStore.open(tmp_path / "toy" / name) for name in ("experts", "experts-flat"))
     assert own.manifest["recipe"]["rho"] == 0.05 and plain.manifest["recipe"]["rho"] == 0.0
@@ -233,7 +235,7 @@ def test_an_arm_may_have_experts_of_its_own(tmp_path: Path) -> None:
 
 def test_levers_change_something_each(finished: Path) -> None:
     base, store, digits = mct(1.5, 2), TrajectoryStore.open(finished / "experts"), load_for(TOY.experts)
-    for arm in levers(base):
+    for arm in levers(base, 0.9):
         config = arm.config(TOY.distill, 0, None)
         assert (config != base.config(TOY.distill, 0, None)) != bool(arm.experts)
         check_config(config, digits, arm.path.paths(store)[0])
@@ -250,6 +252,26 @@ def test_every_study_is_well_formed() -> None:
             assert start + ahead <= study.experts.train_epochs
     with pytest.raises(InputError, match="^study: unknown 'nope'"):
         study_named("nope")
+
+
+def test_what_a_preset_takes_from_a_search_leaves_the_search_as_it_was(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = studies()["fashion-search"]
+
+    def taken(name: str) -> Preset:
+        known = preset(name)
+        return replace(known, distill=replace(known.distill, lr_img=7.0, expert_epochs=3.0, lr_teacher=0.5))
+
+    monkeypatch.setattr(plans, "preset", taken)
+    assert studies()["fashion-search"] == before and studies()["fashion-ipc1"].distill.lr_img == 7.0
+
+
+def test_a_study_on_another_device_is_another_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    study = TOY.on("cuda")
+    assert study.experts.device == study.distill.device == "cuda"
+    assert study.arms[0].config(study.distill, 0, None).device == "cuda"
+    assert study.on("cpu") == TOY
+    assert command.main(["digits", "--out", str(tmp_path / "toy"), "--device", "abacus"]) == 2
+    assert "device: PyTorch sees no 'abacus'" in capsys.readouterr().err and not (tmp_path / "toy").exists()
 
 
 def test_the_command(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -49,8 +49,10 @@ def oracle_progress(checkpoints, knots, schedule):
 
 
 @pytest.mark.parametrize("schedule", list(SCHEDULES))
-@pytest.mark.parametrize(("epochs", "waypoints"), [(1, 2), (7, 2), (7, 4), (50, 4), (12, 3)])
-def test_progress_and_points_match_the_definitions(schedule: str, epochs: int, waypoints: int) -> None:
+@pytest.mark.parametrize(("epochs", "waypoints"), [(1, 2), (7, 2), (7, 4), (50, 4), (12, 3), (9, (0, 1, 5, 9))])
+def test_progress_and_points_match_the_definitions(
+    schedule: str, epochs: int, waypoints: int | tuple[int, ...]
+) -> None:
     checkpoints = walk(epochs)
     path = ConvexTrajectory.fit(checkpoints, waypoints, schedule)
     knots = waypoint_epochs(epochs, waypoints)
@@ -61,7 +63,7 @@ def test_progress_and_points_match_the_definitions(schedule: str, epochs: int, w
         pace = expected[:, low] + (t - low) * (expected[:, low + 1] - expected[:, low])
         parts = []
         for layer, p in enumerate(pace):
-            piece = min(int(p), waypoints - 2)
+            piece = min(int(p), len(knots) - 2)
             a, b = (checkpoints[knots[piece + i]][layer].double().flatten() for i in (0, 1))
             parts.append((1 - (p - piece)) * a + (p - piece) * b)
         torch.testing.assert_close(path.at(float(t)).double(), torch.cat(parts), rtol=0, atol=2e-6)
@@ -111,6 +113,22 @@ def test_waypoint_epochs_rise_from_first_to_last(epochs: int, waypoints: int) ->
     knots = waypoint_epochs(epochs, waypoints)
     assert len(knots) == waypoints and knots[0] == 0 and knots[-1] == epochs
     assert all(a < b for a, b in itertools.pairwise(knots))
+
+
+def test_waypoints_may_be_given_as_epochs() -> None:
+    checkpoints = walk(50, seed=6)
+    assert waypoint_epochs(50, (0, 6, 25, 50)) == (0, 6, 25, 50)
+    path = ConvexTrajectory.fit(checkpoints, [0, 6, 25, 50], smooth=True)
+    neighbours = [(torch.cat([p.flatten() for p in checkpoints[a]]), torch.cat([p.flatten() for p in checkpoints[b]]))
+                  for a, b in ((5, 7), (24, 26), (49, 50))]  # fmt: skip
+    for t, (before, after) in zip((6, 25, 50), neighbours, strict=True):
+        torch.testing.assert_close(path.at(t), (before + after) / 2)
+
+
+@pytest.mark.parametrize("wrong", [(), (0,), (0, 3), (1, 9), (0, 5, 5, 9), (0, 7, 2, 9)])
+def test_epochs_that_are_no_waypoints_are_refused(wrong: tuple[int, ...]) -> None:
+    with pytest.raises(InputError, match=r"^waypoints: .* rise from 0 to 9$"):
+        ConvexTrajectory.fit(walk(9), wrong)
 
 
 def test_recording_while_training_equals_fitting_afterwards() -> None:
