@@ -178,7 +178,10 @@ def _own() -> Iterator[Preset]:
     )
     # Gray 28 x 28 pixels, few experts of few epochs and a narrow network: what two cores do in an hour. The evaluation's step
     # size is a part of the student's, because of its momentum.
-    for ipc, latest, batch_syn, iterations, eval_it in ((1, 3.0, None, 1000, 100), (10, 5.0, 50, 500, 125)):
+    for ipc, latest, lr_teacher, batch_syn, iterations, eval_it in (
+        (1, 3.0, 0.03, None, 1000, 100),
+        (10, 5.0, 0.01, 50, 500, 125),
+    ):
         yield Preset(
             f"fashion-mnist-ipc{ipc}",
             _HERE,
@@ -190,7 +193,7 @@ def _own() -> Iterator[Preset]:
                 max_start_epoch=latest,
                 lr_img=300.0,
                 lr_lr=1e-6,
-                lr_teacher=0.03,
+                lr_teacher=lr_teacher,
                 lr_net=0.002,
                 batch_syn=batch_syn,
                 iterations=iterations,
