@@ -152,6 +152,6 @@ def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["presets"]) == 0
     lines = capsys.readouterr().out.splitlines()
     row = next(line.split() for line in lines if line.startswith("mct-cifar10-ipc1 "))
-    assert row[1:9] == ["50", "5", "0-3", "1000", "1e-07", "0.01", "all", "yes"]
+    assert row[1:10] == ["50", "5", "0-3", "1000", "1e-07", "0.01", "all", "yes", "0,6,25,50"]
     assert [line.split()[0] for line in lines[1 : 1 + len(preset_names())]] == list(preset_names())
     assert module._MTT in "\n".join(lines)

@@ -390,15 +390,24 @@ def _presets(words: list[str]) -> None:
 
     parse("presets", Arguments, words)
     rows: list[tuple[str, ...]] = [
-        ("preset", "N", "M", "starts", "lr_img", "lr_lr", "lr_teacher", "batch_syn", "zca", "source"),
+        ("preset", "N", "M", "starts", "lr_img", "lr_lr", "lr_teacher", "batch_syn", "zca", "waypoints", "source"),
     ]
     for known in presets():
         c = known.distill
         numbers = (c.syn_steps, f"{c.expert_epochs:g}", f"{c.min_start_epoch:g}-{c.max_start_epoch:g}", f"{c.lr_img:g}")
         rest = (f"{c.lr_lr:g}", f"{c.lr_teacher:g}", c.batch_syn or "all", "yes" if known.experts.zca else "no")
-        rows.append((known.name, *map(str, (*numbers, *rest)), known.source))
+        rows.append((known.name, *map(str, (*numbers, *rest)), _waypoints(c.trajectory, known.experts.waypoints), known.source))
     print_rows(rows)
-    print("\nN: syn_steps, M: expert_epochs, starts: min_start_epoch-max_start_epoch")
+    print(
+        "\nN: syn_steps, M: expert_epochs, starts: min_start_epoch-max_start_epoch, waypoints: of the convex path, how many or "
+        "at which epochs (-: every epoch's checkpoint)"
+    )
+
+
+def _waypoints(trajectory: str, given: int | tuple[int, ...]) -> str:
+    if trajectory == "discrete":
+        return "-"
+    return str(given) if isinstance(given, int) else ",".join(map(str, given))
 
 
 def _demo(words: list[str]) -> None:
