@@ -396,7 +396,9 @@ def _presets(words: list[str]) -> None:
         c = known.distill
         numbers = (c.syn_steps, f"{c.expert_epochs:g}", f"{c.min_start_epoch:g}-{c.max_start_epoch:g}", f"{c.lr_img:g}")
         rest = (f"{c.lr_lr:g}", f"{c.lr_teacher:g}", c.batch_syn or "all", "yes" if known.experts.zca else "no")
-        rows.append((known.name, *map(str, (*numbers, *rest)), _waypoints(c.trajectory, known.experts.waypoints), known.source))
+        rows.append(
+            (known.name, *map(str, (*numbers, *rest)), _waypoints(c.trajectory, known.experts.waypoints), known.source)
+        )
     print_rows(rows)
     print(
         "\nN: syn_steps, M: expert_epochs, starts: min_start_epoch-max_start_epoch, waypoints: of the convex path, how many or "
