@@ -95,15 +95,16 @@ _MTT_ROWS: dict[tuple[str, int], _Row] = {
     ("tiny-imagenet", 50): (20, 2, 40, 10_000, 1e-4, 0.01, 300, False),
 }
 
-_MCT_ROWS: dict[str, tuple[str, int, str, _Row]] = {
-    "mct-cifar10-ipc1": ("cifar10", 1, _MCT_DOCSTRING, (50, 5, 3, 1000, 1e-7, 0.01, None, True)),
-    "mct-cifar10-ipc1-nozca": ("cifar10", 1, _MCT_COMMANDS, (60, 6, 4, 1000, 1e-7, 0.01, None, False)),
-    "mct-cifar10-ipc10": ("cifar10", 10, _MCT_COMMANDS, (30, 15, 8, 1000, 1e-5, 0.01, None, False)),
+# Four smoothed waypoints are what the commands of its code ask for, and equally spaced; the paper describes two.
+_MCT_ROWS: dict[str, tuple[str, int, str, int | tuple[int, ...], _Row]] = {
+    "mct-cifar10-ipc1": ("cifar10", 1, _MCT_DOCSTRING, (0, 6, 25, 50), (50, 5, 3, 1000, 1e-7, 0.01, None, True)),
+    "mct-cifar10-ipc1-nozca": ("cifar10", 1, _MCT_COMMANDS, 4, (60, 6, 4, 1000, 1e-7, 0.01, None, False)),
+    "mct-cifar10-ipc10": ("cifar10", 10, _MCT_COMMANDS, 4, (30, 15, 8, 1000, 1e-5, 0.01, None, False)),
     # The command says --lr_init 1e-3, which the code never reads: it runs with lr_teacher's default, 0.01.
-    "mct-cifar10-ipc50": ("cifar10", 50, _MCT_COMMANDS, (30, 2, 40, 1000, 1e-5, 0.01, None, False)),
-    "mct-cifar100-ipc1": ("cifar100", 1, _MCT_ABLATION, (40, 8, 20, 1000, 1e-5, 0.01, None, True)),
-    "mct-cifar100-ipc10": ("cifar100", 10, _MCT_ABLATION, (30, 3, 20, 1000, 1e-5, 0.01, None, False)),
-    "mct-cifar100-ipc50": ("cifar100", 50, _MCT_ABLATION, (50, 3, 40, 1000, 1e-5, 0.01, 125, True)),
+    "mct-cifar10-ipc50": ("cifar10", 50, _MCT_COMMANDS, 4, (30, 2, 40, 1000, 1e-5, 0.01, None, False)),
+    "mct-cifar100-ipc1": ("cifar100", 1, _MCT_ABLATION, 4, (40, 8, 20, 1000, 1e-5, 0.01, None, True)),
+    "mct-cifar100-ipc10": ("cifar100", 10, _MCT_ABLATION, 4, (30, 3, 20, 1000, 1e-5, 0.01, None, False)),
+    "mct-cifar100-ipc50": ("cifar100", 50, _MCT_ABLATION, 4, (50, 3, 40, 1000, 1e-5, 0.01, 125, True)),
 }
 
 # MTT's author names ConvNetD4 for Tiny-ImageNet (issue 6 of its repository); its commands for IPC 1 and 10 leave the default.
@@ -140,9 +141,7 @@ def _mtt() -> Iterator[Preset]:
 
 
 def _mct() -> Iterator[Preset]:
-    for name, (dataset, ipc, source, row) in _MCT_ROWS.items():
-        # Four smoothed waypoints are what the commands of its code ask for, and equally spaced; the paper describes two.
-        waypoints = (0, 6, 25, 50) if source == _MCT_DOCSTRING else 4
+    for name, (dataset, ipc, source, waypoints, row) in _MCT_ROWS.items():
         experts = _experts(dataset, zca=row[-1], waypoints=waypoints, smooth=True)
         yield Preset(name, source, experts, _distill(ipc, row))
 

@@ -220,7 +220,7 @@ def test_bad_input_names_the_remedy() -> None:
     with pytest.raises(InputError, match="at least one student"):
         AugmentPlan(())
     with pytest.raises(dataclasses.FrozenInstanceError):
-        DSA().prob_flip = 1.0  # type: ignore[misc]
+        DSA().prob_flip = 1.0  # type: ignore[misc] (that it is refused is what is tested)
 
 
 @pytest.mark.gpu
