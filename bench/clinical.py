@@ -21,15 +21,15 @@ import tyro
 
 from bench import document, machine, tables
 from bench.work import work_folder
-from mct_fast.bezier_fit import BezierConfig, fit_bezier
 from mct_fast.data import Dataset, TableSpec
 from mct_fast.distill import DistillConfig, distill
 from mct_fast.distilled import DistilledDataset
-from mct_fast.errors import InputError
 from mct_fast.evaluate import EvalConfig, EvalResult, evaluate_random_real, evaluate_splits
 from mct_fast.experts import ExpertConfig, expert_spec, expert_task, load_for, train_experts
-from mct_fast.files import read_json, write_json
-from mct_fast.progress import for_stream
+from mct_fast.experts.bezier import BezierConfig, fit_bezier
+from mct_fast.run.errors import InputError
+from mct_fast.run.files import read_json, write_json
+from mct_fast.run.progress import for_stream
 from mct_fast.tasks import format_metric, metric_label
 from mct_fast.trajectory import TrajectoryStore
 

@@ -12,13 +12,13 @@ from bench import reference
 from bench.problem import Problem
 from bench.reference import Learned
 from bench.torch_func import TorchFuncStudent
-from mct_fast.adjoint import Adjoint, Exact, MatchingProblem, MatchResult, Truncated, Unrolled
 from mct_fast.distill import DistillConfig, adjoint_of
-from mct_fast.graphs import Graphed
 from mct_fast.matching import Matcher
+from mct_fast.matching.adjoint import Adjoint, Exact, MatchingProblem, MatchResult, Truncated, Unrolled
+from mct_fast.matching.cuda_graph import Graphed
+from mct_fast.matching.targets import DenseTargets
 from mct_fast.models import FunctionalModel
-from mct_fast.student import GenericStudent, Student
-from mct_fast.targets import DenseTargets
+from mct_fast.students import GenericStudent, Student
 from mct_fast.tasks import Classification
 
 LR_IMG, LR_LR = 1e-3, 1e-9

@@ -16,12 +16,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from bench.problem import Setting
-from mct_fast.adjoint import Adjoint, MatchingProblem
-from mct_fast.fused import FusedStudent
-from mct_fast.microbatch import MicroBatched
+from mct_fast.matching.adjoint import Adjoint, MatchingProblem
+from mct_fast.matching.targets import DenseTargets
 from mct_fast.models import FunctionalModel
-from mct_fast.student import GenericStudent, Student
-from mct_fast.targets import DenseTargets
+from mct_fast.students import FusedStudent, GenericStudent, MicroBatched, Student
 from mct_fast.tasks import Classification
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from mct_fast.files import atomic_write
+from mct_fast.run.files import atomic_write
 
 
 def table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:

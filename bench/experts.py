@@ -22,9 +22,9 @@ from bench.gate import relative
 from bench.problem import FULL_DSA, Setting
 from bench.timing import Samples, alternate, clock
 from mct_fast.data import DSA, AugmentPlan, load_dataset
-from mct_fast.errors import InputError
-from mct_fast.fused import student_for
 from mct_fast.models import FunctionalModel
+from mct_fast.run.errors import InputError
+from mct_fast.students import student_for
 from mct_fast.tasks import Classification
 from mct_fast.training import SGD, FlatStack, ModuleStack, NetworkStack, Schedule, train_epochs
 

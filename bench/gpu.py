@@ -20,10 +20,10 @@ import tyro
 from bench import counted, machine, ops, tables, vs_mtt
 from bench.problem import Problem, Setting, build
 from bench.timing import Spread, clock
-from mct_fast.adjoint import Exact, Unrolled
 from mct_fast.distill import DistillConfig, adjoint_of
-from mct_fast.errors import InputError
 from mct_fast.matching import Matcher
+from mct_fast.matching.adjoint import Exact, Unrolled
+from mct_fast.run.errors import InputError
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from mct_fast import ops
-from mct_fast.fused import FusedStudent
 from mct_fast.kernels import launcher
 from mct_fast.kernels.aot import Launch, launches
 from mct_fast.models import ConvNet, FunctionalModel
 from mct_fast.ops.schema import NAMESPACE
+from mct_fast.students import FusedStudent
 
 IPC_BATCHES = {1: 10, 10: 100}
 """Images a step at each number of images per class, as MTT's recipes for CIFAR-10 have it."""

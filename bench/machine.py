@@ -14,7 +14,7 @@ from typing import Any
 
 import torch
 
-from mct_fast.errors import InputError
+from mct_fast.run.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 """The repository, whose commit is reported."""

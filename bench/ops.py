@@ -17,7 +17,7 @@ from bench import ceilings, machine, tables
 from bench.ceilings import Ceilings
 from bench.op_cases import Case, cases
 from bench.timing import Spread, interleave
-from mct_fast.errors import InputError
+from mct_fast.run.errors import InputError
 
 TOLERANCE = {"cpu": 1e-4, "cuda": 2e-3}
 """Relative, for float32; on a processor Winograd's convolutions are at 1e-6, on a GPU tf32 keeps ten bits of the factors."""

@@ -9,9 +9,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mct_fast.data import DSA, AugmentPlan
+from mct_fast.distill.sampling import draw_batches
 from mct_fast.models import ConvNet, FunctionalModel
-from mct_fast.sampling import draw_batches
-from mct_fast.student import GenericStudent
+from mct_fast.students import GenericStudent
 from mct_fast.tasks import Classification
 
 FULL_DSA = "color_crop_cutout_flip_scale_rotate"

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from bench.problem import Problem, Setting
-from mct_fast.errors import InputError
+from mct_fast.run.errors import InputError
 
 _MODULES = ("networks", "reparam_module", "utils")
 _DEFAULT_NET = (3, 128)  # depth and width that the references' get_network has built in

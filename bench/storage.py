@@ -25,14 +25,14 @@ from bench.work import work_folder
 from mct_fast.data import Dataset, load_dataset
 from mct_fast.demo import DISTILL, EXPERTS
 from mct_fast.distill import DistillConfig, distill
-from mct_fast.errors import InputError
 from mct_fast.experts import ExpertConfig, expert_spec, train_experts
-from mct_fast.inspect import encoding_errors
 from mct_fast.models import FunctionalModel, build_model
-from mct_fast.progress import for_stream
-from mct_fast.run import Run
-from mct_fast.seeds import derive_seed, generator
+from mct_fast.run.errors import InputError
+from mct_fast.run.folder import Run
+from mct_fast.run.progress import for_stream
+from mct_fast.run.seeds import derive_seed, generator
 from mct_fast.trajectory import ENCODINGS, ConvexTrajectory, TrajectoryStore
+from mct_fast.view.inspect import encoding_errors
 
 Part = Literal["sizes", "accuracy", "reading"]
 

@@ -1,6 +1,6 @@
 """The step and its tangent by ``torch.func``: what a strong user of PyTorch would write, eager or compiled.
 
-Forward over reverse (``jvp`` of ``grad``) in plain PyTorch; with :class:`mct_fast.adjoint.Exact` on top it is the exact
+Forward over reverse (``jvp`` of ``grad``) in plain PyTorch; with :class:`mct_fast.matching.adjoint.Exact` on top it is the exact
 gradient in constant memory, without this project's kernels.
 """
 
@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.func import functional_call, grad, grad_and_value, jvp
 
 from mct_fast.models import FunctionalModel
-from mct_fast.student import Tangent
+from mct_fast.students import Tangent
 
 
 class TorchFuncStudent:
-    """One student of a network with hard labels; a :class:`mct_fast.student.Student`.
+    """One student of a network with hard labels; a :class:`mct_fast.students.generic.Student`.
 
     ``network`` must give its parameters in the order of ``model``'s flat vector.  With ``compiled`` both functions go
     through ``torch.compile`` at their first call.

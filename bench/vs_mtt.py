@@ -22,7 +22,7 @@ from bench.gate import FACTOR, FIRST_STEPS, Verdict
 from bench.problem import FULL_DSA, RECIPES, Setting
 from bench.race import GateError, Result, Terms, race
 from bench.tables import number
-from mct_fast.errors import InputError
+from mct_fast.run.errors import InputError
 
 
 @dataclass(frozen=True)

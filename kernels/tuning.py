@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from mct_fast.errors import InputError
-from mct_fast.files import read_json, write_json
 from mct_fast.kernels.precision import Precision
+from mct_fast.run.errors import InputError
+from mct_fast.run.files import read_json, write_json
 
 PROGRAMS = 264
 """Programs that fill a large card: two for each of an H100's 132 multiprocessors."""

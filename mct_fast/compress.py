@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mct_fast.buffers import Fit, Source, StoredExpert, find, write_experts
 from mct_fast.data.datasets import REGISTRY
-from mct_fast.errors import InputError
+from mct_fast.interchange.buffers import Fit, Source, StoredExpert, find, write_experts
 from mct_fast.models import ConvNet, FunctionalModel, build_model, model_spec
-from mct_fast.progress import Progress, quiet
+from mct_fast.run.errors import InputError
+from mct_fast.run.progress import Progress, quiet
 from mct_fast.trajectory import Trajectory, TrajectoryStore
 from mct_fast.trajectory.encoding import find_encoding
 
@@ -44,9 +44,10 @@ def compress(
 ) -> TrajectoryStore:
     """Turns experts that exist into a :class:`TrajectoryStore` at ``out``.
 
-    ``source``: a file or a folder of MTT's ``replay_buffer_N.pt`` (of the kind ``files``, see :func:`mct_fast.buffers.find`),
-    or of the ``waypoint_buffer*_N.pt`` and ``step_buffer*_N.pt`` of the official MCT code, whose paths are taken as they are.
-    Files are read one at a time and never run.  ``dataset``, ``data_path`` and ``zca`` say what the experts were trained on.
+    ``source``: a file or a folder of MTT's ``replay_buffer_N.pt`` (of the kind ``files``, see
+    :func:`mct_fast.interchange.buffers.find`), or of the ``waypoint_buffer*_N.pt`` and ``step_buffer*_N.pt`` of the official
+    MCT code, whose paths are taken as they are.  Files are read one at a time and never run.  ``dataset``, ``data_path`` and
+    ``zca`` say what the experts were trained on.
     ``model``: spec of the network; left out, a ConvNet is recognised from its shapes.  ``encoding`` of the waypoints after the
     first and ``start_encoding`` of the first, whose seed nobody knows: see :meth:`TrajectoryStore.add`.  Other arguments:
     :meth:`ConvexTrajectory.fit`.

@@ -10,9 +10,9 @@ from typing import Any
 from mct_fast.distill import DistillConfig, distill
 from mct_fast.experts import ExpertConfig, train_experts
 from mct_fast.presets import preset
-from mct_fast.progress import Progress, quiet
-from mct_fast.report import write_report
-from mct_fast.run import Run
+from mct_fast.run.folder import Run
+from mct_fast.run.progress import Progress, quiet
+from mct_fast.view.report import write_report
 
 EXPERTS, DISTILL = preset("digits").experts, preset("digits").distill
 

@@ -19,14 +19,13 @@ from torch import Tensor, nn
 
 from mct_fast.data import Dataset, Split, augmentation, random_real
 from mct_fast.distilled import DistilledDataset
-from mct_fast.distributed import Communicator, Single
-from mct_fast.errors import InputError
 from mct_fast.models import build_model
-from mct_fast.networks import named_spec
-from mct_fast.progress import Bar, Progress, quiet
-from mct_fast.seeds import derive_seed, generator
+from mct_fast.run.distributed import Communicator, Single
+from mct_fast.run.errors import InputError
+from mct_fast.run.progress import Bar, Progress, quiet
+from mct_fast.run.seeds import derive_seed, generator
 from mct_fast.tasks import Task, format_metric, metric_label, task_named
-from mct_fast.training import SGD, Schedule, build_stack, measures, train_epochs
+from mct_fast.training import SGD, Schedule, build_stack, measures, named_spec, train_epochs
 
 
 @dataclass(frozen=True)
@@ -226,7 +225,7 @@ def evaluate_splits(
 
 
 def _fits(images: Tensor, shape: tuple[int, ...]) -> bool:
-    """Whether ``images`` are examples of ``shape``, or canvases (:mod:`mct_fast.textures`) a whole number of times as large."""
+    """Whether ``images`` are examples of ``shape``, or canvases (:mod:`mct_fast.data.windows`) whole times as large."""
     found = tuple(images.shape[1:])
     if found == shape or len(shape) != 3 or len(found) != 3:
         return found == shape

@@ -18,8 +18,8 @@ from mct_fast.cli import main
 from mct_fast.compress import compress, recognise_convnet, to_mtt
 from mct_fast.data import load_dataset
 from mct_fast.distill import DistillConfig, distill
-from mct_fast.errors import InputError
 from mct_fast.models import MLP, ConvNet, model_spec
+from mct_fast.run.errors import InputError
 from mct_fast.trajectory import ConvexTrajectory, TrajectoryStore
 
 Expert = list[list[Tensor]]

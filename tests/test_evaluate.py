@@ -11,10 +11,10 @@ from torch import Tensor, nn
 import mct_fast.evaluate
 from mct_fast.data import DSA, Dataset, Identity, load_dataset, random_real
 from mct_fast.distilled import DistilledDataset
-from mct_fast.errors import InputError
 from mct_fast.evaluate import EvalConfig, EvalResult, evaluate, evaluate_random_real, evaluate_splits, split_of
 from mct_fast.models import FunctionalModel, build_model
-from mct_fast.seeds import derive_seed, generator
+from mct_fast.run.errors import InputError
+from mct_fast.run.seeds import derive_seed, generator
 
 SMALL = {"name": "ConvNet", "depth": 1, "width": 4}
 QUICK = EvalConfig(num_eval=2, epoch_eval_train=6, batch_train=8, seed=4)

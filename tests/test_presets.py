@@ -10,15 +10,15 @@ import pytest
 
 import mct_fast.distill
 import mct_fast.experts
-import mct_fast.report
+import mct_fast.view.report
 from mct_fast import presets as module
 from mct_fast.cli import main
 from mct_fast.data.imagenet_subsets import IMAGENET_SUBSETS
 from mct_fast.distill import DistillConfig
-from mct_fast.errors import InputError
+from mct_fast.distill.sampling import SegmentSampler
 from mct_fast.experts import ExpertConfig
 from mct_fast.presets import Preset, preset, preset_names, presets
-from mct_fast.sampling import SegmentSampler
+from mct_fast.run.errors import InputError
 
 
 def test_what_there_is() -> None:
@@ -112,7 +112,7 @@ def asked(monkeypatch: pytest.MonkeyPatch, tiny_run: Path) -> list[Any]:
     seen: list[Any] = []
     monkeypatch.setattr(mct_fast.experts, "train_experts", lambda config, out, **kw: seen.append((config, out)))
     monkeypatch.setattr(mct_fast.distill, "distill", lambda config, store, **kw: seen.append((config, store)))
-    monkeypatch.setattr(mct_fast.report, "write_report", lambda path: path)
+    monkeypatch.setattr(mct_fast.view.report, "write_report", lambda path: path)
     monkeypatch.setattr("mct_fast.cli.commands.store_rows", lambda store: [("store",)])
     monkeypatch.setattr("mct_fast.cli.commands.run_rows", lambda path: [("run",)])
     return seen

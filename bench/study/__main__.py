@@ -21,8 +21,8 @@ from bench.study.plans import study_named
 from bench.study.report import adopt, write
 from bench.study.runner import Runner
 from bench.tables import console, note, table
-from mct_fast.errors import InputError
-from mct_fast.progress import for_stream
+from mct_fast.run.errors import InputError
+from mct_fast.run.progress import for_stream
 
 
 @dataclass(frozen=True)

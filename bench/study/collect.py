@@ -8,9 +8,9 @@ from statistics import quantiles
 from typing import Any
 
 from bench.study.plans import Arm, Study
-from mct_fast.errors import InputError
-from mct_fast.files import read_json
-from mct_fast.run import Run
+from mct_fast.run.errors import InputError
+from mct_fast.run.files import read_json
+from mct_fast.run.folder import Run
 
 SCHEMA = "mct_fast.study/1"
 _ONCE = ("experts", "storage", "random", "paths", "step-sizes")

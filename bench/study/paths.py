@@ -10,8 +10,8 @@ import torch
 
 from bench.study.plans import Convex
 from mct_fast.data import Dataset
-from mct_fast.fused import student_for
 from mct_fast.models import FunctionalModel, build_model
+from mct_fast.students import student_for
 from mct_fast.tasks import Classification
 from mct_fast.training import SGD, FlatStack, scores
 from mct_fast.trajectory import ConvexTrajectory, Trajectory, TrajectoryStore

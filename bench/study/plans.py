@@ -8,9 +8,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mct_fast.distill import DistillConfig
-from mct_fast.errors import InputError
 from mct_fast.experts import ExpertConfig
 from mct_fast.presets import preset
+from mct_fast.run.errors import InputError
 from mct_fast.trajectory import ConvexTrajectory, Trajectory, TrajectoryStore
 
 METHODS = ("mct", "mtt")

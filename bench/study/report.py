@@ -18,8 +18,8 @@ from matplotlib.figure import Figure
 
 from bench.study.plans import METHODS
 from bench.tables import size
-from mct_fast.files import atomic_write, read_json, write_json
-from mct_fast.progress import duration
+from mct_fast.run.files import atomic_write, read_json, write_json
+from mct_fast.run.progress import duration
 
 PAGE, RESULTS = "results.md", "results"
 _COLUMNS = ("runs", "iterations", "n", "validation", "chosen on it", "seeds differ by", "last", "s/iteration")

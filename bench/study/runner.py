@@ -25,16 +25,16 @@ from bench.study.paths import path_scores, storage
 from bench.study.plans import STEP_SIZES, Arm, Study
 from mct_fast.data import Dataset
 from mct_fast.distill import distill
-from mct_fast.distill_config import evaluation_of
+from mct_fast.distill.config import evaluation_of
 from mct_fast.distilled import DistilledDataset
-from mct_fast.errors import InputError
 from mct_fast.evaluate import baseline_lrs, evaluate, evaluate_random_real
 from mct_fast.experts import load_for, train_experts
-from mct_fast.files import read_json, write_json
 from mct_fast.models import build_model
-from mct_fast.progress import Progress
-from mct_fast.run import Run
-from mct_fast.seeds import derive_seed
+from mct_fast.run.errors import InputError
+from mct_fast.run.files import read_json, write_json
+from mct_fast.run.folder import Run
+from mct_fast.run.progress import Progress
+from mct_fast.run.seeds import derive_seed
 from mct_fast.trajectory import Trajectory, TrajectoryStore
 
 

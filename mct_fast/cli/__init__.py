@@ -11,7 +11,7 @@ from mct_fast import __version__
 from mct_fast.cli.commands import COMMANDS, SPLIT
 from mct_fast.cli.parsing import nearest
 from mct_fast.cli.session import Interrupted, process, processes
-from mct_fast.errors import InputError, PeerError
+from mct_fast.run.errors import InputError, PeerError
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -30,7 +30,7 @@ def main(words: Sequence[str] | None = None) -> int:
     except PeerError as error:
         print(f"mct-fast: {process()}error: {error}", file=sys.stderr)
         if processes() > 1:
-            from mct_fast.distributed import leave
+            from mct_fast.run.distributed import leave
 
             leave(1)
         return 1

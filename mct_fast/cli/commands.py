@@ -18,7 +18,7 @@ from mct_fast.cli.output import distilled_rows, percent, print_rows, run_rows, s
 from mct_fast.cli.parsing import json_object, parse, preset_in
 from mct_fast.cli.session import progress_bars, resumable, session
 from mct_fast.cli.stored import dataset_of, distilled_at, models, stored_config
-from mct_fast.errors import InputError
+from mct_fast.run.errors import InputError
 
 
 def _experts(words: list[str]) -> None:
@@ -128,7 +128,7 @@ def _bezier(words: list[str]) -> None:
     """Fit the control points of Bézier paths for the experts of a store."""
     from statistics import fmean
 
-    from mct_fast.bezier_fit import BezierConfig, fit_bezier
+    from mct_fast.experts.bezier import BezierConfig, fit_bezier
 
     @dataclasses.dataclass(frozen=True)
     class Arguments:
@@ -155,7 +155,7 @@ def _bezier(words: list[str]) -> None:
 def _distill(words: list[str]) -> None:
     """Distil a dataset along the trajectories of a store."""
     from mct_fast.distill import DistillConfig, distill
-    from mct_fast.report import write_report
+    from mct_fast.view.report import write_report
 
     @dataclasses.dataclass(frozen=True)
     class Arguments:
@@ -215,7 +215,7 @@ def _distill(words: list[str]) -> None:
 def _evaluate(words: list[str]) -> None:
     """Train fresh networks on a distilled set and score them."""
     from mct_fast.evaluate import EvalConfig, baseline_lrs, evaluate, evaluate_random_real
-    from mct_fast.run import Run
+    from mct_fast.run.folder import Run
     from mct_fast.tasks import format_metric
 
     @dataclasses.dataclass(frozen=True)
@@ -276,8 +276,8 @@ def _evaluate(words: list[str]) -> None:
 
 def _report(words: list[str]) -> None:
     """Write a run's page: images, curves, configuration, storage, timings."""
-    from mct_fast.report import write_report
-    from mct_fast.tensorboard import write_events
+    from mct_fast.view.report import write_report
+    from mct_fast.view.tensorboard import write_events
 
     @dataclasses.dataclass(frozen=True)
     class Arguments:
@@ -297,7 +297,7 @@ def _report(words: list[str]) -> None:
 
 def _inspect(words: list[str]) -> None:
     """Say what a trajectory store, a run or a distilled set holds."""
-    from mct_fast.run import CONFIG
+    from mct_fast.run.folder import CONFIG
 
     @dataclasses.dataclass(frozen=True)
     class Arguments:
@@ -349,7 +349,7 @@ def _inspect(words: list[str]) -> None:
 def _inspect_store(given: Any) -> None:
     from rich.console import Console
 
-    from mct_fast.inspect import draw, inspect_store, rows, show
+    from mct_fast.view.inspect import draw, inspect_store, rows, show
 
     report = inspect_store(
         given.path,
@@ -415,7 +415,7 @@ def _waypoints(trajectory: str, given: int | tuple[int, ...]) -> str:
 def _demo(words: list[str]) -> None:
     """Distil real handwritten digits in a few minutes, no download needed."""
     from mct_fast.demo import run_demo
-    from mct_fast.progress import duration
+    from mct_fast.run.progress import duration
 
     @dataclasses.dataclass(frozen=True)
     class Arguments:

@@ -9,7 +9,7 @@ from typing import Any
 
 def store_rows(store: Any) -> list[tuple[str, str]]:
     """What a trajectory store holds."""
-    from mct_fast.inspect import inspect_store, rows
+    from mct_fast.view.inspect import inspect_store, rows
 
     return rows(inspect_store(store, accuracy=False))
 
@@ -32,7 +32,7 @@ def written_rows(folder: Path, written: Any) -> list[tuple[str, str]]:
 def run_rows(path: Path) -> list[tuple[str, ...]]:
     """How far a run is and what it found."""
     from mct_fast.evaluate import baseline_text
-    from mct_fast.run import Run
+    from mct_fast.run.folder import Run
     from mct_fast.tasks import format_metric, metric_label
 
     run = Run.open(path)
@@ -59,7 +59,7 @@ def run_rows(path: Path) -> list[tuple[str, ...]]:
 
 
 def _privacy_rows(nearest: Any) -> list[tuple[str, ...]]:
-    from mct_fast.distilled_table import PRIVACY, nearest_text
+    from mct_fast.distilled.table import PRIVACY, nearest_text
 
     return [("nearest real row", nearest_text(nearest)), ("privacy", PRIVACY)]
 

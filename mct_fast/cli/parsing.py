@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 
 import tyro
 
-from mct_fast.errors import InputError
+from mct_fast.run.errors import InputError
 
 T = TypeVar("T")
 

@@ -20,14 +20,14 @@ def process() -> str:
 
 def session() -> Any:
     """The processes of this command, which end together."""
-    from mct_fast.distributed import session
+    from mct_fast.run.distributed import session
 
     return session()
 
 
 def progress_bars(communicator: Any = None) -> Any:
     """Shown by one process alone."""
-    from mct_fast.progress import for_stream, quiet
+    from mct_fast.run.progress import for_stream, quiet
 
     return quiet() if communicator is not None and communicator.rank else for_stream()
 

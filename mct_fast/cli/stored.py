@@ -7,14 +7,14 @@ import dataclasses
 from pathlib import Path
 from typing import Any, TypeVar
 
-from mct_fast.errors import InputError
+from mct_fast.run.errors import InputError
 
 T = TypeVar("T")
 
 
 def stored_config(path: Path, kind: type[T]) -> tuple[T, Path]:
     """The frozen configuration of a run, and its trajectory store."""
-    from mct_fast.run import Run
+    from mct_fast.run.folder import Run
 
     config = dict(Run.open(path).config)
     trajectories = config.get("trajectories")
@@ -27,7 +27,7 @@ def stored_config(path: Path, kind: type[T]) -> tuple[T, Path]:
 def distilled_at(path: Path) -> tuple[Any, Path | None]:
     """The distilled set at ``path``, and the run it belongs to if ``path`` is a run."""
     from mct_fast.distilled import DistilledDataset
-    from mct_fast.run import CONFIG
+    from mct_fast.run.folder import CONFIG
 
     if not (path / CONFIG).is_file():
         return DistilledDataset.load(path), None
@@ -39,7 +39,7 @@ def distilled_at(path: Path) -> tuple[Any, Path | None]:
 def dataset_of(distilled: Any, run_path: Path | None, name: str | None, data_path: str | None, device: str) -> Any:
     """The dataset that ``distilled`` came from, or the one called ``name`` in the same form."""
     from mct_fast.data import load_noted
-    from mct_fast.run import Run
+    from mct_fast.run.folder import Run
     from mct_fast.trajectory import TrajectoryStore
 
     kind = distilled.transform.state()[1].get("kind")

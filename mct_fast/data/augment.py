@@ -49,7 +49,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mct_fast import ops
-from mct_fast.errors import InputError
+from mct_fast.run.errors import InputError
 
 KINDS: tuple[str, ...] = ("none", "color", "crop", "cutout", "flip", "scale", "rotate")
 """Names of the operations; the index in this tuple is the kind id of the parameter table."""

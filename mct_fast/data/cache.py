@@ -11,8 +11,8 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from mct_fast.errors import InputError
-from mct_fast.files import atomic_write, read_safetensors, sha256_tensor
+from mct_fast.run.errors import InputError
+from mct_fast.run.files import atomic_write, read_safetensors, sha256_tensor
 
 
 def cache_folder() -> Path:

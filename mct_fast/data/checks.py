@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from mct_fast.errors import InputError
+from mct_fast.run.errors import InputError
 
 _CHANNELS = (1, 3)
 _ROWS = 4096  # images looked at in one piece, so that checking a large set needs no second copy of it

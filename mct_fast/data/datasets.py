@@ -17,11 +17,8 @@ from torch import Tensor
 
 from mct_fast.data.cache import load_cached, store_cached
 from mct_fast.data.checks import as_images, as_labels, check_every_class, check_image_size, check_label_range
-from mct_fast.data.clinical import TABLES, TableOptions
-from mct_fast.data.columns import TableTransform
 from mct_fast.data.imagenet_subsets import IMAGENET_SUBSETS
 from mct_fast.data.images import resize_and_crop
-from mct_fast.data.series import TimeGrid
 from mct_fast.data.sources import (
     TORCHVISION_SETS,
     RawDataset,
@@ -33,11 +30,15 @@ from mct_fast.data.sources import (
     read_tiny_imagenet,
     read_torchvision,
 )
-from mct_fast.data.splits import Split, hash_split, stratified_split
-from mct_fast.data.tables import RawTable, TableSpec, changed, from_json, level_subset, raw_table, split_rows
+from mct_fast.data.splits import Split, hash_split
 from mct_fast.data.transforms import ZCA, Normalize, Transform, check_zca_size, rows_in, to_unit
-from mct_fast.errors import InputError
-from mct_fast.progress import Progress, quiet
+from mct_fast.run.errors import InputError
+from mct_fast.run.progress import Progress, quiet
+from mct_fast.tabular.columns import TableTransform
+from mct_fast.tabular.recipes import TABLES, TableOptions
+from mct_fast.tabular.series import TimeGrid
+from mct_fast.tabular.tables import RawTable, TableSpec, changed, from_json, level_subset, raw_table, split_rows
+from mct_fast.tasks.layout import stratified_split
 
 if TYPE_CHECKING:
     import pandas as pd

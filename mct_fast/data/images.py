@@ -17,8 +17,8 @@ from torchvision.transforms.functional import InterpolationMode
 
 from mct_fast.data.cache import load_cached, store_cached
 from mct_fast.data.transforms import rows_in
-from mct_fast.errors import InputError
-from mct_fast.progress import Progress
+from mct_fast.run.errors import InputError
+from mct_fast.run.progress import Progress
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 _BATCH = 64  # files a thread takes at once: fewer would spend the time on hand-over

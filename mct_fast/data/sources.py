@@ -18,8 +18,8 @@ from mct_fast.data.cache import cache_folder
 from mct_fast.data.checks import as_images, as_labels
 from mct_fast.data.imagenet_subsets import IMAGENET_SUBSETS
 from mct_fast.data.images import IMAGE_SUFFIXES, decode_images
-from mct_fast.errors import InputError
-from mct_fast.progress import Progress, quiet
+from mct_fast.run.errors import InputError
+from mct_fast.run.progress import Progress, quiet
 
 
 @dataclass(frozen=True, eq=False)

@@ -8,9 +8,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from mct_fast.errors import InputError
-from mct_fast.files import sha256_tensor
-from mct_fast.tasks import Classification, Task, shuffled_by_class
+from mct_fast.run.errors import InputError
+from mct_fast.run.files import sha256_tensor
+from mct_fast.tasks import Classification, Task
 
 _BY_CLASS = Classification()
 
@@ -41,33 +41,6 @@ class Split:
 def hash_split(raw: Tensor, labels: Tensor) -> str:
     """SHA-256, in hexadecimal, over raw pixels (n, C, H, W), uint8 or float32, or raw values, and labels."""
     return hashlib.sha256(f"{sha256_tensor(raw)} {sha256_tensor(labels)}".encode()).hexdigest()
-
-
-def stratified_split(labels: Tensor, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """Split indices 0..n-1 at random into a rest and a held-out part with the same share of every class.
-
-    Args:
-        labels: (n,) int64 on the CPU.
-        fraction: held-out share of each class, in [0, 1), rounded to whole images; at least one image of a
-            class is held out (unless fraction is 0) and at least one kept. A class with a single image keeps
-            it.
-        generator: CPU generator that the choice is drawn from.
-
-    Returns:
-        (rest, held_out): ascending int64 indices, disjoint, together all of them.
-
-    Raises:
-        InputError: fraction outside [0, 1).
-    """
-    if not 0 <= fraction < 1:
-        raise InputError(f"val_fraction={fraction} is out of range; give a share of the training set in [0, 1)")
-    held_out = torch.zeros(len(labels), dtype=torch.bool)
-    if fraction > 0 and len(labels):
-        order, counts = shuffled_by_class(labels, int(labels.max()) + 1, generator)
-        take = torch.minimum((counts * fraction + 0.5).floor().long().clamp_min(1), (counts - 1).clamp_min(0))
-        rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
-        held_out[order[rank < take.repeat_interleave(counts)]] = True
-    return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()
 
 
 def random_real(split: Split, ipc: int, generator: torch.Generator, task: Task = _BY_CLASS) -> tuple[Tensor, Tensor]:

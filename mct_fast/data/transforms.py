@@ -13,8 +13,8 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import Tensor
 
-from mct_fast.data.columns import TableTransform
-from mct_fast.errors import InputError
+from mct_fast.run.errors import InputError
+from mct_fast.tabular.columns import TableTransform
 
 ZCA_MAX_FEATURES = 3 * 72 * 72
 """The largest C*H*W that ZCA is offered for: the matrix and its inverse then take 1.9 GB together."""
@@ -22,7 +22,7 @@ ZCA_MAX_FEATURES = 3 * 72 * 72
 
 @runtime_checkable
 class Transform(Protocol):
-    """What every transform offers; those of pixels stand here, that of tables and series in `columns.py`."""
+    """What every transform offers; those of pixels stand here, that of tables and series in `tabular/columns.py`."""
 
     def forward(self, raw: Tensor) -> Tensor:
         """Raw floating-point pixels (n, C, H, W) in [0, 1] to transform space; same shape, dtype, device.

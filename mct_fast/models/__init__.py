@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from mct_fast.errors import InputError
 from mct_fast.models.convnet import ConvNet
 from mct_fast.models.functional import FunctionalModel, has_dropout, without_dropout
 from mct_fast.models.mlp import MLP
 from mct_fast.models.series import GRU, TCN
 from mct_fast.models.zoo import ZOO, ZooModel, build_zoo
+from mct_fast.run.errors import InputError
 
 __all__ = [
     "GRU",

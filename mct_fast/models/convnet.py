@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 
 from torch import Tensor, nn
 
-from mct_fast.errors import InputError
+from mct_fast.run.errors import InputError
 
 _NORMS = {
     "instance": "instance",

@@ -13,8 +13,8 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.dropout import _DropoutNd
 from torch.nn.parameter import UninitializedParameter
 
-from mct_fast.errors import InputError
 from mct_fast.models.init import Plan, draw, init_plan
+from mct_fast.run.errors import InputError
 
 
 class FunctionalModel:

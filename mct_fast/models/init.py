@@ -25,7 +25,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.nn.modules.instancenorm import _InstanceNorm
 
-from mct_fast.errors import InputError
+from mct_fast.run.errors import InputError
 
 GENERATOR = "philox4x32-10/uniform-1"
 """Name of the stream above, as a store notes it; another stream gets another name."""

@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mct_fast.errors import InputError
 from mct_fast.models.convnet import _ACTIVATIONS, activation_layer, one_of, positive, sides
+from mct_fast.run.errors import InputError
 
 
 class _SeriesModel(nn.Module):

@@ -11,8 +11,8 @@ from collections.abc import Callable
 
 from torch import Tensor, nn
 
-from mct_fast.errors import InputError
 from mct_fast.models.convnet import positive
+from mct_fast.run.errors import InputError
 
 Norm = Callable[[int], nn.Module]
 

@@ -11,7 +11,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from mct_fast.errors import InputError
+from mct_fast.run.errors import InputError
 
 FLOATS = (torch.float32, torch.float64)
 

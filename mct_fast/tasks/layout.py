@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from mct_fast.errors import InputError
+from mct_fast.run.errors import InputError
 
 
 def shuffled_by_class(labels: Tensor, num_classes: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -79,3 +79,30 @@ def spread_order(strata: Tensor, generator: torch.Generator) -> Tensor:
     begin = torch.rand(len(counts), generator=generator, dtype=torch.float64)
     place = (rank + begin.repeat_interleave(counts)) / counts.repeat_interleave(counts)
     return order[torch.argsort(place, stable=True)]
+
+
+def stratified_split(labels: Tensor, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Split indices 0..n-1 at random into a rest and a held-out part with the same share of every class.
+
+    Args:
+        labels: (n,) int64 on the CPU.
+        fraction: held-out share of each class, in [0, 1), rounded to whole images; at least one image of a
+            class is held out (unless fraction is 0) and at least one kept. A class with a single image keeps
+            it.
+        generator: CPU generator that the choice is drawn from.
+
+    Returns:
+        (rest, held_out): ascending int64 indices, disjoint, together all of them.
+
+    Raises:
+        InputError: fraction outside [0, 1).
+    """
+    if not 0 <= fraction < 1:
+        raise InputError(f"val_fraction={fraction} is out of range; give a share of the training set in [0, 1)")
+    held_out = torch.zeros(len(labels), dtype=torch.bool)
+    if fraction > 0 and len(labels):
+        order, counts = shuffled_by_class(labels, int(labels.max()) + 1, generator)
+        take = torch.minimum((counts * fraction + 0.5).floor().long().clamp_min(1), (counts - 1).clamp_min(0))
+        rank = torch.arange(len(labels)) - (counts.cumsum(0) - counts).repeat_interleave(counts)
+        held_out[order[rank < take.repeat_interleave(counts)]] = True
+    return (~held_out).nonzero().flatten(), held_out.nonzero().flatten()

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from mct_fast.errors import InputError
+from mct_fast.run.errors import InputError
 from mct_fast.tasks import metrics
 from mct_fast.tasks.heads import BinaryCrossEntropyHead, CrossEntropyHead, Head
 from mct_fast.tasks.layout import rarest_label, rows_of_labels, rows_per_class

@@ -1,7 +1,7 @@
 """A quadratic Bézier curve between an expert's two ends, with one learned control point (arXiv 2510.05805).
 
 theta(s) = (1 - s)^2 theta_0 + 2 s (1 - s) phi + s^2 theta_K with s = t / K.  phi is fitted so that the training loss stays
-low along the curve (Garipov et al., NeurIPS 2018): :mod:`mct_fast.bezier_fit`.
+low along the curve (Garipov et al., NeurIPS 2018): :mod:`mct_fast.experts.bezier`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from mct_fast.errors import InputError
+from mct_fast.run.errors import InputError
 from mct_fast.trajectory.path import check_time
 from mct_fast.trajectory.point import PathPoint, bezier_weights
 

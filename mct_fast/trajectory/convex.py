@@ -13,7 +13,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from mct_fast.errors import InputError
+from mct_fast.run.errors import InputError
 from mct_fast.trajectory.path import check_checkpoints, check_time, flatten
 from mct_fast.trajectory.point import PathPoint
 

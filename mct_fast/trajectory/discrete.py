@@ -9,7 +9,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from mct_fast.errors import InputError
+from mct_fast.run.errors import InputError
 from mct_fast.trajectory.path import check_checkpoints, check_time, flatten
 from mct_fast.trajectory.point import PathPoint
 

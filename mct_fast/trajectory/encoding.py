@@ -15,7 +15,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mct_fast.errors import InputError
+from mct_fast.run.errors import InputError
 
 MIN_ROW = 8
 """Tensors with fewer values a channel (biases, norms) are kept in float32: a scale each would take as much."""

@@ -9,7 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from mct_fast.errors import InputError
+from mct_fast.run.errors import InputError
 from mct_fast.trajectory.point import PathPoint
 
 

@@ -19,9 +19,9 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from mct_fast.errors import InputError
-from mct_fast.files import atomic_write, exclusive, read_json, read_safetensors, sha256_file, write_safetensors
 from mct_fast.models.init import GENERATOR, draw, plan_from_json
+from mct_fast.run.errors import InputError
+from mct_fast.run.files import atomic_write, exclusive, read_json, read_safetensors, sha256_file, write_safetensors
 from mct_fast.trajectory.bezier import BezierTrajectory
 from mct_fast.trajectory.convex import ConvexTrajectory
 from mct_fast.trajectory.discrete import StoredCheckpoints

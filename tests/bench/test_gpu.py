@@ -10,8 +10,8 @@ import torch
 
 from bench import counted, gpu, machine, ops, vs_mtt
 from bench.problem import Setting
-from mct_fast.adjoint import Exact, Unrolled
-from mct_fast.errors import InputError
+from mct_fast.matching.adjoint import Exact, Unrolled
+from mct_fast.run.errors import InputError
 
 SMALL = Setting(ipc=2, syn_steps=4, batch_syn=8, depth=2, width=6, image_size=8, num_classes=4)
 no_gpu = pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")

@@ -20,12 +20,12 @@ from bench.study.report import PAGE, RESULTS, _race, block, chosen, mean_curve, 
 from bench.study.runner import Runner
 from mct_fast.distill import DistillConfig, check_config
 from mct_fast.distilled import DistilledDataset
-from mct_fast.errors import InputError
 from mct_fast.experts import ExpertConfig, load_for
-from mct_fast.files import read_json, write_json
 from mct_fast.presets import Preset, preset
-from mct_fast.progress import quiet
-from mct_fast.run import Run
+from mct_fast.run.errors import InputError
+from mct_fast.run.files import read_json, write_json
+from mct_fast.run.folder import Run
+from mct_fast.run.progress import quiet
 from mct_fast.trajectory import ConvexTrajectory, TrajectoryStore
 
 TOY = Study(
@@ -146,7 +146,7 @@ def test_a_killed_study_ends_as_an_unkilled_one(
     lives: int, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Killed after every ``lives`` files that it writes, again and again."""
-    import mct_fast.files as files
+    import mct_fast.run.files as files
 
     real, left = files.os.replace, [lives]
 

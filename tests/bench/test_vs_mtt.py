@@ -10,7 +10,7 @@ from bench import experts, machine, memory, ops, race, reference, vs_mtt
 from bench.contestants import Outcome, judge
 from bench.problem import Problem, Setting, build
 from bench.reference import Learned
-from mct_fast.errors import InputError
+from mct_fast.run.errors import InputError
 
 TINY = ["--ipc", "1", "--depth", "2", "--width", "4", "--image-size", "8", "--num-classes", "3"]
 TINY += ["--syn-steps", "2", "--seeds", "1"]

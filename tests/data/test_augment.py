@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mct_fast.data import augment
 from mct_fast.data.augment import DSA, KINDS, AugmentDraw, AugmentPlan
-from mct_fast.errors import InputError
+from mct_fast.run.errors import InputError
 
 OPERATIONS = KINDS[1:]
 SHAPES = [(3, 8, 8), (1, 9, 9), (3, 13, 13), (1, 28, 28), (3, 32, 32), (3, 9, 14), (1, 13, 8)]

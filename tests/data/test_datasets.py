@@ -16,9 +16,10 @@ from mct_fast.data import ZCA, Dataset, Normalize, Split, load_dataset, random_r
 from mct_fast.data.datasets import CONSTANTS, canonical_name
 from mct_fast.data.imagenet_subsets import IMAGENET_SUBSETS
 from mct_fast.data.images import decode_images
-from mct_fast.data.splits import hash_split, stratified_split
-from mct_fast.errors import InputError
-from mct_fast.progress import LineProgress, quiet
+from mct_fast.data.splits import hash_split
+from mct_fast.run.errors import InputError
+from mct_fast.run.progress import LineProgress, quiet
+from mct_fast.tasks.layout import stratified_split
 
 
 @pytest.fixture(autouse=True)

@@ -6,10 +6,10 @@ import pytest
 import torch
 
 from mct_fast.data import DSA, Jitter, augmentation
-from mct_fast.errors import InputError
+from mct_fast.distill.sampling import draw_batches
 from mct_fast.matching import match
 from mct_fast.models import GRU, MLP, FunctionalModel
-from mct_fast.sampling import draw_batches
+from mct_fast.run.errors import InputError
 from mct_fast.tasks import Binary
 
 

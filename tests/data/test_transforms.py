@@ -15,7 +15,7 @@ from mct_fast.data.transforms import (
     to_unit,
     transform_from_state,
 )
-from mct_fast.errors import InputError
+from mct_fast.run.errors import InputError
 
 
 def correlated_images(count: int, shape: tuple[int, ...], seed: Any = 0):

@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from mct_fast import ops
-from mct_fast.fused import FusedStudent
 from mct_fast.models import MLP, ConvNet, FunctionalModel
 from mct_fast.ops import reference
-from mct_fast.student import GenericStudent
+from mct_fast.students import FusedStudent, GenericStudent
 from mct_fast.tasks import Classification
 from tests.ops.conftest import OPS, Arguments, Dims
 

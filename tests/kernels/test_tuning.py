@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from mct_fast.errors import InputError
 from mct_fast.kernels import tuning
 from mct_fast.kernels.precision import float32_precision
+from mct_fast.run.errors import InputError
 
 SIZES = (1, 3, 16, 20, 128, 200)
 

@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from mct_fast.errors import InputError
 from mct_fast.models import MLP, ConvNet
+from mct_fast.run.errors import InputError
 
 
 def shapes(module: torch.nn.Module) -> list[tuple[int, ...]]:

@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mct_fast.errors import InputError
 from mct_fast.models import MLP, ConvNet, FunctionalModel, build_zoo
+from mct_fast.run.errors import InputError
 
 
 def flat(module: nn.Module) -> Tensor:

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import nn
 
-from mct_fast.errors import InputError
 from mct_fast.models import MLP, ConvNet, FunctionalModel, build_zoo
 from mct_fast.models.init import Constant, Uniform, draw, init_plan, philox4x32, plan_from_json
+from mct_fast.run.errors import InputError
 
 # Known answers of Random123 (kat_vectors, philox4x32 with 10 rounds): counter, key, words.
 KNOWN = {

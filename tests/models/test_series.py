@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from mct_fast.errors import InputError
 from mct_fast.models import GRU, MLP, TCN, FunctionalModel, build_model, model_spec
+from mct_fast.run.errors import InputError
 
 NETWORKS = {
     "gru": GRU(2, 5, channels=3, image_size=(7, 1), num_classes=2),

@@ -7,8 +7,8 @@ import json
 import pytest
 import torch
 
-from mct_fast.errors import InputError
 from mct_fast.models import MLP, ZOO, ConvNet, build_model, build_zoo, model_spec
+from mct_fast.run.errors import InputError
 
 # numbers of parameters of the reference networks: (32x32 colour, 28x28 grey), 10 classes
 PARAMETERS = {

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mct_fast.errors import InputError
+from mct_fast.run.errors import InputError
 from mct_fast.trajectory import BezierTrajectory, ConvexTrajectory, DiscreteTrajectory, PathPoint, TrajectoryStore
 
 SHAPES = [torch.Size((4, 3)), torch.Size((5,)), torch.Size((2,))]

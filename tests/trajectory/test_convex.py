@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from mct_fast.errors import InputError
+from mct_fast.run.errors import InputError
 from mct_fast.trajectory import SCHEDULES, ConvexTrajectory, DiscreteTrajectory, PathRecorder
 from mct_fast.trajectory.convex import waypoint_epochs
 

@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 import torch
 
-from mct_fast.errors import InputError
 from mct_fast.models import ConvNet
+from mct_fast.run.errors import InputError
 from mct_fast.trajectory import ENCODINGS
 
 # Odd shapes: rows of 1, 7 and 8 values, blocks of 64 that do not come out even, an odd number of nibbles, nothing at all.

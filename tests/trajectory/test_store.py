@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from mct_fast.errors import InputError
+from mct_fast.run.errors import InputError
 from mct_fast.trajectory import ConvexTrajectory, DiscreteTrajectory, TrajectoryStore
 
 SHAPES = [(4, 3), (5,)]

@@ -20,12 +20,12 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from mct_fast import files
 from mct_fast.data import load_dataset
-from mct_fast.errors import InputError
 from mct_fast.experts import ExpertConfig, train_experts
-from mct_fast.files import sha256_file
 from mct_fast.models.init import Uniform, draw
+from mct_fast.run import files
+from mct_fast.run.errors import InputError
+from mct_fast.run.files import sha256_file
 from mct_fast.trajectory import ConvexTrajectory, TrajectoryStore
 
 SHAPES = [torch.Size((4, 3, 3)), torch.Size((5,))]
@@ -327,7 +327,7 @@ import sys
 from pathlib import Path
 sys.path.insert(0, sys.argv[1])
 import torch
-from mct_fast.errors import InputError
+from mct_fast.run.errors import InputError
 from mct_fast.trajectory import ConvexTrajectory, TrajectoryStore
 
 where = Path(sys.argv[2])
@@ -446,7 +446,7 @@ def test_two_writers_in_one_process(store: TrajectoryStore) -> None:
 def test_two_writers_in_two_processes(store: TrajectoryStore) -> None:
     script = """
         import sys, time
-        from mct_fast.files import exclusive
+        from mct_fast.run.files import exclusive
         with exclusive(sys.argv[1], "it"):
             print("held", flush=True)
             time.sleep(60)

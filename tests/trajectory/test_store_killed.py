@@ -13,8 +13,8 @@ SCRIPT = """
 import os, random, shutil, signal, sys, time
 from pathlib import Path
 import torch
-from mct_fast.errors import InputError
-from mct_fast.files import sha256_file
+from mct_fast.run.errors import InputError
+from mct_fast.run.files import sha256_file
 from mct_fast.models.init import Uniform, draw
 from mct_fast.trajectory import ENCODINGS, ConvexTrajectory, TrajectoryStore
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from mct_fast.files import RowSpool
 from mct_fast.models.init import Uniform, draw
+from mct_fast.run.files import RowSpool
 from mct_fast.trajectory import ConvexTrajectory, PathRecorder, TrajectoryStore
 from mct_fast.trajectory import store as module
 

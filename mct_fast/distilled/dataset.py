@@ -1,0 +1,175 @@
+"""The product: a tiny synthetic dataset that carries all that is needed to train on it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+from torchvision.transforms.functional import to_pil_image
+from torchvision.utils import make_grid
+
+from mct_fast.data import Dataset, TableTransform
+from mct_fast.data.transforms import Transform, transform_from_state
+from mct_fast.distilled.table import write_table
+from mct_fast.run.errors import InputError
+from mct_fast.run.files import atomic_write, read_json, read_safetensors, sha256_file, write_json
+from mct_fast.tasks import Task, task_from_state
+
+_TENSORS, _META = "distilled.safetensors", "distilled.json"
+_FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True)
+class DistilledDataset:
+    """Synthetic images, rows of a table or series, with what evaluating them takes.
+
+    ``images (n, C, H, W)`` float32 in the space of ``transform`` (normalised or whitened), ordered by class; of a table
+    ``(n, features)``, of series ``(n, time, features)``;
+    ``labels`` as :attr:`task` has them: ``(n,)`` int64, or ``(n, classes)``, ``(n, labels)`` or ``(n,)`` float32;
+    ``syn_lr`` the learned step size; ``provenance`` says how it was made.
+    """
+
+    images: Tensor
+    labels: Tensor
+    syn_lr: float
+    transform: Transform
+    class_names: tuple[str, ...]
+    provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def num_classes(self) -> int:
+        return len(self.class_names)
+
+    @property
+    def lr_net(self) -> float:
+        """The step size to train networks with: that of the run which made the set, or else the learned one."""
+        given = self.provenance.get("config", {}).get("lr_net")
+        return self.syn_lr if given is None else float(given)
+
+    @property
+    def task(self) -> Task:
+        """What the labels say: classes, unless ``provenance`` says otherwise."""
+        return task_from_state(self.provenance.get("task"))
+
+    def pixels(self) -> Tensor:
+        """The images ``(n, C, H, W)`` as people see them: transform undone, clipped to [0, 1]."""
+        if isinstance(self.transform, TableTransform):
+            raise InputError("pixels: this distilled set holds rows of a table, not images; use to_csv")
+        return self.transform.inverse(self.images).clamp(0, 1)
+
+    def save(self, folder: str | Path) -> Path:
+        """Writes ``distilled.safetensors`` and ``distilled.json`` into ``folder``; returns the folder."""
+        folder = Path(folder)
+        tensors, transform = self.transform.state()
+        everything = {"images": self.images, "labels": self.labels}
+        everything |= {f"transform.{name}": tensor for name, tensor in tensors.items()}
+        everything = {name: tensor.detach().cpu().contiguous() for name, tensor in everything.items()}
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            atomic_write(folder / _TENSORS, lambda temporary: save_file(everything, str(temporary)))
+            meta = {
+                "format_version": _FORMAT_VERSION,
+                "sha256": sha256_file(folder / _TENSORS),
+                "syn_lr": self.syn_lr,
+                "class_names": list(self.class_names),
+                "transform": transform,
+                "provenance": dict(self.provenance),
+            }
+            write_json(folder / _META, meta)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"folder: cannot write to {folder} ({error}); choose a writable folder") from error
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> DistilledDataset:
+        """Reads what :meth:`save` wrote and checks it against its SHA-256."""
+        folder = Path(folder)
+        if not (folder / _META).is_file() or not (folder / _TENSORS).is_file():
+            raise InputError(f"folder: {folder} holds no distilled set; give the folder that 'mct-fast distill' wrote")
+        meta = read_json(folder / _META)
+        if not isinstance(meta, dict) or meta.get("format_version") != _FORMAT_VERSION:
+            raise InputError(
+                f"folder: {folder / _META} has an unknown format version; use a matching release of mct_fast"
+            )
+        missing = [key for key in ("sha256", "syn_lr", "class_names", "transform", "provenance") if key not in meta]
+        if missing:
+            raise InputError(f"folder: {folder / _META} lacks {', '.join(missing)}; the file is damaged, restore it")
+        if sha256_file(folder / _TENSORS) != meta["sha256"]:
+            raise InputError(
+                f"folder: {folder / _TENSORS} does not match its SHA-256; it is damaged or half written, restore it"
+            )
+        try:
+            tensors, _ = read_safetensors(folder / _TENSORS)
+        except SafetensorError as error:
+            raise InputError(f"folder: {folder / _TENSORS} is no safetensors file ({error}); restore it") from error
+        prefix = "transform."
+        state = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
+        return cls(
+            tensors["images"],
+            tensors["labels"],
+            float(meta["syn_lr"]),
+            transform_from_state(state, meta["transform"]),
+            tuple(meta["class_names"]),
+            meta["provenance"],
+        )
+
+    def grid(self, columns: int = 10) -> Tensor:
+        """All images as one picture ``(3, height, width)`` in [0, 1], small ones enlarged by whole factors."""
+        pixels = self.pixels()
+        factor = max(1, 64 // pixels.shape[-1])
+        pixels = pixels.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
+        if pixels.shape[1] not in (1, 3):
+            pixels = pixels.mean(1, keepdim=True)
+        return make_grid(pixels, nrow=columns, padding=4, pad_value=1.0)
+
+    def to_png(self, path: str | Path) -> Path:
+        """Writes :meth:`grid` as a PNG."""
+        path = Path(path)
+        picture = to_pil_image(self.grid())
+        try:
+            atomic_write(path, lambda temporary: picture.save(temporary, format="PNG"))
+        except OSError as error:
+            raise InputError(f"path: cannot write {path} ({error.strerror}); choose a writable folder") from error
+        return path
+
+    def to_csv(self, path: str | Path, dataset: Dataset | None = None) -> Path:
+        """Writes a table's rows in original units and categories, and a JSON file beside them.
+
+        See :func:`mct_fast.distilled.table.write_table`: what it says about privacy, and about the distance to real rows.
+        """
+        return write_table(self, path, dataset)
+
+    def write_preview(self, folder: str | Path) -> Path:
+        """Writes what people look at into ``folder``: ``images.png``, or ``distilled.csv`` of a table."""
+        if isinstance(self.transform, TableTransform):
+            return self.to_csv(Path(folder) / "distilled.csv")
+        return self.to_png(Path(folder) / "images.png")
+
+    def to_mtt(self, folder: str | Path) -> Path:
+        """Writes ``images_best.pt`` and ``labels_best.pt``, which MTT's users and DD-Ranking read.
+
+        MTT's files hold no step size and no transform.  Beside them stand the learned step size, in ``syn_lr.txt``, and the one
+        to train networks with, in ``lr_net.txt``; the transform is in what :meth:`save` writes.
+        """
+        folder = Path(folder)
+        # atomic_write makes the folder, and explains it if that is impossible.
+        atomic_write(folder / "images_best.pt", lambda temporary: torch.save(self.images.cpu().clone(), temporary))
+        atomic_write(folder / "labels_best.pt", lambda temporary: torch.save(self.labels.cpu().clone(), temporary))
+        for name, number in (("syn_lr", self.syn_lr), ("lr_net", self.lr_net)):
+            atomic_write(
+                folder / f"{name}.txt", lambda temporary, number=number: _write_text(temporary, f"{number!r}\n")
+            )
+        return folder
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")

@@ -1,0 +1,206 @@
+"""Stage 1: train experts on real data, several at once, keeping only what the convex path needs.
+
+The recipe is the reference's ``buffer.py``: SGD, batch 256, DSA, one point of the path an epoch.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from mct_fast.data import Dataset, augmentation
+from mct_fast.experts.config import ExpertConfig, check_config, expert_spec, expert_task, load_for, recipe_of
+from mct_fast.models import FunctionalModel, build_model
+from mct_fast.run.distributed import Communicator, Single
+from mct_fast.run.errors import InputError
+from mct_fast.run.files import RowSpool
+from mct_fast.run.progress import Progress, quiet
+from mct_fast.run.seeds import derive_seed
+from mct_fast.students import student_for
+from mct_fast.tasks import Task
+from mct_fast.training import GSAM, SGD, Descent, FlatStack, Schedule, Steepest, scores, train_epochs
+from mct_fast.trajectory import ConvexTrajectory, PathRecorder, TrajectoryStore
+
+
+def train_experts(
+    config: ExpertConfig,
+    out: str | Path,
+    dataset: Dataset | None = None,
+    *,
+    progress: Progress = quiet(),
+    communicator: Communicator = Single(),
+) -> TrajectoryStore:
+    """Trains ``config.num_experts`` experts into the store ``out`` and returns it.
+
+    Experts that the store already holds are not trained again, so a killed run continues where it stopped.  Of several
+    processes each trains its share, ``config.parallel`` at once; the leader writes.
+    """
+    check_config(config)
+    dataset = communicator.lead_first(
+        lambda: dataset.to(config.device) if dataset is not None else load_for(config, progress)
+    )
+    augmentation(dataset.kind, config.dsa, config.dsa_strategy, config.jitter)  # refuses what does not fit the data
+    task, spec = expert_task(config, dataset), expert_spec(config, dataset)
+    network = build_model(spec)
+    if any(True for _ in network.buffers()):
+        raise InputError("norm: experts with batch norm have state beside their parameters; use 'instance' or 'group'")
+    model = FunctionalModel(network)
+    _recorder(config, model, 0)  # refuses what it cannot record before a store is begun
+    manifest = {
+        "model": spec,
+        "shapes": [list(shape) for shape in model.shapes],
+        "init": None if model.init_plan is None else [fill.to_json() for fill in model.init_plan],
+        "dataset": {**dataset.source, "name": dataset.name, "fingerprint": dataset.fingerprint},
+        "task": task.state(),
+        "recipe": recipe_of(config, dataset),
+    }
+    with contextlib.ExitStack() as held:
+
+        def begin() -> TrajectoryStore:
+            store = TrajectoryStore.create(out, manifest)
+            held.enter_context(store.writing())
+            return store
+
+        store = communicator.lead(begin)
+        done = communicator.tell(lambda: set(store.experts) if store is not None else set())
+        todo = [number for number in range(config.num_experts) if number not in done]
+        rounds = _rounds(todo, config.parallel, communicator)
+        images = sum(map(len, rounds)) * config.train_epochs * len(dataset.train.labels)
+        with progress.task("experts, images", images) as bar:
+            for mine in rounds:
+                with _Spools(None if store is None else store.path) as spools:
+                    trained = _train_group(mine, config, dataset, task, model, spools, bar) if mine else []
+                    for expert in (expert for group in communicator.collect(trained) for expert in group):
+                        assert store is not None
+                        expert.add_to(store, config.encoding)
+    return communicator.tell(lambda: cast(TrajectoryStore, store))
+
+
+def _rounds(todo: list[int], parallel: int, communicator: Communicator) -> list[list[int]]:
+    """The experts that this process trains, round by round; a round keeps every process busy."""
+    together = parallel * communicator.size
+    chunks = [todo[first : first + together] for first in range(0, len(todo), together)]
+    return [[chunk[i] for i in communicator.share(len(chunk))] for chunk in chunks]
+
+
+class _Spools(contextlib.ExitStack):
+    """Files for checkpoints that are not in the store yet: beside it, or where temporary files go if it is another's."""
+
+    def __init__(self, folder: Path | None) -> None:
+        super().__init__()
+        self._folder = Path(tempfile.gettempdir()) if folder is None else folder
+
+    def one(self) -> RowSpool:
+        return self.enter_context(RowSpool(self._folder))
+
+
+@dataclass(frozen=True)
+class _Trained:
+    """A finished expert on its way into the store."""
+
+    number: int
+    path: ConvexTrajectory
+    info: dict[str, Any]
+    checkpoints: torch.Tensor | None
+    init_seed: int | None
+
+    def add_to(self, store: TrajectoryStore, encoding: str) -> None:
+        store.add(self.number, self.path, self.info, self.checkpoints, encoding=encoding, init_seed=self.init_seed)
+
+
+def _train_group(
+    numbers: list[int],
+    config: ExpertConfig,
+    dataset: Dataset,
+    task: Task,
+    model: FunctionalModel,
+    files: _Spools,
+    bar: Any,
+) -> list[_Trained]:
+    began = time.perf_counter()
+    seeds = [_init_seed(config, number) for number in numbers]
+    initial = torch.stack([model.init(seed) for seed in seeds])
+    stack = FlatStack(student_for(model, task), initial.to(config.device), SGD(config.mom, config.l2), _descent(config))
+    del initial
+    recorders = [_recorder(config, model, seed) for seed in seeds]
+    half = config.train_epochs // 2
+    schedule = Schedule(config.train_epochs, config.batch_train, config.lr_teacher, half if config.decay else None)
+    streams = [("expert", number) for number in numbers]
+    augment = augmentation(dataset.kind, config.dsa, config.dsa_strategy, config.jitter)
+    losses = []
+    train = dataset.train
+    strata = task.strata(train.labels) if config.stratify else None
+
+    def tick(images: int, losses: torch.Tensor) -> None:
+        bar.advance(images, loss=float(losses.mean()))
+
+    spools = [files.one() for _ in numbers] if config.keep_checkpoints else []
+
+    def observe() -> None:
+        for recorder, params in zip(recorders, stack.params, strict=True):
+            recorder.observe(params)
+        for spool, params in zip(spools, stack.params, strict=False):
+            spool.append(params)
+
+    observe()
+    for _, loss in train_epochs(
+        stack,
+        train.images,
+        train.labels,
+        schedule,
+        streams,
+        seed=config.seed,
+        augment=augment,
+        strata=strata,
+        tick=tick,
+    ):
+        observe()
+        losses.append(loss.tolist())
+    held_out = dataset.val if len(dataset.val.labels) else dataset.test
+    reached = scores(stack, held_out.images, held_out.labels, task)
+    seconds = (time.perf_counter() - began) / len(numbers)
+    trained = []
+    for i, number in enumerate(numbers):
+        info = {
+            task.headline: _short(reached[i]),
+            "split": "val" if len(dataset.val.labels) else "test",
+            "train_loss": [_short(row[i]) for row in losses],
+            "seconds": _short(seconds),
+        }
+        seed = seeds[i] if model.init_plan is not None else None
+        checkpoints = spools[i].rows() if spools else None
+        path = recorders[i].finish()
+        path = ConvexTrajectory(path.waypoints.cpu(), path.progress, path.shapes)  # may go to another process
+        trained.append(_Trained(number, path, info, checkpoints, seed))
+    return trained
+
+
+def _short(value: float) -> float | None:
+    """Six digits: a store keeps one such number an epoch, and JSON knows no infinity."""
+    return float(f"{value:.6g}") if math.isfinite(value) else None
+
+
+def _init_seed(config: ExpertConfig, number: int) -> int:
+    return derive_seed(config.seed, "expert-init", number)
+
+
+def _descent(config: ExpertConfig) -> Descent:
+    return GSAM(config.rho, config.gsam_alpha) if config.rho else Steepest()
+
+
+def _recorder(config: ExpertConfig, model: FunctionalModel, init_seed: int) -> PathRecorder:
+    return PathRecorder(
+        model.shapes,
+        config.train_epochs,
+        waypoints=config.waypoints,
+        schedule=config.schedule,
+        smooth=config.smooth,
+        start=lambda: model.init(init_seed),
+    )

@@ -1,0 +1,159 @@
+"""A whole match as one CUDA graph: its thousand launches are recorded once a shape and replayed with one call.
+
+What a graph reads and writes lies at fixed addresses, so a match copies its inputs into buffers, replays, and copies its
+results out. Sampling stays outside: batches and augmentation are inputs like the others.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from mct_fast import ops
+from mct_fast.data.augment import AugmentPlan
+from mct_fast.matching.adjoint import Adjoint, MatchingProblem, StudentGradients
+from mct_fast.matching.targets import DenseTargets
+from mct_fast.students import FusedStudent, MicroBatched
+
+log = logging.getLogger("mct_fast")
+
+_INPUTS = ("images", "labels", "syn_lr", "start", "batches")
+
+Run = Callable[[], StudentGradients]
+
+
+class Recorder(Protocol):
+    """Records work that can be done again on the same addresses."""
+
+    def takes(self, problem: MatchingProblem) -> bool:
+        """Whether matches like ``problem`` can be recorded here."""
+        ...
+
+    def record(self, run: Run) -> tuple[StudentGradients, Callable[[], None]]:
+        """What ``run`` returns, and a function that fills the same tensors anew from the same inputs' new values."""
+        ...
+
+
+class CudaGraphs:
+    """Records with ``torch.cuda.CUDAGraph``: problems of the project's own kernels on a CUDA device."""
+
+    def takes(self, problem: MatchingProblem) -> bool:
+        student = problem.student
+        whole = student.student if isinstance(student, MicroBatched) else student
+        return problem.images.is_cuda and isinstance(whole, FusedStudent)
+
+    def record(self, run: Run) -> tuple[StudentGradients, Callable[[], None]]:
+        # First on a side stream: kernels are compiled and tuned, libraries make their workspaces, none of it recorded.
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            run()
+        torch.cuda.current_stream().wait_stream(side)
+        graph = torch.cuda.CUDAGraph()
+        with torch.cuda.graph(graph):
+            found = run()
+        return found, graph.replay
+
+
+class Graphed:
+    """``adjoint``, recorded once a shape where ``recorder`` takes the problem, and replayed; elsewhere as it is.
+
+    Holds up to ``most`` recordings, the latest used; each keeps the memory of its match (on a GPU, a pool of its own).
+    Results are the same bits as without. A match that cannot be recorded is solved as it is, after one line in the log.
+    """
+
+    def __init__(self, adjoint: Adjoint, recorder: Recorder | None = None, most: int = 2) -> None:
+        self._adjoint, self._recorder, self._most = adjoint, recorder or CudaGraphs(), most
+        self._kept: OrderedDict[Any, _Recording | None] = OrderedDict()
+
+    def solve(self, problem: MatchingProblem) -> StudentGradients:
+        if not self._recorder.takes(problem):
+            return self._adjoint.solve(problem)
+        key = _key(problem)
+        if key not in self._kept:
+            while len(self._kept) >= self._most:
+                self._kept.popitem(last=False)
+            self._kept[key] = self._recorded(problem)
+        self._kept.move_to_end(key)
+        recording = self._kept[key]
+        return self._adjoint.solve(problem) if recording is None else recording(problem)
+
+    def _recorded(self, problem: MatchingProblem) -> _Recording | None:
+        try:
+            return _Recording(self._adjoint, self._recorder, problem)
+        except RuntimeError as error:
+            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            log.warning("mct_fast: this match cannot be recorded as a CUDA graph (%s); it runs without", reason)
+            return None
+
+
+class _Recording:
+    """One recorded match: its input buffers, its results, and what fills these from those."""
+
+    def __init__(self, adjoint: Adjoint, recorder: Recorder, problem: MatchingProblem) -> None:
+        self._inputs = {name: getattr(problem, name).clone() for name in _INPUTS}
+        self._tables = None if problem.augment is None else _Tables.of(problem.augment, problem.images.device)
+        self._target = DenseTargets.of_values(problem.target.dense().clone())
+        held = replace(problem, **self._inputs, target=self._target, augment=self._tables)
+
+        def run() -> StudentGradients:
+            fresh = replace(held)  # nothing computed from an earlier run's inputs
+            fresh.fix_shapes(problem)
+            return adjoint.solve(fresh)
+
+        self._results, self._replay = recorder.record(run)
+
+    def __call__(self, problem: MatchingProblem) -> StudentGradients:
+        for name, buffer in self._inputs.items():
+            buffer.copy_(getattr(problem, name), non_blocking=True)
+        self._target.values.copy_(problem.target.dense(), non_blocking=True)
+        if self._tables is not None and problem.augment is not None:
+            self._tables.copy_(problem.augment)
+        self._replay()
+        found = self._results
+        labels = None if found.grad_labels is None else found.grad_labels.clone()
+        copies = (t.clone() for t in (found.loss, found.grad_images, found.grad_lr, found.final_params))
+        loss, images, lr, params = copies
+        return StudentGradients(loss, images, lr, labels, params)
+
+
+@dataclass(frozen=True)
+class _Tables:
+    """An augmentation plan as tensors of a device: ``kinds (steps, S)`` and a table ``(S, b, 4)`` a step."""
+
+    kinds: Tensor
+    params: tuple[Tensor, ...]
+
+    @staticmethod
+    def of(plan: AugmentPlan, device: torch.device) -> _Tables:
+        kinds, params = _Tables._on_the_host(plan)
+        return _Tables(kinds.to(device), tuple(table.to(device) for table in params))
+
+    @staticmethod
+    def _on_the_host(plan: AugmentPlan) -> tuple[Tensor, list[Tensor]]:
+        tables = [plan.table(step) for step in range(plan.steps)]
+        return torch.stack([kinds for kinds, _ in tables]), [params for _, params in tables]
+
+    def copy_(self, plan: AugmentPlan) -> None:
+        kinds, params = self._on_the_host(plan)
+        self.kinds.copy_(kinds)
+        for own, table in zip(self.params, params, strict=True):
+            own.copy_(table)
+
+    def apply(self, step: int, x: Tensor) -> Tensor:
+        return ops.dsa(x.contiguous(), self.kinds[step], self.params[step])
+
+    def transpose(self, step: int, g: Tensor) -> Tensor:
+        return ops.dsa_transpose(g.contiguous(), self.kinds[step], self.params[step])
+
+
+def _key(problem: MatchingProblem) -> Any:
+    """What a recording depends on beside the values of its inputs."""
+    tensors = tuple((t.shape, t.dtype, t.device) for t in (getattr(problem, name) for name in _INPUTS))
+    return id(problem.student), tensors, problem.sizes, problem.augment is None

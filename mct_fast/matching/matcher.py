@@ -1,0 +1,203 @@
+"""One matching problem: from a start on the expert's path, N steps on synthetic data, how far from the target?"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from mct_fast.data.augment import AugmentPlan
+from mct_fast.matching.adjoint import ADJOINTS, Adjoint, MatchingProblem, MatchResult, StudentGradients, Unrolled
+from mct_fast.matching.targets import DenseTargets, targets_of
+from mct_fast.models import FunctionalModel
+from mct_fast.run.distributed import Communicator, Single
+from mct_fast.run.errors import InputError
+from mct_fast.students import MicroBatched, Student, check_pieces, student_for
+from mct_fast.tasks import Classification, Task
+from mct_fast.trajectory import PathPoint
+
+__all__ = ["MatchResult", "Matcher", "match"]
+
+
+def match(
+    model: nn.Module | FunctionalModel,
+    images: Tensor,
+    labels: Tensor,
+    syn_lr: float | Tensor,
+    start: Tensor,
+    target: Tensor | PathPoint | Sequence[PathPoint],
+    batches: Tensor,
+    *,
+    augment: AugmentPlan | None = None,
+    task: Task | None = None,
+    adjoint: str | Adjoint = "exact",
+) -> MatchResult:
+    """The matching loss of MTT (Cazenavette et al., CVPR 2022, eq. 2) and its gradient.
+
+    ``images (n, C, H, W)`` (or rows ``(n, features)``, series ``(n, time, features)``, as the model takes them) float32 or
+    float64; ``labels`` as ``task`` has them: ``(n,)`` int64, or float of the images' dtype, ``(n, classes)`` for classes,
+    ``(n,)`` or ``(n, 1)`` for a binary task, ``(n, k)`` for k labels; ``task`` is cross-entropy over classes by default;
+    ``syn_lr`` the positive step size alpha; ``start``, ``target`` ``(P,)`` or ``(S, P)``, the same dtype; ``target`` also
+    as points of paths (``path.point(t)``), one a student, which are interpolated while the loss is summed up and never made;
+    ``batches`` int64 ``(syn_steps, b)`` or ``(S, syn_steps, b)`` with rows of ``images``, no row twice in a batch;
+    a shorter batch is padded with -1 at its end.  ``augment`` holds the drawn augmentation of every student and step.
+    ``adjoint`` is ``"exact"`` (default), ``"unrolled"`` (exact, memory grows with syn_steps) or ``"truncated"``
+    (approximate), or a strategy of :mod:`mct_fast.matching.adjoint`.  Given the same inputs it returns the same bits.
+
+    Raises :class:`InputError` naming the argument.  To call it many times for one model, keep a :class:`Matcher`.
+    """
+    return Matcher(model, task=task, adjoint=adjoint)(images, labels, syn_lr, start, target, batches, augment=augment)
+
+
+class Matcher:
+    """:func:`match` for one model, task and adjoint, with the network prepared once.
+
+    ``micro_batch`` bounds how many images of each student's batch are in the network at once, and with them the memory; the
+    result differs by rounding alone.  Students are split over the processes of ``communicator``, each of which is
+    given all of them and returns the same result, that of one process.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module | FunctionalModel,
+        *,
+        task: Task | None = None,
+        adjoint: str | Adjoint = "exact",
+        micro_batch: int | None = None,
+        communicator: Communicator = Single(),
+    ) -> None:
+        self._adjoint, self._communicator = _adjoint(adjoint), communicator
+        self._task: Task = task or Classification()
+        self._model = model if isinstance(model, FunctionalModel) else FunctionalModel(model)
+        self._student: Student = student_for(self._model, self._task)
+        if micro_batch is not None:
+            if isinstance(self._adjoint, Unrolled):
+                raise InputError("micro_batch: the unrolled adjoint keeps whole batches; use adjoint='exact'")
+            check_pieces(self._model.module)
+            self._student = MicroBatched(self._student, micro_batch)
+
+    def __call__(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        syn_lr: float | Tensor,
+        start: Tensor,
+        target: Tensor | PathPoint | Sequence[PathPoint],
+        batches: Tensor,
+        *,
+        augment: AugmentPlan | None = None,
+    ) -> MatchResult:
+        """See :func:`match`."""
+        images, labels = images.detach(), labels.detach()
+        _check_images(images)
+        start = _per_student("start", start, self._model.num_params, images)
+        points = targets_of(target, images)
+        if isinstance(points, Tensor):
+            points = DenseTargets.of_values(_per_student("target", points, self._model.num_params, images))
+        if points.shape != tuple(start.shape):
+            raise InputError(
+                f"target: holds {points.shape[0]} students of {points.shape[1]} parameters but start holds "
+                f"{start.shape[0]} of {start.shape[1]}; give equally many"
+            )
+        batches = _check_batches(batches, len(start), len(images))
+        alpha = _check_syn_lr(syn_lr, images)
+        if len(labels) != len(images):
+            raise InputError(f"labels: {len(labels)} labels for {len(images)} images; give one a image")
+        self._check_labels(images, labels, start)
+        if augment is not None:
+            _check_augment(augment, *batches.shape[:2])
+        problem = MatchingProblem(
+            self._model, self._student, self._task, images, labels, alpha, start, points, batches, augment
+        )
+        if not bool((problem.denominator > 0).all()):
+            raise InputError("target: equals start, so the loss is undefined; pick a target further along the path")
+        mine = self._communicator.share(len(start))
+        found = self._adjoint.solve(problem.of(mine)) if mine else StudentGradients.none(problem)
+        return found.gathered(self._communicator, len(start)).mean()
+
+    def _check_labels(self, images: Tensor, labels: Tensor, start: Tensor) -> None:
+        try:
+            with torch.no_grad():
+                num_outputs = self._model(start[0], images[:1]).shape[-1]
+        except RuntimeError as error:
+            reason = str(error).splitlines()[0]
+            raise InputError(
+                f"images: the model does not take shape {tuple(images.shape[1:])} ({reason}); build it for these images"
+            ) from error
+        self._task.check(labels, num_outputs)
+        if labels.is_floating_point() and labels.dtype != images.dtype:
+            raise InputError(
+                f"labels: soft labels are {labels.dtype} but images are {images.dtype}; convert one of them"
+            )
+
+
+def _adjoint(adjoint: str | Adjoint) -> Adjoint:
+    if not isinstance(adjoint, str):
+        return adjoint
+    if adjoint not in ADJOINTS:
+        raise InputError(f"adjoint: unknown strategy {adjoint!r}; choose one of {', '.join(ADJOINTS)}")
+    return ADJOINTS[adjoint]
+
+
+def _check_images(images: Tensor) -> None:
+    if images.dtype not in (torch.float32, torch.float64):
+        raise InputError(f"images: dtype is {images.dtype}; convert them to float32 or float64")
+    if images.ndim < 2 or len(images) == 0:
+        raise InputError(f"images: shape is {tuple(images.shape)}; give (n, C, H, W) with n of at least 1")
+    if not bool(torch.isfinite(images).all()):
+        raise InputError("images: hold NaN or infinity; remove or repair these pixels")
+
+
+def _per_student(name: str, params: Tensor, num_params: int, images: Tensor) -> Tensor:
+    stacked = params.detach()[None] if params.ndim == 1 else params.detach()
+    if stacked.ndim != 2 or stacked.shape[1] != num_params or len(stacked) == 0:
+        raise InputError(
+            f"{name}: shape is {tuple(params.shape)} but the model has {num_params} parameters; give (P,) or (S, P)"
+        )
+    if stacked.dtype != images.dtype or stacked.device != images.device:
+        raise InputError(
+            f"{name}: is {stacked.dtype} on {stacked.device} but images are {images.dtype} on {images.device}; make them alike"
+        )
+    return stacked.contiguous()
+
+
+def _check_batches(batches: Tensor, num_students: int, num_images: int) -> Tensor:
+    if batches.dtype != torch.int64 or batches.ndim not in (2, 3):
+        raise InputError(
+            f"batches: got {batches.dtype} of shape {tuple(batches.shape)}; give int64 (syn_steps, b) or (S, syn_steps, b)"
+        )
+    stacked = batches.expand(num_students, -1, -1) if batches.ndim == 2 else batches
+    if len(stacked) != num_students or stacked[0].numel() == 0:
+        raise InputError(
+            f"batches: shape is {tuple(batches.shape)} for {num_students} students; give at least one step and one image for each"
+        )
+    if int(stacked.max()) >= num_images or int(stacked.min()) < -1:
+        raise InputError(
+            f"batches: holds rows outside 0..{num_images - 1}; index rows of images (-1 pads a short batch)"
+        )
+    used = stacked >= 0
+    sizes = used.sum(2)
+    columns = torch.arange(stacked.shape[2], device=stacked.device)
+    if not bool((used == (columns < sizes[..., None])).all()) or not bool((sizes == sizes[:1]).all()):
+        raise InputError("batches: -1 must come last in a batch and all students need equally large batches at a step")
+    if not bool((sizes > 0).all()):
+        raise InputError("batches: a step has an empty batch; give every step at least one image")
+    ordered = stacked.sort(2).values
+    if bool(((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)).any()):
+        raise InputError("batches: a row appears twice in one batch; draw each batch without replacement")
+    return stacked
+
+
+def _check_syn_lr(syn_lr: float | Tensor, images: Tensor) -> Tensor:
+    alpha = torch.as_tensor(syn_lr, dtype=images.dtype, device=images.device).detach()
+    if alpha.numel() != 1 or not bool(torch.isfinite(alpha).all()) or float(alpha) <= 0:
+        raise InputError(f"syn_lr: {syn_lr} is not a positive finite number; start from 0.01, the field's default")
+    return alpha.reshape(())
+
+
+def _check_augment(augment: AugmentPlan, num_students: int, syn_steps: int) -> None:
+    if len(augment.draws) != num_students or any(len(row) != syn_steps for row in augment.draws):
+        raise InputError(
+            f"augment: does not hold {syn_steps} draws for each of {num_students} students; draw the plan for these batches"
+        )

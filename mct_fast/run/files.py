@@ -1,0 +1,288 @@
+"""Atomic writes, JSON, hashes and locks: what every file format of the package is built on."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import json
+import os
+import secrets
+import socket
+import tempfile
+import time
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from mct_fast.run.errors import InputError
+
+_CHUNK = 1 << 20
+
+
+def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], None]) -> None:
+    """Write a file so that a reader sees the old content or the new one, never a part.
+
+    `write` receives the path of a temporary file in the folder of `path`; when it returns, that file is
+    flushed to the disk and renamed onto `path`. Missing parent folders are created. If `write` raises, `path`
+    is untouched and the temporary file is removed.
+
+    Raises:
+        InputError: the folder cannot be created or written to, or the disk is full.
+    """
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        # Created here, not by tempfile, so that the result has the permissions that any new file gets. The
+        # suffix is kept because some writers (Pillow) choose their format by it.
+        temporary = target.with_name(f".{target.stem}-{secrets.token_hex(8)}{target.suffix}")
+        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
+    except OSError as error:
+        raise InputError(
+            f"cannot write {target}: {error.strerror or error}; choose a folder that you may write to"
+        ) from error
+    try:
+        mode = temporary.stat().st_mode
+        write(temporary)
+        temporary.chmod(mode)  # a writer that replaces the file (safetensors) makes it private
+        _fsync(temporary)
+        os.replace(temporary, target)
+    except BaseException as error:
+        temporary.unlink(missing_ok=True)
+        if isinstance(error, OSError):
+            raise InputError(
+                f"cannot write {target}: {error.strerror or error}; free some space or choose another folder, "
+                "what was written before is kept"
+            ) from error
+        raise
+    _fsync_folder(target.parent)
+
+
+def write_json(path: str | os.PathLike[str], obj: Any) -> None:
+    """Write `obj` as indented UTF-8 JSON, atomically. NaN and infinities are refused (ValueError)."""
+    text = json.dumps(obj, indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    atomic_write(path, lambda temporary: _write_text(temporary, text))
+
+
+def read_json(path: str | os.PathLike[str]) -> Any:
+    """Read a JSON file.
+
+    Raises:
+        InputError: the file is missing, unreadable or malformed.
+    """
+    target = Path(path)
+    try:
+        return json.loads(target.read_text(encoding="utf-8"), object_pairs_hook=_distinct)
+    except FileNotFoundError as error:
+        raise InputError(f"{target} does not exist; check the path") from error
+    except OSError as error:
+        raise InputError(f"cannot read {target}: {error.strerror or error}; check the path") from error
+    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both ValueErrors
+        detail = str(error).replace("\n", " ")
+        raise InputError(f"{target} is not valid JSON ({detail}); restore it or write it again") from error
+
+
+def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    # Python would silently keep the last of two equal names.
+    found = dict(pairs)
+    if len(found) < len(pairs):
+        names = [name for name, _ in pairs]
+        raise ValueError(f"it names {next(name for name in names if names.count(name) > 1)!r} twice")
+    return found
+
+
+def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> str:
+    """Write CPU tensors as a safetensors file, atomically, one after another; returns its SHA-256.
+
+    The library's writer copies all tensors first and leaves the hash to a second reading. Tensors are laid out in the
+    order given, which must put wider types first, so that each begins at a multiple of its element's size.
+    """
+    header: dict[str, Any] = {}
+    end = 0
+    for name, tensor in tensors.items():
+        begin, end = end, end + tensor.nbytes
+        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    digest = hashlib.sha256()
+
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:
+            for piece in _pieces(text, tensors.values()):
+                digest.update(piece)
+                file.write(piece)
+
+    atomic_write(path, write)
+    return digest.hexdigest()
+
+
+def read_safetensors(
+    path: str | os.PathLike[str], skip: Collection[str] = ()
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file by name, but those in ``skip``, and its metadata.
+
+    Raises:
+        OSError, SafetensorError: the file is missing or damaged.
+    """
+    with safe_open(str(path), framework="pt") as file:
+        names = [name for name in file.keys() if name not in skip]  # noqa: SIM118 (not a mapping)
+        return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+
+
+def _pieces(header: bytes, tensors: Iterable[Tensor]) -> Iterator[bytes | memoryview]:
+    yield len(header).to_bytes(8, "little") + header
+    for tensor in tensors:
+        if tensor.numel():
+            yield tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
+
+
+_DTYPES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+}
+
+
+class RowSpool:
+    """Vectors of one length gathered in an unnamed file in ``folder``, not in memory. A context manager."""
+
+    def __init__(self, folder: Path) -> None:
+        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed by __exit__)
+        self._row: Tensor | None = None
+        self._count = 0
+
+    def __enter__(self) -> RowSpool:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def append(self, row: Tensor) -> None:
+        """One more vector (n,), of the dtype of the first. InputError on a full disk."""
+        self._row = row.detach().cpu().contiguous()
+        try:
+            self._file.write(self._row.view(torch.uint8).numpy().data)
+            self._file.flush()
+        except OSError as error:
+            raise InputError(
+                f"cannot keep checkpoints: {error.strerror or error}; free some space or choose another folder"
+            ) from error
+        self._count += 1
+
+    def rows(self) -> Tensor:
+        """All vectors as (count, n), mapped from the file."""
+        assert self._row is not None, "append a row first"
+        mapped = np.memmap(self._file, np.uint8, "c", shape=(self._count * self._row.nbytes,))
+        return torch.from_numpy(mapped).view(self._row.dtype).view(self._count, -1)
+
+
+@contextlib.contextmanager
+def exclusive(lock: str | os.PathLike[str], what: str) -> Iterator[None]:
+    """Holds the file ``lock`` for this process; ``what`` names what it guards in the error.
+
+    The operating system's own lock (``flock``): it vanishes with the process however that ends, so a file which a dead
+    process left is simply taken over. The file says who holds it.
+
+    Raises:
+        InputError: another process, or another holder in this one, has it; or the folder cannot be written to.
+    """
+    path = Path(lock)
+    try:
+        handle = _locked(path)
+    except BlockingIOError as error:
+        raise InputError(
+            f"{what} is being written by {_owner(path)}; wait until it is done or choose another folder"
+        ) from error
+    except OSError as error:
+        raise InputError(f"cannot write {path}: {error.strerror or error}; choose a writable folder") from error
+    try:
+        owner = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        with contextlib.suppress(OSError):  # a full disk: the lock holds, only its owner stays unnamed
+            os.ftruncate(handle, 0)
+            os.write(handle, json.dumps(owner).encode())
+        yield
+    finally:
+        path.unlink(missing_ok=True)  # while it is still ours
+        os.close(handle)
+
+
+def _locked(path: Path) -> int:
+    while True:
+        handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            # Its last holder may have removed the file between our opening and locking it: then we hold a ghost.
+            if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
+                return handle
+        except FileNotFoundError:
+            pass
+        except BaseException:
+            os.close(handle)
+            raise
+        os.close(handle)
+
+
+def _owner(lock: Path) -> str:
+    try:
+        owner = json.loads(lock.read_text(encoding="utf-8"))
+        return f"process {owner['pid']} on {owner['host']} since {owner['since']}"
+    except (OSError, ValueError, KeyError, TypeError):
+        return "another process"
+
+
+def sha256_file(path: str | os.PathLike[str]) -> str:
+    """SHA-256 of a file's bytes, in hexadecimal, read in pieces of 1 MiB.
+
+    Raises:
+        InputError: the file is missing or unreadable.
+    """
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while chunk := file.read(_CHUNK):
+                digest.update(chunk)
+    except OSError as error:
+        raise InputError(f"cannot read {path}: {error.strerror or error}; check the path") from error
+    return digest.hexdigest()
+
+
+def sha256_tensor(tensor: Tensor) -> str:
+    """SHA-256, in hexadecimal, of a tensor's dtype, shape and values; device and strides do not matter."""
+    # detach + resolve_*: a lazily conjugated or negated tensor must hash by value.
+    values = tensor.detach().cpu().resolve_conj().resolve_neg().contiguous()
+    digest = hashlib.sha256(f"{values.dtype}{tuple(values.shape)}".encode())
+    if values.numel():
+        # Viewed as bytes, so that dtypes without a NumPy counterpart (bfloat16) hash too; no copy is made.
+        digest.update(values.reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def _write_text(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8")
+
+
+def _fsync(path: Path) -> None:
+    with open(path, "rb") as file:
+        os.fsync(file.fileno())
+
+
+def _fsync_folder(path: Path) -> None:
+    # Makes the rename itself durable; folders cannot be opened for this on every platform.
+    try:
+        handle = os.open(path, os.O_RDONLY)
+    except OSError:
+        return
+    try:
+        os.fsync(handle)
+    except OSError:
+        pass
+    finally:
+        os.close(handle)

@@ -1,0 +1,262 @@
+"""A run is a folder: its frozen configuration, what was measured, and the last checkpoint.
+
+::
+
+    config.json              what was asked for; never changed
+    environment.json         versions and processor at the beginning
+    metrics.jsonl            one JSON object a line, in the order of events
+    checkpoint.safetensors   tensors, and the rest of the state as JSON in the file's metadata
+    evaluations.json         what 'mct-fast evaluate' found afterwards, one record a network
+
+Nothing is pickled. A checkpoint is whole or absent and knows how long ``metrics.jsonl`` was when it was written, so a run
+that goes on from it first forgets the records after it: the file ends as that of a run that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import platform
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Any, Protocol
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import save_file
+from torch import Tensor
+
+from mct_fast import __version__
+from mct_fast.run.errors import InputError
+from mct_fast.run.files import atomic_write, exclusive, read_json, read_safetensors, write_json
+
+CONFIG, ENVIRONMENT = "config.json", "environment.json"
+METRICS, CHECKPOINT = "metrics.jsonl", "checkpoint.safetensors"
+EVALUATIONS = "evaluations.json"
+_LOCK = ".lock"
+_FORMAT_VERSION = "1"
+
+
+class Product(Protocol):
+    """What a run makes: a distilled set."""
+
+    def save(self, folder: Path) -> object: ...
+
+    def write_preview(self, folder: Path) -> object: ...
+
+
+class Unkept:
+    """In place of a :class:`Run` where nothing is to be written."""
+
+    def log(self, **metrics: Any) -> None:
+        pass
+
+    def keep(self, product: Product) -> None:
+        pass
+
+    def save_checkpoint(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        pass
+
+
+class Run:
+    """A run's folder ``path`` with its ``config``; make one with :meth:`create` or :meth:`open`."""
+
+    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
+        self.path, self.config = path, config
+
+    @classmethod
+    def create(cls, path: str | Path, config: Mapping[str, Any]) -> Run:
+        """A new run, or the existing one at ``path`` if it was begun with the same ``config`` (JSON-able).
+
+        Raises:
+            InputError: the folder cannot be written, holds other files, or holds a run with another configuration.
+        """
+        path = Path(path)
+        plain = json.loads(json.dumps(config))  # tuples become lists, as they will be read back
+        if (path / CONFIG).exists():
+            run = cls.open(path)
+            differing = sorted(k for k in {*plain, *run.config} if plain.get(k) != run.config.get(k))
+            if differing:
+                name = differing[0]
+                raise InputError(
+                    f"out: {path} holds a run with another {name} ({run.config.get(name)!r}, not {plain.get(name)!r}); "
+                    "choose another folder, or delete this one"
+                )
+            return run
+        try:
+            path.mkdir(parents=True, exist_ok=True)
+            strangers = sorted(entry.name for entry in path.iterdir() if not _half_begun(entry.name))
+        except OSError as error:
+            raise InputError(
+                f"out: cannot write to {path} ({error.strerror}); choose a folder that you may write to"
+            ) from error
+        if strangers:
+            raise InputError(f"out: {path} holds other files ({strangers[0]}); choose a new or an empty folder")
+        write_json(path / ENVIRONMENT, environment())
+        write_json(path / CONFIG, plain)  # last: a folder with a configuration is a run
+        return cls(path, plain)
+
+    @classmethod
+    def open(cls, path: str | Path) -> Run:
+        """The run at ``path``.
+
+        Raises:
+            InputError: there is none.
+        """
+        path = Path(path)
+        if not (path / CONFIG).is_file():
+            raise InputError(
+                f"run: {path} holds no run ({CONFIG} is missing); give the folder that 'mct-fast distill' wrote"
+            )
+        config = read_json(path / CONFIG)
+        if not isinstance(config, dict):
+            raise InputError(f"run: {path / CONFIG} is no JSON object; restore it")
+        return cls(path, config)
+
+    def held(self) -> AbstractContextManager[None]:
+        """Holds the run for this process: two that write one run would mix their records.
+
+        Raises:
+            InputError: another process has it.
+        """
+        return exclusive(self.path / _LOCK, f"out: {self.path}")
+
+    def log(self, **metrics: Any) -> None:
+        """Appends one record to ``metrics.jsonl``; numbers that are not finite are written as null."""
+        line = json.dumps({name: _plain(value) for name, value in metrics.items()}, allow_nan=False) + "\n"
+        try:
+            with open(self.path / METRICS, "a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise InputError(f"out: cannot write {self.path / METRICS} ({error.strerror}); free some space") from error
+
+    def metrics(self) -> list[dict[str, Any]]:
+        """All records. A torn last line, left by a kill, is passed over.
+
+        Raises:
+            InputError: a line before the last is damaged.
+        """
+        try:
+            lines = (self.path / METRICS).read_text(encoding="utf-8").split("\n")
+        except FileNotFoundError:
+            return []
+        records = []
+        # split leaves "" after a final newline; anything else there is a torn line
+        for number, line in enumerate(lines[:-1], start=1):
+            try:
+                records.append(json.loads(line))
+            except ValueError as error:
+                raise InputError(f"run: {self.path / METRICS} is damaged in line {number}; remove that line") from error
+        return records
+
+    def environment(self) -> dict[str, Any]:
+        """What :func:`environment` said when the run began; empty if that was not kept."""
+        file = self.path / ENVIRONMENT
+        return read_json(file) if file.is_file() else {}
+
+    def evaluations(self) -> list[dict[str, Any]]:
+        """Later evaluations of the distilled set, one record a network (architecture)."""
+        file = self.path / EVALUATIONS
+        return read_json(file) if file.is_file() else []
+
+    def add_evaluation(self, record: Mapping[str, Any]) -> None:
+        """Keeps ``record``, in place of an earlier one of the same ``model`` and ``split``."""
+        key = (record["model"], record["split"])
+        others = [r for r in self.evaluations() if (r["model"], r["split"]) != key]
+        write_json(self.path / EVALUATIONS, [*others, _plain(record)])
+
+    def keep(self, product: Product) -> None:
+        """Writes what was made, in place of what was kept before, and what people look at."""
+        product.save(self.path / "distilled")
+        product.write_preview(self.path)
+
+    def save_checkpoint(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
+        """Replaces the checkpoint, atomically. ``state`` is JSON-able; floats survive exactly."""
+        metadata = {
+            "format_version": _FORMAT_VERSION,
+            "state": json.dumps(state),
+            "metrics_bytes": str(self._flush_metrics()),
+        }
+        # Copies: safetensors refuses tensors that share memory.
+        copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
+        try:
+            atomic_write(self.path / CHECKPOINT, lambda temporary: save_file(copies, str(temporary), metadata))
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"out: cannot write {self.path / CHECKPOINT} ({error}); free some space") from error
+
+    def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
+        """The last checkpoint ``(tensors, state)`` or None, to go on from.
+
+        ``metrics.jsonl`` is cut back to where it was then: records of work that will be done again are dropped.
+
+        Raises:
+            InputError: the checkpoint is damaged.
+        """
+        file = self.path / CHECKPOINT
+        if not file.exists():
+            self._rewind(0)
+            return None
+        try:
+            tensors, metadata = read_safetensors(file)
+            if metadata.get("format_version") != _FORMAT_VERSION:
+                raise InputError(f"run: {file} has an unknown format version; use a matching release of mct_fast")
+            state, length = json.loads(metadata["state"]), int(metadata["metrics_bytes"])
+        except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+            raise InputError(f"run: {file} is damaged ({error}); delete it to begin this run anew") from error
+        self._rewind(length)
+        return tensors, state
+
+    def _flush_metrics(self) -> int:
+        """Puts ``metrics.jsonl`` on the disk and returns its length in bytes."""
+        try:
+            with open(self.path / METRICS, "ab") as file:
+                os.fsync(file.fileno())
+                return file.tell()
+        except OSError as error:
+            raise InputError(f"out: cannot write {self.path / METRICS} ({error.strerror}); free some space") from error
+
+    def _rewind(self, length: int) -> None:
+        file = self.path / METRICS
+        if file.exists() and file.stat().st_size > length:
+            os.truncate(file, length)
+
+
+def _half_begun(name: str) -> bool:
+    """Whether a file may be what :meth:`Run.create` had written when it was killed."""
+    return name == ENVIRONMENT or (name.startswith((".environment-", ".config-")) and name.endswith(".json"))
+
+
+def environment() -> dict[str, Any]:
+    """What a number may depend on: versions, processor, threads, accelerator."""
+    return {
+        "mct_fast": __version__,
+        "python": platform.python_version(),
+        "torch": torch.__version__,
+        "platform": f"{platform.system()} {platform.machine()}",
+        "processor": _processor(),
+        "threads": torch.get_num_threads(),
+        "accelerator": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
+    }
+
+
+def _processor() -> str:
+    try:
+        for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
+            if line.startswith("model name"):
+                return line.split(":", 1)[1].strip()
+    except OSError:
+        pass  # not Linux; platform's answer is shorter
+    return platform.processor() or platform.machine()
+
+
+def _plain(value: Any) -> Any:
+    """``value`` with numbers that are not finite replaced by None, at any depth."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, Mapping):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    return value

@@ -1,0 +1,1 @@
+"""Tables and time series: columns, features and back, splits by group, recipes of named data."""

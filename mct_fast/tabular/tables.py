@@ -1,0 +1,613 @@
+"""Tables: a CSV or Parquet file, or a frame, to raw values, labels, groups and splits."""
+
+from __future__ import annotations
+
+import bz2
+import dataclasses
+import gzip
+import itertools
+import lzma
+import math
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from mct_fast.run.errors import InputError
+from mct_fast.tabular.columns import Column
+from mct_fast.tasks.layout import stratified_split
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MAX_LEVELS = 100
+"""A column with more categories is taken for free text or an identifier, and refused."""
+_TEST_SEED = 0  # fixed, so that the test split stays the same whatever split_seed is
+_SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
+
+S = TypeVar("S")
+
+
+@dataclass(frozen=True)
+class TableSpec:
+    """Which columns of a table are what, and how its rows are split. What a recipe sets, these options override."""
+
+    target: tuple[str, ...] = ()
+    """Columns to predict: one with two values (binary) or a few (classes), or several of two values (multi-label)."""
+    features: tuple[str, ...] = ()
+    """Columns to predict from; left out: all that have no other part."""
+    drop: tuple[str, ...] = ()
+    """Columns to leave out, such as identifiers."""
+    numeric: tuple[str, ...] = ()
+    """Columns to read as numbers whatever they look like."""
+    categorical: tuple[str, ...] = ()
+    """Columns to read as categories whatever they look like; text is read so anyway."""
+    positive: str | None = None
+    """The value of the target that counts as positive, where its values are not 0 and 1."""
+    group: str | None = None
+    """Column that names the patient (or site): rows of one never lie in two splits. No feature."""
+    impute: str | None = None
+    """Missing numbers become the training split's 'median' (default) or 'mean'."""
+    impute_categories: str | None = None
+    """Missing categories become a 'level' of their own (default) or the 'most_frequent' one."""
+    missing_mask: bool | None = None
+    """Tell the network which numbers were observed, by one more feature each (default: no; series: yes)."""
+    split_column: str | None = None
+    """Column that says train, val or test for each row. No feature."""
+    test_path: str | None = None
+    """File with the test rows; left out, test_fraction of the rows are held out."""
+    test_where: str | None = None
+    """COLUMN=VALUE: the rows that make the test split, such as one hospital. The column is no feature."""
+    test_fraction: float = 0.2
+    """Share of the rows (with --group: of the groups) held out as the test split, stratified by target."""
+    subsample_positive: float | None = None
+    """Drop positives of the training split until they are this share of it, e.g. 0.01; other splits stay whole."""
+
+
+@dataclass(frozen=True, eq=False)
+class RawTable:
+    """A source as read.
+
+    values: (n, C) or (n, T, C) float64, see `mct_fast.tabular.columns`.
+    columns: C of them; the levels are those of all rows.
+    labels: (n,) int64, or (n, k) float32 of 0 and 1 for several targets.
+    task: "binary", "classification" or "multilabel".
+    class_names: one a class (binary: negative, positive), or one a target of a multi-label table.
+    target: what the labels are called, for messages and files.
+    splits: (n,) int64, 0 train, 1 val, 2 test, -1 undecided.
+    groups: (n,) int64 or None; group_names: their names.
+    normal: what stands for missing values in place of a statistic, by column name.
+    fixed: the columns are a recipe's, so that one which never varies is kept.
+    """
+
+    values: Tensor
+    columns: tuple[Column, ...]
+    labels: Tensor
+    task: str
+    class_names: tuple[str, ...]
+    target: tuple[str, ...]
+    splits: Tensor
+    groups: Tensor | None = None
+    group_names: tuple[str, ...] = ()
+    normal: Mapping[str, float] = field(default_factory=dict)
+    fixed: bool = False
+
+
+def changed(given: Any) -> dict[str, Any]:
+    """The fields of a dataclass that differ from their defaults."""
+    return {f.name: getattr(given, f.name) for f in dataclasses.fields(given) if getattr(given, f.name) != f.default}
+
+
+def merged(base: S, given: S) -> S:
+    """The dataclass `base`, with the values of `given` where those differ from the defaults."""
+    return dataclasses.replace(base, **changed(given))  # pyright: ignore[reportArgumentType]
+
+
+def from_json(kind: type[S], values: Mapping[str, Any] | None) -> S:
+    """The dataclass `kind` from the JSON form of what `changed` gave."""
+    given = {name: tuple(value) if isinstance(value, list) else value for name, value in (values or {}).items()}
+    try:
+        return kind(**given)
+    except TypeError as error:
+        raise InputError(f"{kind.__name__}: cannot be read ({error}); use a matching release of mct_fast") from error
+
+
+# Files
+
+
+def read_frame(path: Path, argument: str, columns: Sequence[str] | None = None) -> pd.DataFrame:
+    """A CSV (.csv, .tsv, packed or not) or Parquet (.parquet, .pq) file as a frame.
+
+    Raises:
+        InputError: no such file, an unknown kind, pyarrow is missing, two columns of one name, or no rows.
+    """
+    import pandas as pd  # imported here: slow to load, and only tables need it
+
+    if not path.is_file():
+        raise InputError(f"{argument}: {path} is no file; give a .csv or .parquet file")
+    kinds = [suffix.lower() for suffix in path.suffixes]
+    try:
+        if kinds[-1:] and kinds[-1] in (".parquet", ".pq"):
+            frame = _read_parquet(path, argument, columns)
+        elif ".csv" in kinds or ".tsv" in kinds:
+            options: dict[str, Any] = {"sep": "\t" if ".tsv" in kinds else ",", "skiprows": _comment_lines(path)}
+            header = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False, **options)
+            _check_names([str(name).strip() for name in header.iloc[0]], path, argument)
+            options |= {"skipinitialspace": True, "low_memory": False, **exact_floats()}
+            frame = pd.read_csv(path, usecols=columns, **options)
+        else:
+            raise InputError(f"{argument}: {path.name} is neither .csv, .tsv nor .parquet; convert it to one of them")
+    except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{argument}: {path} cannot be read ({_line(error)}); repair the file") from error
+    frame.columns = [str(name).strip() for name in frame.columns]
+    _check_names(list(frame.columns), path, argument)
+    if not len(frame):
+        raise InputError(f"{argument}: {path} has no rows; give a table with rows")
+    return frame
+
+
+def exact_floats() -> dict[str, Any]:
+    """What has pandas read a number from a CSV file as the nearest double, so that every version reads the same bits."""
+    import pandas as pd
+
+    version = tuple(int(part) for part in pd.__version__.split(".")[:2])
+    return {} if version >= (3, 1) else {"float_precision": "round_trip"}  # since 3.1 the default, and deprecated
+
+
+def _comment_lines(path: Path) -> int:
+    """How many lines at the beginning start with #: those that distilled tables carry."""
+    open_text = {".gz": gzip.open, ".bz2": bz2.open, ".xz": lzma.open}.get(path.suffix.lower(), open)
+    with open_text(path, "rt", encoding="utf-8", errors="replace") as file:
+        return sum(1 for _ in itertools.takewhile(lambda line: line.startswith("#"), file))
+
+
+def _read_parquet(path: Path, argument: str, columns: Sequence[str] | None) -> pd.DataFrame:
+    try:
+        from pyarrow import ArrowException, parquet
+    except ImportError as error:
+        raise InputError(f"{argument}: {path.name} needs pyarrow to be read; run: pip install pyarrow") from error
+    try:
+        names = parquet.read_schema(path).names
+        _check_names(names, path, argument)
+        return parquet.read_table(path, columns=None if columns is None else list(columns)).to_pandas()
+    except ArrowException as error:
+        raise InputError(f"{argument}: {path} cannot be read ({_line(error)}); repair the file") from error
+
+
+def _check_names(names: Sequence[str], where: Path | str, argument: str) -> None:
+    twice = sorted({name for name in names if list(names).count(name) > 1})
+    if twice:
+        raise InputError(f"{argument}: {where} has the column {twice[0]!r} twice; rename or remove one")
+
+
+# Frames to raw tables
+
+
+def raw_table(frame: pd.DataFrame, spec: TableSpec, test: pd.DataFrame | None = None) -> RawTable:
+    """The raw table of a frame, with the rows of `test` as its test split.
+
+    Raises:
+        InputError: a column is missing, has two parts to play or cannot be read, or a target is not usable; the message
+            names the column and the remedy.
+    """
+    import pandas as pd
+
+    _check_names([str(name) for name in frame.columns], "the table", "table")
+    if test is not None:
+        _check_given(test, [*spec.target, *spec.features, *_others(spec)], "test_path")
+        lacking = [name for name in frame.columns if name not in test.columns and name not in spec.drop]
+        if lacking and not spec.features:
+            raise InputError(f"test_path: has no column {lacking[0]!r}, which the table has; make both agree")
+        whole = pd.concat([frame, test], ignore_index=True)
+    else:
+        whole = frame.reset_index(drop=True)
+    values, columns = encode_features(whole.loc[:, choose_features(whole, spec)], spec)
+    return assemble(whole, spec, values, columns, test_from=None if test is None else len(frame))
+
+
+def assemble(
+    frame: pd.DataFrame,
+    spec: TableSpec,
+    values: Tensor,
+    columns: tuple[Column, ...],
+    *,
+    test_from: int | None = None,
+    normal: Mapping[str, float] | None = None,
+    fixed: bool = False,
+) -> RawTable:
+    """The raw table of `values`, whose rows have their targets, groups and splits in `frame`.
+
+    test_from: the first of the rows that are the test split, where they come from a file of their own.
+    """
+    _check_target(spec)
+    _check_given(frame, [*spec.target, *_others(spec)], "")
+    labels, task, class_names = encode_target(frame, spec)
+    splits = _given_splits(frame, spec, test_from)
+    groups, names = _groups(frame, spec)
+    return RawTable(
+        values, columns, labels, task, class_names, spec.target, splits, groups, names, dict(normal or {}), fixed
+    )
+
+
+def _check_target(spec: TableSpec) -> None:
+    if not spec.target:
+        raise InputError("target: missing; name the column to predict, e.g. target=('died',) or --target died")
+
+
+def choose_features(frame: pd.DataFrame, spec: TableSpec, reserved: Sequence[str] = ()) -> list[str]:
+    """Names of the features, in the order of the table; `reserved` columns are none."""
+    _check_target(spec)
+    _check_given(
+        frame, [*spec.target, *spec.features, *spec.drop, *spec.numeric, *spec.categorical, *_others(spec)], ""
+    )
+    both = sorted({*spec.numeric} & {*spec.categorical})
+    if both:
+        raise InputError(f"numeric: column {both[0]!r} is also in categorical; name it in one of them")
+    return features_among(frame, spec, {*spec.target, *spec.drop, *_others(spec), *reserved})
+
+
+def features_among(frame: pd.DataFrame, spec: TableSpec, apart: Collection[str]) -> list[str]:
+    """Names of the features among columns of which those `apart` have another part to play."""
+    _check_given(frame, spec.features, "features")
+    claimed = [name for name in spec.features if name in apart]
+    if claimed:
+        raise InputError(f"features: column {claimed[0]!r} has another part to play; remove it from features")
+    chosen = [name for name in frame.columns if (name in spec.features if spec.features else name not in apart)]
+    unnamed = [name for name in chosen if not name or name.startswith("Unnamed: ")]
+    if unnamed:
+        raise InputError(f"table: a column has no name ({unnamed[0]!r}); name it, or leave it out with drop")
+    if not chosen:
+        raise InputError("features: the table has no column left to predict from; name some")
+    return chosen
+
+
+def _others(spec: TableSpec) -> list[str]:
+    """Columns that have a part but are neither feature nor target."""
+    where = [] if spec.test_where is None else [spec.test_where.partition("=")[0].strip()]
+    return [name for name in (spec.group, spec.split_column, *where) if name is not None]
+
+
+def _check_given(frame: pd.DataFrame, names: Sequence[str], argument: str) -> None:
+    for name in names:
+        if name not in frame.columns:
+            known = ", ".join(str(column) for column in list(frame.columns)[:12])
+            more = ", …" if len(frame.columns) > 12 else ""
+            where = f"{argument}: " if argument else ""
+            raise InputError(f"{where}there is no column {name!r}; the table has {known}{more}")
+
+
+def encode_features(frame: pd.DataFrame, spec: TableSpec) -> tuple[Tensor, tuple[Column, ...]]:
+    """Columns of a frame as raw values (rows, C) float64 and what they are."""
+    encoded = [encode_column(str(name), frame[name], spec) for name in frame.columns]
+    return torch.stack([values for values, _ in encoded], dim=1), tuple(column for _, column in encoded)
+
+
+def encode_column(name: str, values: pd.Series, spec: TableSpec) -> tuple[Tensor, Column]:
+    """One column as float64 (rows,), NaN where missing, and what it is."""
+    from pandas.api import types
+
+    if name not in spec.numeric and name not in spec.categorical and types.is_datetime64_any_dtype(values.dtype):
+        raise InputError(f"column {name!r} holds dates; turn it into a number (such as days) or leave it out with drop")
+    is_number = types.is_numeric_dtype(values.dtype) and not types.is_bool_dtype(values.dtype)
+    if name in spec.categorical or not (is_number or name in spec.numeric):
+        return _categories(name, values)
+    return _numbers(name, values)
+
+
+def _numbers(name: str, values: pd.Series) -> tuple[Tensor, Column]:
+    numbers = as_numbers(values)
+    lost = np.isnan(numbers) & ~values.isna().to_numpy()
+    if lost.any():
+        first = np.asarray(values, dtype=object)[lost][0]
+        raise InputError(f"column {name!r} holds {first!r}, which is no number; repair it or name it in categorical")
+    if np.isinf(numbers).any():
+        raise InputError(f"column {name!r} holds an infinite number; repair it, or leave the cell empty")
+    seen = numbers[~np.isnan(numbers)]
+    return _nan_alike(numbers), Column(name, None, bool(len(seen)) and bool((seen == np.round(seen)).all()))
+
+
+def as_numbers(values: Any) -> np.ndarray:
+    """A pandas column as float64, NaN where there is no number."""
+    import pandas as pd
+
+    if not pd.api.types.is_numeric_dtype(values.dtype):
+        values = pd.to_numeric(values.astype(object), errors="coerce")
+    return values.to_numpy(dtype=np.float64, na_value=np.nan)
+
+
+def _categories(name: str, values: pd.Series) -> tuple[Tensor, Column]:
+    import pandas as pd
+
+    texts = values.map(level_text, na_action="ignore").astype(object)
+    levels = sorted(set(texts.dropna()), key=_natural)
+    if len(levels) > MAX_LEVELS:
+        raise InputError(
+            f"column {name!r} has {len(levels):,} categories, more than {MAX_LEVELS}; "
+            "name it in numeric, group its values, or leave it out with drop"
+        )
+    codes = pd.Categorical(texts, categories=levels).codes.astype(np.float64)
+    codes[codes < 0] = np.nan
+    return _nan_alike(codes), Column(name, tuple(levels))
+
+
+def level_text(value: Any) -> str:
+    """A category as text: 1.0 and 1 are both "1"."""
+    if isinstance(value, (float, np.floating)) and float(value).is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def _natural(text: str) -> tuple[int, float, str]:
+    """Sorts numbers by size, before words by letters."""
+    try:
+        number = float(text)
+    except ValueError:
+        return 1, 0.0, text
+    return (0, number, text) if math.isfinite(number) else (1, 0.0, text)
+
+
+def _nan_alike(values: np.ndarray) -> Tensor:
+    """One bit pattern for every NaN: hashes compare bits."""
+    copied = np.array(values, dtype=np.float64)
+    copied[np.isnan(copied)] = np.nan
+    return torch.from_numpy(copied + 0.0)  # -0.0 becomes 0.0
+
+
+# Targets
+
+
+def encode_target(frame: pd.DataFrame, spec: TableSpec) -> tuple[Tensor, str, tuple[str, ...]]:
+    """(labels, task, class names) of the target columns; see `RawTable`."""
+    for name in spec.target:
+        missing = int(frame[name].isna().sum())
+        if missing:
+            raise InputError(
+                f"target {name!r} has no value in {missing:,} of {len(frame):,} rows; fill it in or remove these rows"
+            )
+    if len(set(spec.target)) < len(spec.target):
+        raise InputError("target: names one column twice; name each once")
+    names = list(spec.target)
+    if len(names) > 1:
+        labels = [_binary(name, _texts(frame[name]), spec.positive)[0] for name in spec.target]
+        return torch.stack(labels, dim=1).to(torch.float32), "multilabel", spec.target
+    name = names[0]
+    texts = _texts(frame[name])
+    values = sorted(set(texts), key=_natural)
+    if len(values) <= 2:
+        labels, class_names = _binary(name, texts, spec.positive)
+        return labels, "binary", class_names
+    if spec.positive is not None:
+        raise InputError(
+            f"positive: target {name!r} has {len(values)} classes; leave positive out, or merge them to two"
+        )
+    if len(values) > MAX_LEVELS:
+        raise InputError(
+            f"target {name!r} has {len(values):,} different values; it must be two or a few classes, so cut it into some"
+        )
+    numbers = {value: number for number, value in enumerate(values)}
+    return torch.tensor([numbers[text] for text in texts]), "classification", tuple(values)
+
+
+def _texts(values: pd.Series) -> list[str]:
+    return [level_text(value) for value in values]
+
+
+def _binary(name: str, texts: list[str], positive: str | None) -> tuple[Tensor, tuple[str, str]]:
+    values = sorted(set(texts), key=_natural)
+    if len(values) > 2:
+        raise InputError(f"target {name!r} has {len(values)} different values; of several targets each must have two")
+    if positive is None:
+        usual = {"0": "1", "False": "True", "false": "true"}
+        known = [one for zero, one in usual.items() if set(values) <= {zero, one}]
+        if not known:
+            raise InputError(
+                f"target {name!r} has the values {' and '.join(map(repr, values))}; "
+                f"say which is positive, e.g. positive={values[-1]!r}"
+            )
+        positive = known[0]
+    if positive not in values or len(values) < 2:
+        seen = " and ".join(map(repr, values))
+        raise InputError(
+            f"target {name!r} has only the value {seen}; it needs rows of both kinds"
+            if len(values) < 2
+            else f"positive: target {name!r} has the values {seen}, not {positive!r}; name one of them"
+        )
+    (negative,) = (value for value in values if value != positive)
+    return torch.tensor([int(text == positive) for text in texts]), (negative, positive)
+
+
+# Groups and splits
+
+
+def _groups(frame: pd.DataFrame, spec: TableSpec) -> tuple[Tensor | None, tuple[str, ...]]:
+    import pandas as pd
+
+    if spec.group is None:
+        return None, ()
+    missing = int(frame[spec.group].isna().sum())
+    if missing:
+        raise InputError(
+            f"group: column {spec.group!r} has no value in {missing:,} rows; fill it in or remove these rows"
+        )
+    codes, names = pd.factorize(frame[spec.group].map(level_text), sort=True)
+    return torch.from_numpy(codes.astype(np.int64)), tuple(str(name) for name in names)
+
+
+def _given_splits(frame: pd.DataFrame, spec: TableSpec, test_from: int | None) -> Tensor:
+    given = [
+        name
+        for name, is_given in (
+            ("test_path", test_from is not None),
+            ("test_where", spec.test_where is not None),
+            ("split_column", spec.split_column is not None),
+        )
+        if is_given
+    ]
+    if len(given) > 1:
+        raise InputError(f"{given[1]}: {given[0]} says already which rows are the test split; give one of them")
+    splits = torch.full((len(frame),), -1)
+    if test_from is not None:
+        splits[test_from:] = 2
+    elif spec.test_where is not None:
+        column, equals, value = (part.strip() for part in spec.test_where.partition("="))
+        if not equals:
+            raise InputError(f"test_where: {spec.test_where!r} is not COLUMN=VALUE; give e.g. site=north")
+        found = torch.tensor([text == value for text in _texts(frame[column])])
+        if not bool(found.any()):
+            raise InputError(f"test_where: no row has {column!r} {value!r}; name a value of that column")
+        splits[found] = 2
+    elif spec.split_column is not None:
+        names = [_SPLIT_NAMES.get(text.strip().lower()) for text in _texts(frame[spec.split_column])]
+        if None in names:
+            text = _texts(frame[spec.split_column])[names.index(None)]
+            raise InputError(f"split_column: {spec.split_column!r} holds {text!r}; use train, val and test only")
+        splits = torch.tensor([("train", "val", "test").index(str(name)) for name in names])
+    return splits
+
+
+def split_rows(raw: RawTable, spec: TableSpec, val_fraction: float, split_seed: int) -> dict[str, Tensor]:
+    """Rows, ascending, of "train", "val" and "test".
+
+    What the source decides stays; of the rest, `test_fraction` make the test split (always the same one) if there is
+    none, and `val_fraction` of what remains the validation split (drawn by `split_seed`) if there is none. Both are
+    stratified by class; rows of several labels by the rarest one they have. Groups stay together, and are drawn by the
+    rarest class in them.
+
+    Raises:
+        InputError: a split is empty or has no row of a class or label, or a group lies in two splits.
+    """
+    if not 0 < spec.test_fraction < 1:
+        raise InputError(f"test_fraction={spec.test_fraction} is out of range; give a share in (0, 1), e.g. 0.2")
+    splits = raw.splits.clone()
+    strata = _strata(raw.labels)
+    for number, fraction, seed in ((2, spec.test_fraction, _TEST_SEED), (1, val_fraction, split_seed)):
+        if fraction and not bool((splits == number).any()):
+            _hold_out(splits, number, fraction, seed, strata, raw.groups)
+    splits[splits < 0] = 0
+    rows = {name: (splits == number).nonzero().flatten() for number, name in enumerate(("train", "val", "test"))}
+    _check_splits(raw, spec, rows, val_fraction)
+    if spec.subsample_positive is not None:
+        rows["train"] = _subsampled(raw, rows["train"], spec.subsample_positive, split_seed)
+    return rows
+
+
+def _strata(labels: Tensor) -> Tensor:
+    """(n,) int64: the class; of a row of several labels the rarest one it has, or one more for none."""
+    if labels.ndim == 1:
+        return labels
+    counts = labels.sum(0)
+    rank = counts.argsort(stable=True)  # rarest first
+    present = labels[:, rank] > 0
+    first = present.to(torch.int64).argmax(1)
+    return torch.where(present.any(1), rank[first], labels.shape[1])
+
+
+def _hold_out(splits: Tensor, number: int, fraction: float, seed: int, strata: Tensor, groups: Tensor | None) -> None:
+    """Give `number` to a share of the rows that are undecided or called train."""
+    rows = (splits <= 0).nonzero().flatten()
+    stream = torch.Generator().manual_seed(seed)
+    if groups is None:
+        splits[rows[stratified_split(strata[rows], fraction, stream)[1]]] = number
+        return
+    present, own = groups[rows].unique(return_inverse=True)
+    rarity = torch.bincount(strata[rows]).argsort(descending=True, stable=True).argsort(stable=True)
+    # A group counts as its rarest class: the one of the highest rank.
+    rank = torch.zeros(len(present), dtype=torch.int64).scatter_reduce_(
+        0, own, rarity[strata[rows]], "amax", include_self=False
+    )
+    held_out = torch.zeros(len(present), dtype=torch.bool)
+    held_out[stratified_split(rank, fraction, stream)[1]] = True
+    splits[rows[held_out[own]]] = number
+
+
+def _check_splits(raw: RawTable, spec: TableSpec, rows: Mapping[str, Tensor], val_fraction: float) -> None:
+    for name, own in rows.items():
+        if not len(own) and (name != "val" or val_fraction):
+            cause = "" if raw.groups is None else f" with {len(raw.group_names)} groups in column {spec.group!r}"
+            remedy = "raise val_fraction or pass 0" if name == "val" else "raise test_fraction or give more rows"
+            raise InputError(
+                f"the {name} split is empty{cause}; {remedy if not cause else 'give more groups or no group'}"
+            )
+    if raw.groups is not None:
+        seen = torch.full((len(raw.group_names),), -1)
+        for number, own in enumerate(rows.values()):
+            shared = (seen[raw.groups[own]] >= 0).nonzero().flatten()
+            if len(shared):
+                name = raw.group_names[int(raw.groups[own][shared[0]])]
+                raise InputError(
+                    f"group: {spec.group!r} {name!r} lies in two splits; keep its rows in one, or leave the group out"
+                )
+            seen[raw.groups[own]] = number
+    for name, own in rows.items():
+        if len(own):
+            _check_labels(raw, raw.labels[own], name)
+
+
+def _check_labels(raw: RawTable, labels: Tensor, split: str) -> None:
+    remedy = "raise its share, or give more such rows"
+    if labels.ndim == 2:
+        positives = labels.sum(0)
+        for wanted, counts in (("positive", positives), ("negative", len(labels) - positives)):
+            if bool((counts == 0).any()):
+                name = raw.target[int(counts.argmin())]
+                raise InputError(
+                    f"target {name!r} has no {wanted} row in the {split} split; {remedy}, or drop that target"
+                )
+        return
+    counts = torch.bincount(labels, minlength=len(raw.class_names))
+    if bool((counts == 0).any()):
+        value = raw.class_names[int(counts.argmin())]
+        kind = f"positive ({value!r})" if raw.task == "binary" and int(counts.argmin()) == 1 else f"{value!r}"
+        raise InputError(f"target {raw.target[0]!r} has no {kind} row in the {split} split; {remedy}")
+
+
+def _subsampled(raw: RawTable, rows: Tensor, share: float, split_seed: int) -> Tensor:
+    if raw.task != "binary":
+        raise InputError(f"subsample_positive: is for a binary target, this one is {raw.task}; leave it out")
+    if not 0 < share < 1:
+        raise InputError(f"subsample_positive={share} is out of range; give a share in (0, 1), e.g. 0.01")
+    positive = rows[raw.labels[rows] == 1]
+    negatives = len(rows) - len(positive)
+    wanted = max(1, round(share / (1 - share) * negatives))
+    if wanted > len(positive):
+        raise InputError(
+            f"subsample_positive={share}: only {len(positive) / len(rows):.4g} of the training rows are positive; "
+            "give a smaller share"
+        )
+    stream = torch.Generator().manual_seed(split_seed)
+    kept = positive[torch.randperm(len(positive), generator=stream)[:wanted]]
+    return torch.cat([rows[raw.labels[rows] == 0], kept]).sort().values
+
+
+def level_subset(raw: RawTable, train: Tensor) -> RawTable:
+    """The same table with the levels that the training rows have; a value never seen there is missing."""
+    if raw.fixed:
+        return raw
+    values, columns = raw.values.clone(), list(raw.columns)
+    for i, column in enumerate(columns):
+        if column.levels is None:
+            continue
+        own = values[..., i]
+        seen = own[train]
+        present = torch.bincount(seen[~seen.isnan()].long(), minlength=len(column.levels)) > 0
+        if bool(present.all()):
+            continue
+        renumbered = torch.where(present, present.long().cumsum(0) - 1, -1).double()
+        renumbered[~present] = torch.nan
+        values[..., i] = torch.where(own.isnan(), own, renumbered[own.nan_to_num(0).long()])
+        columns[i] = dataclasses.replace(column, levels=tuple(_kept(column.levels, present)))
+    return dataclasses.replace(raw, values=values, columns=tuple(columns))
+
+
+def _kept(levels: Sequence[str], present: Tensor) -> Iterator[str]:
+    return (level for level, kept in zip(levels, present.tolist(), strict=True) if kept)
+
+
+def _line(error: BaseException) -> str:
+    return str(error).splitlines()[0] if str(error) else type(error).__name__

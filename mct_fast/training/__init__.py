@@ -1,0 +1,30 @@
+"""Plain training of several networks at once: experts on real data, evaluation networks on synthetic data."""
+
+from mct_fast.training.epochs import Schedule, measures, scores, train_epochs
+from mct_fast.training.networks import named_spec
+from mct_fast.training.stacks import (
+    GSAM,
+    SGD,
+    Descent,
+    FlatStack,
+    ModuleStack,
+    NetworkStack,
+    Steepest,
+    build_stack,
+)
+
+__all__ = [
+    "GSAM",
+    "SGD",
+    "Descent",
+    "FlatStack",
+    "ModuleStack",
+    "NetworkStack",
+    "Schedule",
+    "Steepest",
+    "build_stack",
+    "measures",
+    "named_spec",
+    "scores",
+    "train_epochs",
+]

@@ -1,0 +1,103 @@
+"""Epochs of training for a stack of networks, and what they then score.
+
+Every network has its own random streams, so its result does not depend on how many are trained beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from mct_fast.data.augment import Augment, AugmentPlan
+from mct_fast.data.windows import draw_windows
+from mct_fast.run.seeds import generator
+from mct_fast.tasks import Task, spread_order
+from mct_fast.training.stacks import NetworkStack
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """Epochs of training and how the step size runs: ``lr``, times 0.1 after epoch ``decay_after`` (None: never)."""
+
+    epochs: int
+    batch: int
+    lr: float
+    decay_after: int | None = None
+
+    def lr_at(self, epoch: int) -> float:
+        decayed = self.decay_after is not None and epoch > self.decay_after
+        return self.lr * (0.1 if decayed else 1.0)
+
+
+def train_epochs(
+    stack: NetworkStack,
+    images: Tensor,
+    labels: Tensor,
+    schedule: Schedule,
+    streams: Sequence[tuple[int | str, ...]],
+    *,
+    seed: int,
+    augment: Augment | None,
+    shared: bool = True,
+    strata: Tensor | None = None,
+    window: tuple[int, int] | None = None,
+    tick: Callable[[int, Tensor], None] | None = None,
+) -> Iterator[tuple[int, Tensor]]:
+    """Trains ``stack`` and yields ``(epoch, mean loss (E,))`` after each epoch, from 1.
+
+    ``images (n, ...)`` are ``shared`` by all networks, or ``(E, n, ...)`` their own, labels likewise.  ``streams`` names
+    the random stream of each network: its order of batches and its augmentation.  ``strata (n,)`` int64 are groups of
+    shared rows of which every batch gets its share (:func:`mct_fast.tasks.spread_order`).  With ``window`` the images are
+    canvases, of which each batch takes random windows of that size (:mod:`mct_fast.data.windows`).  ``tick(images, losses
+    (E,))`` is called after each step with the number of images that all networks together have seen in it.
+    """
+    count = images.shape[0] if shared else images.shape[1]
+    own = torch.arange(len(stack), device=images.device)[:, None]
+    generators = [generator(seed, *stream) for stream in streams]
+    for epoch in range(schedule.epochs):
+        lr = schedule.lr_at(epoch)
+        if epoch > 0 and lr != schedule.lr_at(epoch - 1):
+            stack.forget_momentum()
+        order = torch.stack([_order(count, strata, g) for g in generators]).to(images.device)
+        total = torch.zeros(len(stack), dtype=torch.float64, device=images.device)
+        for rows in order.split(schedule.batch, dim=1):
+            x, y = (images[rows], labels[rows]) if shared else (images[own, rows], labels[own, rows])
+            if window is not None:
+                x = torch.stack([_random_windows(xs, window, g) for xs, g in zip(x, generators, strict=True)])
+            if augment is not None:
+                shape = tuple(x.shape[2:])
+                plan = AugmentPlan(tuple((augment.draw(x.shape[1], shape, g),) for g in generators))
+                x = plan.apply(0, x)
+            losses = stack.step(x, y, lr)
+            total += losses.double() * rows.shape[1]
+            if tick is not None:
+                tick(rows.numel(), losses)
+        yield epoch + 1, total / count
+
+
+def _order(count: int, strata: Tensor | None, generator: torch.Generator) -> Tensor:
+    return torch.randperm(count, generator=generator) if strata is None else spread_order(strata.cpu(), generator)
+
+
+def _random_windows(canvases: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
+    rows = torch.arange(len(canvases), device=canvases.device)
+    return draw_windows(rows, canvases.shape, size, generator).cut(canvases)
+
+
+def scores(stack: NetworkStack, images: Tensor, labels: Tensor, task: Task, chunk: int = 512) -> list[float]:
+    """The task's score of every network on ``images (n, C, H, W)``."""
+    return [task.score(logits, labels) for logits in _outputs(stack, images, chunk)]
+
+
+def measures(
+    stack: NetworkStack, images: Tensor, labels: Tensor, task: Task, chunk: int = 512
+) -> list[dict[str, float]]:
+    """All metrics of the task, by name, of every network on ``images (n, C, H, W)``."""
+    return [task.metrics(logits, labels) for logits in _outputs(stack, images, chunk)]
+
+
+def _outputs(stack: NetworkStack, images: Tensor, chunk: int) -> Tensor:
+    return torch.cat([stack.logits(part) for part in images.split(chunk)], dim=1)

@@ -1,0 +1,161 @@
+"""Recording and replaying a match: buffers, shapes and results with a recorder that runs anew; on a GPU the real graphs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import fields
+from typing import Any
+
+import pytest
+import torch
+
+from mct_fast import ops
+from mct_fast.data import DSA
+from mct_fast.distill.sampling import draw_batches
+from mct_fast.matching import Matcher, MatchResult
+from mct_fast.matching.adjoint import Exact, MatchingProblem, StudentGradients
+from mct_fast.matching.cuda_graph import CudaGraphs, Graphed
+from mct_fast.models import ConvNet, FunctionalModel
+
+MODEL = ConvNet(depth=2, width=5, channels=3, image_size=8, num_classes=4)
+kernels = pytest.mark.skipif(not ops.extension_loaded(), reason="the compiled extension is not installed")
+
+
+class Again:
+    """Stands for a device: "replays" by running again, into the tensors of the first time."""
+
+    def __init__(self) -> None:
+        self.recorded = self.replayed = 0
+
+    def takes(self, problem: MatchingProblem) -> bool:
+        return True
+
+    def record(self, run: Callable[[], StudentGradients]) -> tuple[StudentGradients, Callable[[], None]]:
+        self.recorded += 1
+        found = run()
+
+        def replay() -> None:
+            self.replayed += 1
+            fresh = run()
+            for field in fields(found):
+                old, new = getattr(found, field.name), getattr(fresh, field.name)
+                if old is not None:
+                    old.copy_(new)
+
+        return found, replay
+
+
+def arguments(
+    seed: int, *, students: int = 2, batch: int = 3, soft: bool = False, dsa: bool = True, device: str = "cpu"
+) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    g = torch.Generator().manual_seed(seed)
+    images = torch.randn(7, 3, 8, 8, generator=g)
+    labels = torch.randn(7, 4, generator=g).softmax(1) if soft else torch.randint(4, (7,), generator=g)
+    start = torch.stack([FunctionalModel(MODEL).init(seed + s) for s in range(students)])
+    target = start + 0.05 * torch.randn(start.shape, generator=g)
+    rows = torch.stack([draw_batches(7, batch, 4, g) for _ in range(students)])
+    plan = DSA().plan(students, 4, (rows[0] >= 0).sum(1).tolist(), (3, 8, 8), g) if dsa else None
+    images, labels, start, target, rows = (t.to(device) for t in (images, labels, start, target, rows))
+    return (images, labels, 0.03 + 0.01 * seed, start, target, rows), {"augment": plan}
+
+
+def same(found: MatchResult, wanted: MatchResult) -> None:
+    for field in fields(wanted):
+        a, b = getattr(found, field.name), getattr(wanted, field.name)
+        assert (a is None and b is None) or torch.equal(a, b), field.name
+
+
+@kernels
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+@pytest.mark.parametrize("dsa", [False, True], ids=["plain", "dsa"])
+def test_a_replay_is_the_match_of_its_own_inputs(soft: bool, dsa: bool) -> None:
+    recorder = Again()
+    graphed, plain = Matcher(MODEL, adjoint=Graphed(Exact(), recorder)), Matcher(MODEL, adjoint=Exact())
+    kept = []
+    for seed in range(4):
+        args, named = arguments(seed, soft=soft, dsa=dsa)
+        kept.append((graphed(*args, **named), plain(*args, **named)))
+    for found, wanted in kept:  # only now: a later replay must not write into an earlier result
+        same(found, wanted)
+    assert (recorder.recorded, recorder.replayed) == (1, 4)
+
+
+@kernels
+def test_each_shape_has_its_recording_and_the_oldest_goes() -> None:
+    recorder = Again()
+    graphed = Matcher(MODEL, adjoint=Graphed(Exact(), recorder, most=2))
+    plain = Matcher(MODEL, adjoint=Exact())
+    for seed, batch in enumerate((3, 4, 3, 5, 4)):  # 5 pushes 4 out, which then is recorded again
+        args, named = arguments(seed, batch=batch)
+        same(graphed(*args, **named), plain(*args, **named))
+    assert recorder.recorded == 4
+
+
+@kernels
+def test_a_match_that_cannot_be_recorded_runs_without(caplog: pytest.LogCaptureFixture) -> None:
+    class Refusing(Again):
+        def record(self, run: Any) -> Any:
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    graphed, plain = Matcher(MODEL, adjoint=Graphed(Exact(), Refusing())), Matcher(MODEL, adjoint=Exact())
+    for seed in range(2):
+        args, named = arguments(seed)
+        same(graphed(*args, **named), plain(*args, **named))
+    assert [r.message for r in caplog.records] == [
+        "mct_fast: this match cannot be recorded as a CUDA graph "
+        "(operation not permitted when stream is capturing); it runs without"
+    ]
+
+
+def test_the_processor_is_left_alone() -> None:
+    args, named = arguments(0)
+    same(Matcher(MODEL, adjoint=Graphed(Exact()))(*args, **named), Matcher(MODEL, adjoint=Exact())(*args, **named))
+
+
+# On a GPU
+
+
+class Watched(CudaGraphs):
+    """Counts what was recorded: a match that fell back to its launches would be equal as well."""
+
+    recorded = 0
+
+    def record(self, run: Any) -> Any:
+        found = super().record(run)
+        self.recorded += 1
+        return found
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("micro_batch", [None, 2])
+@pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
+def test_a_graph_gives_the_bits_of_the_launches(soft: bool, micro_batch: int | None) -> None:
+    graphs = Watched()
+    graphed = Matcher(MODEL, adjoint=Graphed(Exact(1 << 20), graphs), micro_batch=micro_batch)
+    plain = Matcher(MODEL, adjoint=Exact(1 << 20), micro_batch=micro_batch)
+    for seed in (0, 1, 2, 0):
+        args, named = arguments(seed, soft=soft, device="cuda")
+        wanted = plain(*args, **named)
+        same(graphed(*args, **named), wanted)
+        same(plain(*args, **named), wanted)  # twice the same bits
+    assert graphs.recorded == 1
+
+
+@pytest.mark.gpu
+def test_two_students_at_once_are_two_students() -> None:
+    plain = Matcher(MODEL, adjoint=Exact())
+    args, _ = arguments(0, students=2, dsa=False, device="cuda")
+    both = plain(*args)
+    images, labels, lr, start, target, rows = args
+    alone = [plain(images, labels, lr, start[s], target[s], rows[s]) for s in range(2)]
+    assert torch.equal(both.loss, torch.cat([one.loss for one in alone]))
+    assert torch.equal(both.grad_images, (alone[0].grad_images + alone[1].grad_images) / 2)
+
+
+@pytest.mark.gpu
+def test_the_gpu_agrees_with_the_processor() -> None:
+    plain = Matcher(MODEL, adjoint=Exact())
+    (args, named), (args_gpu, named_gpu) = arguments(0), arguments(0, device="cuda")
+    found, wanted = plain(*args_gpu, **named_gpu), plain(*args, **named)
+    error = (found.grad_images.cpu() - wanted.grad_images).norm() / wanted.grad_images.norm()
+    assert error < 2e-2  # tf32 multiplies in the convolutions; the kernels' own tests are sharper

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import base64
+import io
+import json
+import re
+import shutil
+from dataclasses import replace
+from html.parser import HTMLParser
+from pathlib import Path
+
+import matplotlib
+import matplotlib.axes
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from mct_fast.data import Normalize
+from mct_fast.distilled import DistilledDataset
+from mct_fast.run.errors import InputError
+from mct_fast.run.folder import Run
+from mct_fast.view.report import write_curves, write_images, write_report
+
+VOID = {"img", "meta"}
+
+
+class _Page(HTMLParser):
+    """Checks that tags nest, and collects what the tests ask about."""
+
+    def __init__(self, html: str) -> None:
+        super().__init__()
+        self.open: list[str] = []
+        self.tags: list[tuple[str, dict[str, str | None]]] = []
+        self.text: list[str] = []
+        self.feed(html)
+        assert self.open == []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_endtag(self, tag: str) -> None:
+        assert self.open.pop() == tag
+
+    def handle_data(self, data: str) -> None:
+        if data.strip():
+            self.text.append(data.strip())
+
+    def pictures(self, kind: str) -> list[Image.Image]:
+        found = []
+        for tag, attributes in self.tags:
+            if tag == "img" and attributes["class"] == kind:
+                head, _, data = (attributes["src"] or "").partition(",")
+                assert head == "data:image/png;base64"
+                found.append(Image.open(io.BytesIO(base64.b64decode(data))))
+        return found
+
+
+def page_of(run: Path) -> _Page:
+    return _Page(write_report(run).read_text(encoding="utf-8"))
+
+
+@pytest.fixture
+def run_copy(tiny_run: Path, tmp_path: Path) -> Path:
+    return Path(shutil.copytree(tiny_run, tmp_path / "run"))
+
+
+def set_of(per_class: int, names: tuple[str, ...], channels: int = 1) -> DistilledDataset:
+    count = per_class * len(names)
+    images = torch.linspace(-3, 3, count * channels * 16).reshape(count, channels, 4, 4)
+    labels = torch.arange(len(names)).repeat_interleave(per_class)
+    transform = Normalize(mean=(0.5,) * channels, std=(0.25,) * channels)
+    return DistilledDataset(images, labels, 0.01, transform, names, {})
+
+
+def test_page_needs_nothing_but_itself(run_copy: Path) -> None:
+    html = write_report(run_copy).read_text(encoding="utf-8")
+    assert not re.search(r"https?:|url\(|@import|<script|<link", html)
+    for tag, attributes in _Page(html).tags:
+        assert "href" not in attributes
+        assert tag != "img" or (attributes["src"] or "").startswith("data:")
+
+
+def test_page_says_what_the_run_found(run_copy: Path) -> None:
+    final = next(r for r in Run.open(run_copy).metrics() if r["kind"] == "final")
+    text = " | ".join(page_of(run_copy).text)
+    assert f"{100 * final['test_mean']:.1f} ± {100 * final['test_std']:.1f} %" in text
+    assert f"{100 * final['random_real_mean']:.1f} ± {100 * final['random_real_std']:.1f} %" in text
+    for part in ("5 of 5", "none skipped", "Storage of the experts", "bytes a parameter", "syn_steps", "fingerprint"):
+        assert part in text, part
+
+
+def test_page_of_a_run_without_a_baseline(run_copy: Path) -> None:
+    metrics = run_copy / "metrics.jsonl"
+    lines = [json.loads(line) for line in metrics.read_text().splitlines()]
+    kept = [{key: value for key, value in line.items() if not key.startswith("random_real")} for line in lines]
+    metrics.write_text("".join(json.dumps(line) + "\n" for line in kept))
+    text = " | ".join(page_of(run_copy).text)
+    assert "Test accuracy" in text and "random real" not in text
+
+
+def test_images_are_the_distilled_ones_with_the_transform_undone(run_copy: Path) -> None:
+    distilled = DistilledDataset.load(run_copy / "distilled")
+    pictures = page_of(run_copy).pictures("pixels")
+    assert len(pictures) == len(distilled)
+    for picture, pixels in zip(pictures, distilled.pixels(), strict=True):
+        values = torch.from_numpy(np.array(picture)).float() / 255
+        assert (values - pixels[0]).abs().max() < 1 / 255
+
+
+def test_three_curves(run_copy: Path) -> None:
+    assert len(page_of(run_copy).pictures("curve")) == 3
+
+
+def test_the_same_run_gives_the_same_page(run_copy: Path) -> None:
+    assert write_report(run_copy).read_bytes() == write_report(run_copy).read_bytes()
+
+
+def test_names_from_outside_are_escaped(run_copy: Path) -> None:
+    names = tuple(f"<b onload=\"x('{i}')\">&" for i in range(10))
+    old = DistilledDataset.load(run_copy / "distilled")
+    DistilledDataset(old.images, old.labels, old.syn_lr, old.transform, names, {"note": "</td><script>"}).save(
+        run_copy / "distilled"
+    )
+    page = page_of(run_copy)
+    assert not {"b", "script"} & {tag for tag, _ in page.tags}
+    assert names[3] in page.text
+    assert "</td><script>" in page.text
+
+
+def test_several_images_a_class_make_a_row_a_class(run_copy: Path) -> None:
+    old = DistilledDataset.load(run_copy / "distilled")
+    set_of(3, old.class_names).save(run_copy / "distilled")
+    page = page_of(run_copy)
+    assert len(page.pictures("pixels")) == 30
+    assert sum(tag == "td" and attributes.get("class") == "strip" for tag, attributes in page.tags) == 10
+
+
+def test_a_run_that_has_not_begun_gives_a_page(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", {"dataset": "digits", "ipc": 1, "iterations": 10})
+    text = " ".join(page_of(run.path).text)
+    assert "Nothing has been measured yet" in text
+
+
+def test_a_run_without_a_final_record_shows_the_best_so_far(run_copy: Path) -> None:
+    kept = [line for line in (run_copy / "metrics.jsonl").read_text().splitlines(True) if '"final"' not in line]
+    (run_copy / "metrics.jsonl").write_text("".join(kept) + '{"kind": "it')
+    assert "Best accuracy so far" in page_of(run_copy).text
+
+
+def test_skipped_iterations_are_counted(run_copy: Path) -> None:
+    Run.open(run_copy).log(
+        kind="iter", iteration=6, loss=None, syn_lr=0.01, grad_norm=None, start=0.0, seconds=0.1, skipped=3
+    )
+    assert any(text.startswith("3 skipped") for text in page_of(run_copy).text)
+
+
+def test_other_networks_stand_in_a_table(run_copy: Path) -> None:
+    Run.open(run_copy).add_evaluation(
+        {"model": "AlexNet", "split": "test", "mean": 0.5, "std": 0.01, "scores": [0.49, 0.51], "lr": 0.01}
+    )
+    text = page_of(run_copy).text
+    assert "Other networks" in text
+    assert "AlexNet" in text
+    assert "50.0 ± 1.0 %" in text
+
+
+def test_no_run_there(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="holds no run"):
+        write_report(tmp_path)
+
+
+@pytest.mark.parametrize("per_class", [1, 3], ids=lambda n: f"ipc{n}")
+@pytest.mark.parametrize("channels", [1, 3], ids=lambda n: f"{n}channels")
+def test_images_png(tmp_path: Path, per_class: int, channels: int) -> None:
+    path = write_images(set_of(per_class, ("ant", "bee", "cat"), channels), tmp_path / "images.png")
+    colours = Image.open(path).convert("RGB").getcolors(1 << 24)
+    assert colours is not None
+    assert len(colours) > 10
+
+
+def test_every_class_begins_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn: list[tuple[int, int]] = []
+    real = matplotlib.axes.Axes.imshow
+
+    def imshow(axis: matplotlib.axes.Axes, *args: object, **kwargs: object) -> object:
+        place = axis.get_subplotspec()
+        assert place is not None
+        drawn.append((place.rowspan.start, place.colspan.start))
+        return real(axis, *args, **kwargs)
+
+    monkeypatch.setattr(matplotlib.axes.Axes, "imshow", imshow)
+    made = replace(set_of(12, ("ant", "bee")), labels=torch.tensor([0] * 13 + [1] * 11))
+    write_images(made, tmp_path / "images.png")
+    assert drawn == [*((0, c) for c in range(10)), (1, 0), (1, 1), (1, 2), *((2, c) for c in range(10)), (3, 0)]
+
+
+def test_drawing_touches_no_global_state(run_copy: Path) -> None:
+    backend, settings = matplotlib.get_backend(), dict(matplotlib.rcParams)
+    write_curves(Run.open(run_copy), run_copy / "c.png")
+    assert matplotlib.get_backend() == backend
+    assert dict(matplotlib.rcParams) == settings
