@@ -75,7 +75,8 @@ def rows(binaries: Sequence[Binary]) -> list[list[str]]:
         cells = [
             text
             for arch in ARCHITECTURES
-            for text in (str(each[arch].registers), str(each[arch].stack), f"{each[arch].shared / 1024:.0f}")
+            for use in (each[arch].use,)
+            for text in (str(use.registers), str(use.stack), f"{use.shared / 1024:.0f}")
         ]
         found.append([launch.kernel.removesuffix("_kernel"), launch.describe(), *cells])
     return sorted(found)
@@ -101,7 +102,7 @@ def main(words: Sequence[str] | None = None) -> int:
     print(file=sys.stderr)
     heads = ["kernel", "blocks, switches, warps, stages"]
     heads += [f"sm_{arch} {what}" for arch in ARCHITECTURES for what in ("registers", "stack", "shared KiB")]
-    spilled = sum(b.stack > 0 for b in binaries)
+    spilled = sum(b.use.stack > 0 for b in binaries)
     text = (
         f"Triton {triton.__version__}; {len(chosen)} variants, {spilled} of {len(binaries)} binaries use a stack.\n\n"
     )

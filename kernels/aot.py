@@ -24,7 +24,15 @@ from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 _OPTIONS = ("num_warps", "num_stages")
-_POINTERS = {torch.float32: "*fp32", torch.float64: "*fp64", torch.int64: "*i64"}
+_POINTERS = {
+    torch.float16: "*fp16",
+    torch.bfloat16: "*bf16",
+    torch.float32: "*fp32",
+    torch.float64: "*fp64",
+    torch.uint8: "*u8",
+    torch.int32: "*i32",
+    torch.int64: "*i64",
+}
 
 
 @dataclass(frozen=True)
@@ -57,26 +65,44 @@ class Launch:
 
 
 @dataclass(frozen=True)
-class Binary:
+class Use:
     """What the compiler reports of a cubin. `stack` is in bytes a thread: 0 where nothing is spilled."""
 
-    launch: Launch
-    arch: int
     registers: int
     stack: int
     shared: int
 
 
+@dataclass(frozen=True)
+class Binary:
+    """A launch compiled for an architecture."""
+
+    launch: Launch
+    arch: int
+    use: Use
+
+
 _KERNELS: dict[str, Any] = {}
-"""Kernels seen by `launches`, by name: a Launch stays a plain value."""
+"""Kernels seen by `starts`, by name: a Launch stays a plain value."""
+
+
+@dataclass(frozen=True)
+class Start:
+    """``kernel[grid](*args, **options)`` as a launcher wrote it, and what its compilation depends on."""
+
+    kernel: Any
+    grid: tuple[int, ...]
+    args: tuple[Any, ...]
+    options: dict[str, Any]
+    launch: Launch
 
 
 @contextmanager
-def _recording(found: list[Launch]) -> Iterator[None]:
+def _recording(found: list[Start]) -> Iterator[None]:
     original = JITFunction.run
 
     def record(self: Any, *args: Any, grid: tuple[int, ...], warmup: bool, **options: Any) -> None:
-        found.append(_launch(self, grid, args, options))
+        found.append(Start(self, grid, args, options, _launch(self, grid, args, options)))
 
     JITFunction.run = record
     try:
@@ -85,12 +111,17 @@ def _recording(found: list[Launch]) -> Iterator[None]:
         JITFunction.run = original
 
 
-def launches(function: Callable[..., Any], *args: Any, **options: Any) -> list[Launch]:
-    """The kernels that ``function(*args)`` would start; its tensors lie on the meta device."""
-    found: list[Launch] = []
+def starts(function: Callable[..., Any], *args: Any, **options: Any) -> list[Start]:
+    """The kernels that ``function(*args)`` would start, with their arguments; its tensors lie on the meta device."""
+    found: list[Start] = []
     with _recording(found):
         function(*args, **options)
     return found
+
+
+def launches(function: Callable[..., Any], *args: Any, **options: Any) -> list[Launch]:
+    """The kernels that ``function(*args)`` would start; its tensors lie on the meta device."""
+    return [start.launch for start in starts(function, *args, **options)]
 
 
 def _launch(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], keywords: dict[str, Any]) -> Launch:
@@ -125,6 +156,17 @@ def _disassembler() -> str:
     return str(Path(triton.__file__).parent / "backends" / "nvidia" / "bin" / "cuobjdump")
 
 
+def use_of(compiled: Any) -> Use:
+    """The resources of a kernel that Triton has compiled."""
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(compiled.asm["cubin"])
+        file.flush()
+        command = [_disassembler(), "--dump-resource-usage", file.name]
+        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
+    found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK):(\d+)", report)}
+    return Use(found["REG"], found["STACK"], compiled.metadata.shared)
+
+
 def compile_for(launch: Launch, arch: int) -> Binary:
     """Compile for ``sm_<arch>`` (80, 90, ...) down to a cubin. Triton keeps it in its cache, by content."""
     kernel = _KERNELS[launch.kernel]
@@ -135,10 +177,4 @@ def compile_for(launch: Launch, arch: int) -> Binary:
         attrs={(i,): [["tt.divisibility", 16]] for i in launch.aligned},
     )
     compiled: Any = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(launch.options))
-    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
-        file.write(compiled.asm["cubin"])
-        file.flush()
-        command = [_disassembler(), "--dump-resource-usage", file.name]
-        report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
-    use = {key: int(value) for key, value in re.findall(r"\b(REG|STACK):(\d+)", report)}
-    return Binary(launch, arch, use["REG"], use["STACK"], compiled.metadata.shared)
+    return Binary(launch, arch, use_of(compiled))

@@ -124,15 +124,15 @@ def _gather(
 
 @triton.jit
 def dsa_kernel(
-    x, kinds, params, out, B, H, W, TRANSPOSE: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr
+    x, kinds, table, out, B, H, W, TRANSPOSE: tl.constexpr, CHANNELS: tl.constexpr, BLOCK: tl.constexpr
 ):  # fmt: skip
     """Some pixels of one image, all channels."""
     image = tl.program_id(0)
     plane = H * W
     size = CHANNELS * plane
     kind = tl.load(kinds + image // B).to(tl.int32)
-    p0, p1 = tl.load(params + 4 * image), tl.load(params + 4 * image + 1)
-    p2, p3 = tl.load(params + 4 * image + 2), tl.load(params + 4 * image + 3)
+    p0, p1 = tl.load(table + 4 * image), tl.load(table + 4 * image + 1)
+    p2, p3 = tl.load(table + 4 * image + 2), tl.load(table + 4 * image + 3)
     x += image.to(tl.int64) * size
     out += image.to(tl.int64) * size
     at = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)

@@ -12,19 +12,19 @@ from mct_fast.kernels.launch import ceil_div, launch
 
 @triton.jit
 def sgd_kernel(
-    params, grad, buffer, lr, size, params_stride, grad_stride, buffer_stride, momentum, weight_decay,
+    theta, grad, buffer, lr, size, theta_stride, grad_stride, buffer_stride, momentum, weight_decay,
     MOMENTUM: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """One block of one student."""
     student = tl.program_id(1).to(tl.int64)
     at = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
-    p = tl.load(params + student * params_stride + at, mask=inside)
+    p = tl.load(theta + student * theta_stride + at, mask=inside)
     step = tl.load(grad + student * grad_stride + at, mask=inside) + weight_decay * p
     if MOMENTUM:
         step += momentum * tl.load(buffer + student * buffer_stride + at, mask=inside)
         tl.store(buffer + student * buffer_stride + at, step, mask=inside)
-    tl.store(params + student * params_stride + at, p - tl.load(lr + student) * step, mask=inside)
+    tl.store(theta + student * theta_stride + at, p - tl.load(lr + student) * step, mask=inside)
 
 
 def sgd_step_(

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import os
-import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -56,31 +56,41 @@ class Proof:
     """What the run has shown of the Triton kernels."""
 
     interpreted: set[str] = field(default_factory=set)
-    binaries: list[Any] = field(default_factory=list)
+    launched: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
+    """By Triton's version, the lines of `tests.kernels.launching`."""
 
     def lines(self, gpu: bool) -> list[str]:
         kernels = kernel_names()
-        by_arch: dict[int, list[Any]] = {}
-        for binary in self.binaries:
-            by_arch.setdefault(binary.arch, []).append(binary)
-        compiled = ", ".join(
-            f"{len({b.launch.kernel for b in found})} compiled for sm_{arch} ({len(found)} variants, at most "
-            f"{max(b.registers for b in found)} registers, {sum(b.stack > 0 for b in found)} with a stack)"
-            for arch, found in sorted(by_arch.items())
-        )
-        seen = self.interpreted | {b.launch.kernel for b in self.binaries}
+        said = []
+        for version, launches in self.launched.items():
+            names = {line["kernel"] for line in launches}
+            most, stacks = max(line["registers"] for line in launches), sum(line["stack"] > 0 for line in launches)
+            said.append(
+                f"{len(names)} launched by Triton {version} without a card ({len(launches)} binaries, at most "
+                f"{most} registers, {stacks} with a stack)"
+            )
+        seen = self.interpreted | {line["kernel"] for launches in self.launched.values() for line in launches}
         skipped = sorted(kernels - seen)
         return [
-            f"Triton: {len(kernels)} kernels: {len(self.interpreted)} interpreted, {compiled or '0 compiled'}, "
+            f"Triton: {len(kernels)} kernels: {len(self.interpreted)} interpreted, {', '.join(said) or '0 launched'}, "
             f"{len(skipped)} skipped{': ' if skipped else ''}{', '.join(skipped)}",
             "on a device: see the tests marked gpu" if gpu else "on a device: skipped, PyTorch sees no CUDA GPU",
         ]
 
 
 def kernel_names() -> set[str]:
-    """The kernels of the package, by the names of its sources' functions; importing Triton is not needed for that."""
+    """The kernels of the package, by name: functions of its sources under ``triton.jit`` but those that begin with _.
+
+    Importing Triton is not needed for that.
+    """
     folder = Path(__file__).resolve().parents[2] / "kernels"
-    return {name for file in folder.glob("*.py") for name in re.findall(r"^def (\w+_kernel)\(", file.read_text(), re.M)}
+    return {
+        node.name
+        for file in folder.rglob("*.py")
+        for node in ast.walk(ast.parse(file.read_text()))
+        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
+        if any("jit" in ast.unparse(decorator) for decorator in node.decorator_list)
+    }
 
 
 @pytest.fixture(scope="session")

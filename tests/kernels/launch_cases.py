@@ -1,0 +1,26 @@
+"""The calls whose kernels go through Triton's launcher: at least one for every kernel of `mct_fast.kernels`.
+
+A case takes no arguments and makes its tensors on the meta device. Add one by an entry in `CASES`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from bench.gpu_calls import IPC_BATCHES, Call, binary_calls, reference_steps
+from mct_fast.kernels import launcher
+
+
+def _replay(calls: list[Call]) -> Callable[[], None]:
+    def run() -> None:
+        for call in calls:
+            launcher(call.op)(*call.args)
+
+    return run
+
+
+CASES: dict[str, Callable[[], object]] = {
+    **{f"step-ipc{ipc}": _replay(calls) for ipc, calls in zip(IPC_BATCHES, reference_steps(), strict=True)},
+    "binary": _replay(binary_calls(1, 100)),
+}
+"""By name: a call of launchers on meta tensors, as large as on a card."""

@@ -1,0 +1,76 @@
+"""Every Triton kernel through Triton's own launcher, down to a driver that runs nothing.
+
+Other versions of Triton take part where ``MCT_FAST_TRITON`` names their folders, as a path list; one is made by
+``pip install --no-deps --target FOLDER triton==3.5.1``.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+ROOT = Path(__file__).resolve().parents[2]
+OTHERS = [folder for folder in os.environ.get("MCT_FAST_TRITON", "").split(os.pathsep) if folder]
+SHARED = {80: 163 * 1024, 90: 227 * 1024}
+"""Bytes of shared memory that one program may use."""
+
+pytestmark = pytest.mark.skipif(shutil.which(os.environ.get("CC", "cc")) is None, reason="no C compiler")
+
+
+@functools.cache
+def _results(triton: str | None, *cases: str) -> list[dict[str, Any]]:
+    """What `tests.kernels.launching` printed: a line of the version, then one for each launch."""
+    path = os.pathsep.join([*([triton] if triton else []), str(ROOT)])
+    env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
+    env.pop("TRITON_INTERPRET", None)
+    with tempfile.TemporaryDirectory() as folder:
+        command = [sys.executable, "-m", "tests.kernels.launching", folder, *cases]
+        done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=900)
+    assert done.returncode == 0, done.stderr
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+@pytest.fixture(scope="module", params=[None, *OTHERS], ids=["installed", *(Path(o).name for o in OTHERS)])
+def launched(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
+    return _results(request.param)
+
+
+def test_every_kernel_reaches_the_driver(launched: list[dict[str, Any]], kernels: set[str], proof: Any) -> None:
+    version, *launches = launched
+    failed = [
+        f"{line['kernel']} {line['variant']} sm_{line['arch']}: {line['error']}" for line in launches if line["error"]
+    ]
+    assert not failed, f"Triton {version['triton']}:\n" + "\n".join(failed)
+    for arch in SHARED:
+        assert {line["kernel"] for line in launches if line["arch"] == arch} == kernels
+    proof.launched[version["triton"]] = launches
+
+
+def test_no_kernel_spills() -> None:
+    """With the installed Triton; older ones may spill a few registers."""
+    _, *launches = _results(None)
+    spilled = {
+        f"{line['kernel']} {line['variant']} sm_{line['arch']}": line["stack"] for line in launches if line["stack"]
+    }
+    assert not spilled
+    assert all(line["shared"] <= SHARED[line["arch"]] for line in launches)
+
+
+def test_what_cannot_be_launched_is_found() -> None:
+    version, *launches = _results(None, "tests.kernels.launch_failures")
+    assert {"params", "specialization", "options", "grid", "num_warps"} <= set(version["reserved"])
+    errors = {line["case"]: line["error"] for line in launches}
+    assert "params" in errors["an argument named as a local of the binder"]
+    assert "invalid value" in errors["a grid that no card takes"]
+    assert "CompilationError" in errors["a kernel that does not compile"]
