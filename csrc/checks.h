@@ -1,4 +1,4 @@
-// Checks of the operators' arguments, and their data as plain pointers: what the glue to PyTorch shares between devices.
+// Checks of the operators' arguments, and their data as plain pointers.
 #pragma once
 
 #include <ATen/core/Tensor.h>
@@ -9,7 +9,7 @@
 #include <string>
 #include <vector>
 
-#include "shared/shapes.h"
+#include "cpu/shapes.h"
 
 namespace mct::op {
 

@@ -1,6 +1,6 @@
 // Norm -> ReLU -> pool and its derivatives for one image, in one instruction set (see simd.h and units.h).
 //
-// What is done to one value stands in shared/formulas.h. Every pass computes u by the same expression, so that all of them
+// What is done to one value stands in formulas.h. Every pass computes u by the same expression, so that all of them
 // see the same mask.
 // Sums run along a row first and rows are added after, which keeps float32 errors near those of a pairwise sum.
 

@@ -6,7 +6,7 @@
 
 #include <cstdint>
 
-#include "shared/shapes.h"
+#include "shapes.h"
 
 namespace mct {
 

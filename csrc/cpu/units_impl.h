@@ -6,8 +6,7 @@
 
 #include "units_vector.h"
 
-#define MCT_FORMULA MCT_INLINE
-#include "shared/formulas.h"
+#include "formulas.h"
 
 #include "blocks_impl.h"
 #include "flat_impl.h"

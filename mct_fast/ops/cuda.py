@@ -1,4 +1,4 @@
-"""Which implementation serves an operator on a CUDA device: the one place that decides.
+"""Which implementation serves an operator on a CUDA device: Triton's where Triton is installed, else plain PyTorch.
 
 Importing this module imports no Triton: a kernel's first call does.
 """
@@ -13,36 +13,6 @@ import torch
 
 from mct_fast.kernels import MODULES, launcher
 from mct_fast.ops import checks, reference
-from mct_fast.ops.schema import NAMESPACE, SCHEMAS, op_name
-
-PREFERENCE: dict[str, tuple[str, ...]] = {op_name(schema): ("compiled", "triton", "reference") for schema in SCHEMAS}
-"""For each operator the implementations by name (`AVAILABLE`), the preferred one first."""
-
-
-def _has_compiled(op: str) -> bool:
-    return torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{op}", "CUDA")
-
-
-def _has_triton(op: str) -> bool:
-    return op in MODULES and importlib.util.find_spec("triton") is not None
-
-
-def _has_reference(op: str) -> bool:
-    return True
-
-
-AVAILABLE: dict[str, Callable[[str], bool]] = {
-    "compiled": _has_compiled,
-    "triton": _has_triton,
-    "reference": _has_reference,
-}
-"""Whether an implementation of the operator can be had: registered by the compiled extension (which has checks and guards
-of its own, and is left as it is), Triton's, or plain PyTorch, which serves every device already."""
-
-
-def choose(op: str) -> str:
-    """The name of the preferred implementation that is available."""
-    return next(name for name in PREFERENCE[op] if AVAILABLE[name](op))
 
 
 def triton_kernel(op: str) -> Callable[..., Any]:
@@ -63,7 +33,7 @@ def triton_kernel(op: str) -> Callable[..., Any]:
 
 
 def register(library: torch.library.Library) -> None:
-    """Register the kernels that are chosen and not registered yet."""
-    for op in PREFERENCE:
-        if choose(op) == "triton":
+    """Register Triton's kernels; without Triton nothing, since `reference` serves every device already."""
+    if importlib.util.find_spec("triton") is not None:
+        for op in MODULES:
             library.impl(op, triton_kernel(op), "CUDA")

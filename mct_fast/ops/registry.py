@@ -8,7 +8,6 @@ defined here and `reference` serves every device. Where a device has no kernel o
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import logging
 from collections.abc import Callable
 from typing import Any
@@ -29,18 +28,7 @@ def load_extension() -> bool:
     except ImportError as error:
         log.warning("mct_fast: compiled kernels not available (%s); using the slower PyTorch operators", error)
         return False
-    _load_cuda()
     return True
-
-
-def _load_cuda() -> None:
-    """Load `mct_fast._C_cuda`, the compiled kernels for CUDA devices, where they were built."""
-    if importlib.util.find_spec("mct_fast._C_cuda") is None:
-        return
-    try:
-        importlib.import_module("mct_fast._C_cuda")
-    except ImportError as error:
-        log.warning("mct_fast: compiled CUDA kernels not available (%s); a GPU is served by the others", error)
 
 
 def register(loaded: bool) -> torch.library.Library:

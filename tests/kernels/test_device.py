@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from mct_fast import ops
-from mct_fast.ops import cuda
 from tests.kernels import laws
 from tests.ops.conftest import OPS, Arguments, Dims
 
@@ -33,12 +32,6 @@ def exact_products() -> Iterator[None]:
 @pytest.mark.usefixtures("poisoned_memory")
 def test_device_agrees_with_the_reference(op: str, shape: str) -> None:
     laws.agrees(op, shape, "cuda")
-
-
-@pytest.mark.parametrize(("op", "shape"), [c for c in laws.cases() if cuda.PREFERENCE[c[0]][0] == "compiled"])
-@pytest.mark.usefixtures("poisoned_memory")
-def test_triton_agrees_where_the_compiled_kernel_is_preferred(op: str, shape: str) -> None:
-    laws.agrees(op, shape, "cuda", cuda.triton_kernel(op))
 
 
 @pytest.mark.parametrize("shape", ["odd-S2", "no-norm-no-pool"])

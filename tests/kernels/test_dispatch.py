@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+from typing import Any
 
 import pytest
 import torch
@@ -19,21 +20,20 @@ def test_every_operator_has_a_cuda_kernel_where_triton_is(name: str) -> None:
     assert torch._C._dispatch_has_kernel_for_dispatch_key(f"{schema.NAMESPACE}::{name}", "CUDA")
 
 
-@pytest.mark.parametrize(
-    ("available", "wanted"),
-    [
-        ({"compiled", "triton", "reference"}, "compiled"),
-        ({"triton", "reference"}, "triton"),
-        ({"reference"}, "reference"),
-    ],
-    ids=["all", "no-compiled", "reference-only"],
-)
-def test_the_first_available_implementation_is_chosen(
-    available: set[str], wanted: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(cuda, "PREFERENCE", {"dsa": ("compiled", "triton", "reference")})
-    monkeypatch.setattr(cuda, "AVAILABLE", {name: lambda _, n=name: n in available for name in cuda.AVAILABLE})
-    assert cuda.choose("dsa") == wanted
+@pytest.mark.parametrize("installed", [True, False], ids=["triton", "no-triton"])
+def test_the_reference_serves_where_triton_is_missing(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Library:
+        def __init__(self) -> None:
+            self.registered: list[str] = []
+
+        def impl(self, op: str, kernel: Any, key: str) -> None:
+            assert key == "CUDA"
+            self.registered.append(op)
+
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if installed else None)
+    library: Any = Library()
+    cuda.register(library)
+    assert sorted(library.registered) == (sorted(OPS) if installed else [])
 
 
 def test_importing_the_operators_imports_no_triton() -> None:

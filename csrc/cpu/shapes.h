@@ -1,4 +1,4 @@
-// Shapes and parameters of the operators, for every device.
+// Shapes and parameters of the operators.
 #pragma once
 
 #include <cstdint>
@@ -15,9 +15,6 @@ template <class T>
 struct Param {
   const T* data;
   int64_t stride_s;
-#ifdef __CUDACC__
-  __host__ __device__
-#endif
   const T* of(int64_t s) const { return data == nullptr ? nullptr : data + s * stride_s; }
 };
 
