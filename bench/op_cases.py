@@ -254,8 +254,7 @@ def _augmentation(rand: Rand, s: int, b: int, side: int) -> Iterator[Case]:
     x = rand(s, b, 3, side, side)
     for kind in ("color", "crop", "scale", "rotate"):
         plan = DSA(kind).plan(s, 1, b, (3, side, side), torch.Generator().manual_seed(2))
-        kinds, params = plan.table(0)
-        params = params.to(x.device)
+        kinds, params = (t.to(x.device) for t in plan.table(0))
         for op in ("dsa", "dsa_transpose"):
             plain = getattr(reference, op)
             args = (x, kinds, params)

@@ -365,7 +365,7 @@ def _start(kernel: object, z: Tensor, norm: bool, pool: bool, arrays: int, *args
     The first argument of `args` is the tuple of tensors, the rest are strides and numbers.
     """
     students, batch, height, width, channels = z.shape
-    tile = tuning.plane(height, width, channels, students * batch, arrays)
+    tile = tuning.plane(height, width, channels, batch, arrays)
     grid = (students * batch * ceil_div(channels, tile.config.blocks["CHANNELS"]),)
     out_plane = channels * (height // 2 * (width // 2) if pool else height * width)
     tensors, *rest = args

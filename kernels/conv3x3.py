@@ -318,7 +318,7 @@ def conv3x3(
         return z
     pixels = batch * height * width
     how = precision or float32_precision()
-    config = tuning.conv_few(pixels * students, outputs, 9 * inputs, how)
+    config = tuning.conv_few(pixels, outputs, 9 * inputs, how)
     other_x, other_w, b = _or(x2, x), _or(w2, w), _or(bias, w)
     grid = (ceil_div(pixels, config.blocks["BM"]) * ceil_div(outputs, config.blocks["BN"]), students)
     launch(
@@ -343,7 +343,7 @@ def conv3x3_input_grad(
     parts = g.new_empty(students, pixels, columns)
     other_g, other_w = _or(g2, g), _or(w2, w)
     how = precision or float32_precision()
-    config = tuning.columns(pixels * students, outputs, columns, how)
+    config = tuning.columns(pixels, outputs, columns, how)
     launch(
         columns_kernel, (ceil_div(pixels, config.blocks["BM"]), students), config, g, w, other_g, other_w, parts, pixels,
         outputs, columns, w.stride(0), other_w.stride(0),
@@ -382,7 +382,7 @@ def _implicit_gemm(
         )  # fmt: skip
 
     key = ("conv", sign, *x.shape, n, x2 is not None, how)
-    tuning.run_best(key, tuning.conv(pixels, students, n, k, how), run)
+    tuning.run_best(key, tuning.conv(pixels, n, k, how), run)
 
 
 def conv3x3_weight_grad(
@@ -413,7 +413,7 @@ def conv3x3_weight_grad(
         launch(sum_taps_kernel, grid, config, gw_parts, gb_parts, gw, gb, splits, outputs * inputs, outputs)
 
     key = ("weight_grad", *x.shape, outputs, g2 is not None, how)
-    tuning.run_best(key, tuning.weight_grad(pixels, students, outputs, columns, taps, how), run)
+    tuning.run_best(key, tuning.weight_grad(pixels, outputs, columns, taps, how), run)
     return gw, gb
 
 

@@ -1,6 +1,7 @@
 """Block sizes by shape, in one place: tables made by counting registers and programs, not yet by timing on a device.
 
-The choice depends on shapes alone, so a run gives the same bits on every card. Where MCT_FAST_AUTOTUNE names a file, the
+The choice depends on shapes alone, so a run gives the same bits on every card, and not on the number of students, so each of
+them has the bits that it has alone. Where MCT_FAST_AUTOTUNE names a file, the
 convolutions' choices are timed once a shape and kept there (JSON); a later run with that file repeats them.
 """
 
@@ -82,7 +83,7 @@ class Plane:
 
 
 def plane(height: int, width: int, channels: int, images: int, arrays: int) -> Plane:
-    """Block kernels that hold `arrays` values a pixel: at most 8192 pixels x channels on chip.
+    """Block kernels that hold `arrays` values a pixel: at most 8192 pixels x channels on chip; `images` of a student.
 
     Eight channels fill a memory sector, so there are never fewer; more of them where there are images enough.
     """
@@ -109,15 +110,15 @@ def _inner(size: int, precision: Precision) -> int:
     return _clamp(_power(size), 16, 32 if precision == "tf32" else 16)
 
 
-def conv(pixels: int, students: int, outputs: int, inputs: int, precision: Precision) -> list[Config]:
+def conv(pixels: int, outputs: int, inputs: int, precision: Precision) -> list[Config]:
     """Implicit GEMM (pixels x outputs, `inputs` a step): the table's choice first, then what may be tried instead.
 
-    The largest tile that still gives every multiprocessor a program: a larger tile reads less from cache.
+    The largest tile that still gives every multiprocessor a program from one student: a larger tile reads less from cache.
     """
     n, k = _clamp(_power(outputs), 16, 128), _inner(inputs, precision)
     shapes = [(128, 128, 8), (128, 64, 8), (64, 64, 4), (32, 64, 4), (32, 32, 4)]
     tiles = list(dict.fromkeys((m, min(b, n), warps) for m, b, warps in shapes))
-    programs = {tile: students * -(-pixels // tile[0]) * -(-outputs // tile[1]) for tile in tiles}
+    programs = {tile: -(-pixels // tile[0]) * -(-outputs // tile[1]) for tile in tiles}
     first = next((tile for tile in tiles if 2 * programs[tile] >= PROGRAMS), tiles[-1])
     return [_conv_config(m, b, k, warps, 3) for m, b, warps in (first, *(t for t in tiles if t != first))]
 
@@ -153,15 +154,13 @@ class Splits:
     chunk: int
 
 
-def weight_grad(
-    pixels: int, students: int, outputs: int, columns: int, taps: int, precision: Precision
-) -> list[Splits]:
+def weight_grad(pixels: int, outputs: int, columns: int, taps: int, precision: Precision) -> list[Splits]:
     """Weight gradient: outputs x columns for each of `taps`, pixels split over programs in fixed parts."""
     found = []
     k = _inner(pixels, precision)
     for most, warps in ((64, 4), (128, 8), (32, 4)):
         m, n = _clamp(_power(outputs), 16, most), _clamp(_power(columns), 16, most)
-        tiles = taps * -(-outputs // m) * -(-columns // n) * students
+        tiles = taps * -(-outputs // m) * -(-columns // n)
         parts = _clamp(-(-PROGRAMS // tiles), 1, max(1, pixels // 128))
         found.append(Splits(_conv_config(m, n, k, warps, 3), k * -(-pixels // (k * parts))))
     return found

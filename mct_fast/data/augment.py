@@ -440,7 +440,7 @@ class AugmentPlan:
                 f"this plan is for {self.students} students: pass ({self.students}, b, C, H, W), not {tuple(x.shape)}"
             )
         # The kernel takes all students in one pass, but has no second derivative and no images one pixel high.
-        if not noise and ops.extension_loaded() and not x.requires_grad and min(x.shape[3:]) > 1:
+        if not noise and ops.kernels_available(x.device) and not x.requires_grad and min(x.shape[3:]) > 1:
             kinds, params = self.table(step)
             return fused(x.contiguous(), kinds, params.to(x.device))
         if self.students == 1:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from mct_fast.ops import cuda as _cuda
 from mct_fast.ops import registry as _registry
 
 _LOADED = _registry.load_extension()
@@ -47,9 +48,14 @@ def extension_loaded() -> bool:
     return _LOADED
 
 
-def kernels_available() -> bool:
-    """Whether some device of this machine has kernels for the operators: the compiled extension's, or Triton's on a GPU."""
-    return _LOADED or torch.cuda.is_available()
+def kernels_available(device: torch.device | str | None = None) -> bool:
+    """Whether `device` has kernels for the operators: the compiled extension's on a CPU, Triton's on a CUDA GPU.
+
+    None: whether some device of this machine has. A meta tensor stands for any of them.
+    """
+    kind = "meta" if device is None else torch.device(device).type
+    cpu = _LOADED and kind in ("cpu", "meta")
+    return cpu or ((kind == "cuda" or (kind == "meta" and torch.cuda.is_available())) and _cuda.has_triton())
 
 
 def conv3x3(

@@ -15,6 +15,11 @@ from mct_fast.kernels import MODULES, launcher
 from mct_fast.ops import checks, reference
 
 
+def has_triton() -> bool:
+    """Whether Triton is installed."""
+    return importlib.util.find_spec("triton") is not None
+
+
 def triton_kernel(op: str) -> Callable[..., Any]:
     """The operator on Triton: arguments checked, on the device of the first one.
 
@@ -34,6 +39,6 @@ def triton_kernel(op: str) -> Callable[..., Any]:
 
 def register(library: torch.library.Library) -> None:
     """Register Triton's kernels; without Triton nothing, since `reference` serves every device already."""
-    if importlib.util.find_spec("triton") is not None:
+    if has_triton():
         for op in MODULES:
             library.impl(op, triton_kernel(op), "CUDA")

@@ -89,6 +89,19 @@ def _place(t: Tensor, device: str) -> Tensor:
     return base.to(device, copy=True).as_strided(t.shape, t.stride(), t.storage_offset())
 
 
+SHARED = ("offsets", "pos", "neg")
+"""Arguments that all students share."""
+
+
+def alone(op: str, args: list[Any], student: int) -> list[Any]:
+    """The arguments of one student."""
+    names = [argument.name for argument in getattr(torch.ops.mct_fast, op).default._schema.arguments]
+    return [
+        a[student : student + 1] if isinstance(a, Tensor) and name not in SHARED else a
+        for name, a in zip(names, args, strict=False)
+    ]
+
+
 def wide(op: str, args: list[Any]) -> list[Any]:
     """The same numbers in float64 on the CPU, but for the float32 table of an augmentation."""
     found = [a.cpu() if isinstance(a, Tensor) else a for a in args]

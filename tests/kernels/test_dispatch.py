@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from mct_fast import ops
 from mct_fast.ops import cuda, schema
 
 OPS = [schema.op_name(s) for s in schema.SCHEMAS]
@@ -34,6 +35,19 @@ def test_the_reference_serves_where_triton_is_missing(installed: bool, monkeypat
     library: Any = Library()
     cuda.register(library)
     assert sorted(library.registered) == (sorted(OPS) if installed else [])
+
+
+@pytest.mark.parametrize("extension", [True, False])
+@pytest.mark.parametrize("triton", [True, False])
+@pytest.mark.parametrize("gpu", [True, False])
+def test_who_has_kernels(extension: bool, triton: bool, gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "_LOADED", extension)
+    monkeypatch.setattr(cuda, "has_triton", lambda: triton)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert ops.kernels_available("cpu") == extension
+    assert ops.kernels_available(torch.device("cuda", 1)) == triton
+    assert ops.kernels_available() == ops.kernels_available("meta") == (extension or (triton and gpu))
+    assert not ops.kernels_available("xpu")
 
 
 def test_importing_the_operators_imports_no_triton() -> None:

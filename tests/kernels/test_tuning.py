@@ -22,8 +22,8 @@ def configs() -> list[tuning.Config]:
     for pixels in (1, 49, 640, 102400):
         for outputs in SIZES:
             for inputs in SIZES:
-                found += tuning.conv(pixels, 1, outputs, inputs, "tf32x3")
-                found += [s.config for s in tuning.weight_grad(pixels, 2, outputs, inputs, 9, "tf32")]
+                found += tuning.conv(pixels, outputs, inputs, "tf32x3")
+                found += [s.config for s in tuning.weight_grad(pixels, outputs, inputs, 9, "tf32")]
             found += [tuning.conv_few(pixels, outputs, 27, "tf32"), tuning.columns(pixels, outputs, 9, "tf32x3")]
             found += [tuning.softmax(pixels, outputs), tuning.plane(pixels, 3, outputs, 5, 4).config]
     return found
@@ -54,7 +54,7 @@ def test_a_whole_plane_is_a_whole_plane(height: int, channels: int) -> None:
 
 def test_parts_of_the_weight_gradient_cover_all_pixels() -> None:
     for pixels in (1, 255, 2560, 102400):
-        for part in tuning.weight_grad(pixels, 1, 128, 128, 9, "tf32x3"):
+        for part in tuning.weight_grad(pixels, 128, 128, 9, "tf32x3"):
             assert part.chunk % part.config.blocks["BK"] == 0
             assert part.chunk * -(-pixels // part.chunk) >= pixels
 
