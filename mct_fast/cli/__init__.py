@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import sys
 from collections.abc import Sequence
@@ -10,7 +9,7 @@ from collections.abc import Sequence
 from mct_fast import __version__
 from mct_fast.cli.commands import COMMANDS, SPLIT
 from mct_fast.cli.parsing import nearest
-from mct_fast.cli.session import Interrupted, process, processes
+from mct_fast.cli.session import Interrupted, process, processes, spoken_log
 from mct_fast.run.errors import InputError, PeerError
 
 
@@ -20,10 +19,10 @@ def main(words: Sequence[str] | None = None) -> int:
     Returns the exit status: 0; 2 after wrong input, explained in one line on stderr; 1 where another process of the same
     run has failed; 130 after Ctrl-C.
     """
-    logging.basicConfig(level=logging.WARNING, format="mct-fast: %(message)s")
     words = list(sys.argv[1:] if words is None else words)
     try:
-        return _dispatch(words)
+        with spoken_log():
+            return _dispatch(words)
     except InputError as error:
         print(f"mct-fast: {process()}error: {error}", file=sys.stderr)
         return 2

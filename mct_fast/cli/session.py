@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -30,6 +32,28 @@ def progress_bars(communicator: Any = None) -> Any:
     from mct_fast.run.progress import for_stream, quiet
 
     return quiet() if communicator is not None and communicator.rank else for_stream()
+
+
+@contextlib.contextmanager
+def spoken_log() -> Iterator[None]:
+    """Within it the package's log is written to stderr, a line each; of several processes only the first one's."""
+    log, handler = logging.getLogger("mct_fast"), _StderrHandler()
+    level = log.level
+    handler.setFormatter(logging.Formatter("mct-fast: %(message)s"))
+    log.addHandler(handler)
+    log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    try:
+        yield
+    finally:
+        log.removeHandler(handler)
+        log.setLevel(level)
+
+
+class _StderrHandler(logging.Handler):
+    """Writes to what ``sys.stderr`` is at that moment: above a bar, if one is drawn."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print(self.format(record), file=sys.stderr)
 
 
 class Interrupted(Exception):  # noqa: N818 (no error: the user pressed Ctrl-C)

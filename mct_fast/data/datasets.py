@@ -32,6 +32,7 @@ from mct_fast.data.sources import (
 )
 from mct_fast.data.splits import Split, hash_split
 from mct_fast.data.transforms import ZCA, Normalize, Transform, check_zca_size, rows_in, to_unit
+from mct_fast.data.trees import ReadReport
 from mct_fast.run.errors import InputError
 from mct_fast.run.progress import Progress, quiet
 from mct_fast.tabular.columns import TableTransform
@@ -81,6 +82,7 @@ class Dataset:
     kind: "images" (n, C, H, W), "table" (n, features) or "series" (n, time, features).
     target: the target columns of a table or of series; none for images.
     source: the arguments of `load_dataset` that give it again, as JSON; `load_noted` reads them.
+    report: of an image tree, what was read, left out and changed.
     """
 
     name: str
@@ -94,6 +96,7 @@ class Dataset:
     kind: str = "images"
     target: tuple[str, ...] = ()
     source: Mapping[str, Any] = field(default_factory=dict)
+    report: ReadReport | None = None
 
     @property
     def num_classes(self) -> int:
@@ -277,6 +280,7 @@ def load_dataset(
             f"val_fraction={val_fraction} is out of range; give a share of the training set in [0, 1), e.g. 0.1"
         )
     target = _usable_device(device)
+    noted_path = _absolute(data_path)
     path = None if data_path is None else Path(data_path).expanduser()
     if canonical_name(name) in TABLES:
         canonical = canonical_name(name)
@@ -284,7 +288,7 @@ def load_dataset(
             argument = "download" if download else "zca" if zca else "image_size"
             raise InputError(f"{argument}: is for images; leave it out with dataset={name!r}")
         raw, spec = TABLES[canonical](TableOptions(path, table, grid, progress))
-        source: dict[str, Any] = {"data_path": _absolute(data_path), "table": changed(table), "grid": changed(grid)}
+        source: dict[str, Any] = {"data_path": noted_path, "table": changed(table), "grid": changed(grid)}
         for options, argument in (("table", "test_path"), ("grid", "labels_path")):
             if argument in source[options]:
                 source[options][argument] = _absolute(source[options][argument])
@@ -335,12 +339,13 @@ def load_dataset(
         fingerprint=fingerprint,
         source={
             "name": canonical,
-            "data_path": _absolute(data_path),
+            "data_path": noted_path,
             "zca": zca,
             "val_fraction": val_fraction,
             "split_seed": split_seed,
             "image_size": image_size,
         },
+        report=raw.report,
     )
 
 
@@ -385,8 +390,11 @@ def table_dataset(
 
 
 def _absolute(path: str | os.PathLike[str] | None) -> str | None:
-    """Runs are resumed from other working directories."""
-    return None if path is None else str(Path(path).expanduser().absolute())
+    """Runs are resumed from other working directories, which are noted as UTF-8."""
+    absolute = None if path is None else str(Path(path).expanduser().absolute())
+    if absolute is not None and absolute.encode("utf-8", "replace").decode("utf-8") != absolute:
+        raise InputError(f"data_path: {absolute} is no UTF-8, which records of a run are; rename the folder")
+    return absolute
 
 
 def _tabular(

@@ -5,7 +5,6 @@ Every reader returns a `RawDataset`; nothing here knows about transforms or vali
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,7 +16,8 @@ from torch import Tensor
 from mct_fast.data.cache import cache_folder
 from mct_fast.data.checks import as_images, as_labels
 from mct_fast.data.imagenet_subsets import IMAGENET_SUBSETS
-from mct_fast.data.images import IMAGE_SUFFIXES, decode_images
+from mct_fast.data.images import CHANGES, decode_images
+from mct_fast.data.trees import ImageTree, ReadReport, class_names, find_splits, list_classes
 from mct_fast.run.errors import InputError
 from mct_fast.run.progress import Progress, quiet
 
@@ -34,13 +34,14 @@ class RawSplit:
 class RawDataset:
     """A source as read. `test` is None where it has no test split of its own, `val` where it has no
     validation split. `constants` names the field's normalisation constants (see datasets.py), or is None for
-    the set's own statistics."""
+    the set's own statistics. `report` says what was read of an image tree."""
 
     train: RawSplit
     val: RawSplit | None
     test: RawSplit | None
     class_names: tuple[str, ...]
     constants: str | None = None
+    report: ReadReport | None = None
 
 
 @dataclass(frozen=True)
@@ -117,28 +118,30 @@ def read_folder(name: str, options: ReadOptions) -> RawDataset:
     data_path/<class>/….
 
     With both test/ and val/, val/ is the validation split. With val/ alone it is the test split. Classes are
-    the folders below train/, sorted by name; images may lie deeper.
+    the folders below train/, sorted by name; images may lie deeper, and behind links. What is not read is reported.
 
     Raises:
-        InputError: no data_path, no such folder, no class folders, an empty class, or a test class unknown to
-        train.
+        InputError: no data_path, no such folder, a tree that may be read in two ways, fewer than two classes, a class
+        without images, or a test class unknown to train.
     """
     root = _need_data_path(name, options, "the folder that holds train/<class>/…, or <class>/…")
-    train_root = root / "train" if (root / "train").is_dir() else root
-    held_out = [part for part in ("test", "val") if train_root != root and (root / part).is_dir()]
-    classes = _class_folders(train_root)
-    if not classes:
-        raise InputError(f"data_path: {train_root} has no class folders with images; expected {train_root}/<class>/…")
-    groups = {"train": _list_classes(train_root, classes)}
-    for part in held_out:
-        unknown = sorted(set(_class_folders(root / part)) - set(classes))
+    tree = ImageTree(root)
+    splits = find_splits(tree)
+    classes = class_names(tree, splits["train"])
+    groups = {"train": list_classes(tree, splits["train"], classes)}
+    for part, folder in splits.items():
+        if part == "train":
+            continue
+        unknown = [known for known in class_names(tree, folder, least=1) if known not in classes]
         if unknown:
-            raise InputError(f"data_path: {root / part} has class {unknown[0]}, which train/ lacks; make both agree")
-        groups[part] = _list_classes(root / part, classes, allow_missing=True)
+            raise InputError(
+                f"data_path: {root / folder} has class {unknown[0]}, which {splits['train']}/ lacks; make both agree"
+            )
+        groups[part] = list_classes(tree, folder, classes, may_lack=True)
     if "test" not in groups and "val" in groups:
         groups["test"] = groups.pop("val")
     constants = name.partition(":")[2] or None
-    return _decode_groups(name, root, groups, classes, options, constants)
+    return _decode_groups(name, tree, groups, classes, options, constants)
 
 
 def read_tiny_imagenet(name: str, options: ReadOptions) -> RawDataset:
@@ -150,22 +153,24 @@ def read_tiny_imagenet(name: str, options: ReadOptions) -> RawDataset:
     root = _need_data_path(name, options, "the folder tiny-imagenet-200, which holds train/ and val/")
     if not (root / "train").is_dir() and (root / "tiny-imagenet-200").is_dir():
         root = root / "tiny-imagenet-200"
-    train_root, val_root = root / "train", root / "val"
-    for part in (train_root, val_root):
-        _need_folder(part, "pass the folder tiny-imagenet-200, which holds train/ and val/")
-    classes = _class_folders(train_root)
-    if not classes:
-        raise InputError(f"data_path: {train_root} has no class folders with images; expected train/<wnid>/images/…")
-    groups = {"train": _list_classes(train_root, classes)}
-    annotations = val_root / "val_annotations.txt"
-    if annotations.is_file() and any(_is_image(file) for file in _children(val_root / "images")):
-        groups["test"] = _list_annotated(val_root / "images", annotations, classes)
+    for part in ("train", "val"):
+        _need_folder(root / part, "pass the folder tiny-imagenet-200, which holds train/ and val/")
+    tree = ImageTree(root)
+    classes = class_names(tree, "train", least=1)
+    groups = {"train": list_classes(tree, "train", classes)}
+    annotations = root / "val" / "val_annotations.txt"
+    nested = "val/images" if (root / "val" / "images").is_dir() else "val"
+    if annotations.is_file() and nested == "val/images" and tree.pictures(nested):
+        groups["test"] = _list_annotated(tree, nested, annotations, classes)
     else:
-        nested = val_root / "images"
-        groups["test"] = _list_classes(nested if nested.is_dir() else val_root, classes)
+        groups["test"] = list_classes(tree, nested, classes)
     names = _read_words(root / "words.txt")
     titles = [names.get(wnid, wnid) for wnid in classes]
-    return _decode_groups(name, root, groups, titles, options, constants=name)
+    # A word may have two meanings, as crane (a machine, and a bird) has: then the ids tell them apart.
+    titles = [
+        f"{title} ({wnid})" if titles.count(title) > 1 else title for title, wnid in zip(titles, classes, strict=True)
+    ]
+    return _decode_groups(name, tree, groups, titles, options, constants=name)
 
 
 def read_imagenet_subset(name: str, options: ReadOptions) -> RawDataset:
@@ -176,7 +181,8 @@ def read_imagenet_subset(name: str, options: ReadOptions) -> RawDataset:
     root = _need_data_path(name, options, "an ImageNet tree, which holds train/<wnid>/ and val/<wnid>/")
     subset = IMAGENET_SUBSETS[name]
     wnids = [member.wnid for member in subset]
-    groups: dict[str, list[tuple[Path, int]]] = {}
+    tree = ImageTree(root)
+    groups: dict[str, list[tuple[str, int]]] = {}
     for part, split in (("train", "train"), ("val", "test")):
         _need_folder(root / part, "pass an ImageNet tree, which holds train/<wnid>/ and val/<wnid>/")
         missing = [wnid for wnid in wnids if not (root / part / wnid).is_dir()]
@@ -186,95 +192,88 @@ def read_imagenet_subset(name: str, options: ReadOptions) -> RawDataset:
                 f"first {missing[0]}; "
                 f"sort the images into {part}/<wnid>/ folders"
             )
-        groups[split] = _list_classes(root / part, wnids)
-    return _decode_groups(name, root, groups, [member.name for member in subset], options, constants="imagenet")
+        groups[split] = list_classes(tree, part, wnids)
+    return _decode_groups(name, tree, groups, [member.name for member in subset], options, constants="imagenet")
 
 
 def _decode_groups(
     name: str,
-    root: Path,
-    groups: dict[str, list[tuple[Path, int]]],
+    tree: ImageTree,
+    groups: dict[str, list[tuple[str, int]]],
     class_names: Sequence[str],
     options: ReadOptions,
     constants: str | None,
 ) -> RawDataset:
     """Decode all splits in one go: they share one size, one number of channels, one cache entry."""
     files = [file for group in groups.values() for file, _ in group]
+    changed: dict[str, list[str]] = {}
+
+    def note(codes: Tensor) -> None:
+        for bit, change in enumerate(CHANGES):
+            names = [files[i] for i in (codes & (1 << bit)).nonzero().flatten().tolist()]
+            if names:
+                changed[change] = names
+
     images = decode_images(
-        files,
-        root,
+        [tree.path(file) for file in files],
+        Path(tree.root),
         image_size=options.image_size,
         cache=options.cache,
         progress=options.progress,
         title=f"decoding {name}",
+        changed=note,
     )
     pieces = images.split([len(group) for group in groups.values()])
     splits = {
         part: RawSplit(piece, torch.tensor([label for _, label in group], dtype=torch.int64))
         for (part, group), piece in zip(groups.items(), pieces, strict=True)
     }
-    return RawDataset(splits["train"], splits.get("val"), splits.get("test"), tuple(class_names), constants)
+    counts = {
+        part: dict(zip(class_names, split.labels.bincount(minlength=len(class_names)).tolist(), strict=True))
+        for part, split in splits.items()
+    }
+    report = ReadReport(counts, dict(tree.left_out), changed)
+    report.say(name)
+    return RawDataset(splits["train"], splits.get("val"), splits.get("test"), tuple(class_names), constants, report)
 
 
-def _list_classes(root: Path, classes: Sequence[str], allow_missing: bool = False) -> list[tuple[Path, int]]:
-    """(file, label) of every image below root/<class>, ordered by class and path."""
-    listed: list[tuple[Path, int]] = []
-    for label, class_name in enumerate(classes):
-        files = _images_below(root / class_name)
-        if not files and not allow_missing:
-            raise InputError(f"data_path: {root / class_name} has no images; add some or remove the class")
-        listed.extend((file, label) for file in files)
-    if not listed:
-        raise InputError(f"data_path: {root} has no images in its class folders; expected {root}/<class>/…")
-    return listed
-
-
-def _list_annotated(folder: Path, annotations: Path, classes: Sequence[str]) -> list[tuple[Path, int]]:
-    """(file, label) from val_annotations.txt: file name, tab, wnid, tab, a box that is not used."""
+def _list_annotated(tree: ImageTree, folder: str, annotations: Path, classes: Sequence[str]) -> list[tuple[str, int]]:
+    """(picture, label) from val_annotations.txt: file name, tab, wnid, tab, a box that is not used."""
     labels = {wnid: label for label, wnid in enumerate(classes)}
-    listed: list[tuple[Path, int]] = []
-    for number, line in enumerate(annotations.read_text(encoding="utf-8").splitlines(), start=1):
+    listed: dict[str, int] = {}
+    for number, line in enumerate(_lines(annotations), start=1):
         if not line.strip():
             continue
         fields = line.split("\t")
         if len(fields) < 2 or fields[1] not in labels:
             raise InputError(f"{annotations} line {number} names no class of train/; restore the file")
-        listed.append((folder / fields[0], labels[fields[1]]))
+        picture = f"{folder}/{fields[0]}"
+        if picture in listed:
+            raise InputError(f"{annotations} line {number} names {fields[0]} a second time; restore the file")
+        listed[picture] = labels[fields[1]]
     if not listed:
         raise InputError(f"{annotations} is empty; restore the file")
-    return sorted(listed, key=lambda item: (item[1], item[0].name))
+    present = set(tree.pictures(folder))
+    missing = sorted(listed.keys() - present)
+    if missing:
+        raise InputError(f"{annotations} names {missing[0]}, which is no picture there; restore both")
+    tree.leave_out(sorted(present - listed.keys()), f"not in {annotations.name}")
+    return sorted(listed.items(), key=lambda item: (item[1], item[0]))
+
+
+def _lines(path: Path) -> list[str]:
+    try:
+        return path.read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"cannot read {path} ({error}); restore the file") from error
 
 
 def _read_words(path: Path) -> dict[str, str]:
     """wnid -> its first readable name, from Tiny-ImageNet's words.txt; empty where there is no such file."""
     if not path.is_file():
         return {}
-    pairs = (line.partition("\t") for line in path.read_text(encoding="utf-8").splitlines())
+    pairs = (line.partition("\t") for line in _lines(path))
     return {wnid: names.split(",")[0].strip() for wnid, _, names in pairs if names.strip()}
-
-
-def _class_folders(root: Path) -> list[str]:
-    """Names of the folders in `root` that hold an image somewhere below, sorted; hidden ones are skipped."""
-    return sorted(
-        folder.name
-        for folder in _children(root)
-        if folder.is_dir() and not folder.name.startswith(".") and _images_below(folder)
-    )
-
-
-def _images_below(folder: Path) -> list[Path]:
-    found: list[Path] = []
-    for parent, _, names in os.walk(folder):
-        found.extend(Path(parent, name) for name in names if _is_image(Path(name)))
-    return sorted(found)
-
-
-def _children(folder: Path) -> list[Path]:
-    return sorted(folder.iterdir()) if folder.is_dir() else []
-
-
-def _is_image(file: Path) -> bool:
-    return file.suffix.lower() in IMAGE_SUFFIXES and not file.name.startswith(".")
 
 
 def _need_data_path(name: str, options: ReadOptions, what: str) -> Path:

@@ -57,7 +57,12 @@ def train_experts(
         "model": spec,
         "shapes": [list(shape) for shape in model.shapes],
         "init": None if model.init_plan is None else [fill.to_json() for fill in model.init_plan],
-        "dataset": {**dataset.source, "name": dataset.name, "fingerprint": dataset.fingerprint},
+        "dataset": {
+            **dataset.source,
+            "name": dataset.name,
+            "fingerprint": dataset.fingerprint,
+            **({} if dataset.report is None else {"report": dataset.report.json()}),
+        },
         "task": task.state(),
         "recipe": recipe_of(config, dataset),
     }

@@ -9,6 +9,17 @@ class InputError(ValueError):
     The command line prints the message without a traceback and exits non-zero.
     """
 
+    def __init__(self, message: str) -> None:
+        super().__init__(printable(message))
+
 
 class PeerError(RuntimeError):
     """Another process of the same run has failed, or disagrees.  The command line prints the message alone."""
+
+
+def printable(text: str) -> str:
+    """``text`` on one line: what no terminal shows, or UTF-8 cannot say, is escaped. Names of files may hold any byte."""
+    if text.isprintable():
+        return text
+    whole = text.encode("utf-8", "backslashreplace").decode("utf-8")
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in whole)
