@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import HealthCheck, settings
 
 from mct_fast.distill import DistillConfig, distill
 from mct_fast.experts import ExpertConfig, train_experts
+
+# Generated tests: a fixed few cases with every run; with --hypothesis-profile=thorough many, other ones each time.
+_COMMON = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
+settings.register_profile("quick", max_examples=40, derandomize=True, **_COMMON)
+settings.register_profile("thorough", max_examples=2000, **_COMMON)
+settings.load_profile("quick")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -36,6 +44,22 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
         terminalreporter.section(heading)
         for line in lines:
             terminalreporter.write_line(line)
+
+
+@pytest.fixture(scope="session")
+def tally(final_report: dict[str, list[str]]) -> Callable[[str, str], None]:
+    """Counts an outcome (such as "right", "refused") of a class of generated cases, for the end of the run."""
+    counts: dict[str, Counter[str]] = {}
+    lines = final_report.setdefault("generated cases", [])
+
+    def count(kind: str, outcome: str) -> None:
+        counts.setdefault(kind, Counter())[outcome] += 1
+        lines[:] = [
+            f"{kind}: {sum(found.values())} tries, " + ", ".join(f"{n} {what}" for what, n in sorted(found.items()))
+            for kind, found in counts.items()
+        ]
+
+    return count
 
 
 @pytest.fixture

@@ -41,7 +41,7 @@ def spoken_log() -> Iterator[None]:
     level = log.level
     handler.setFormatter(logging.Formatter("mct-fast: %(message)s"))
     log.addHandler(handler)
-    log.setLevel(logging.INFO if os.environ.get("RANK", "0") == "0" else logging.ERROR)
+    log.setLevel(logging.WARNING if os.environ.get("RANK", "0") == "0" else logging.ERROR)
     try:
         yield
     finally:

@@ -233,7 +233,7 @@ def _decode_groups(
         for part, split in splits.items()
     }
     report = ReadReport(counts, dict(tree.left_out), changed)
-    report.say(name)
+    report.say(name, options.progress)
     return RawDataset(splits["train"], splits.get("val"), splits.get("test"), tuple(class_names), constants, report)
 
 

@@ -12,6 +12,7 @@ from typing import Any
 
 from mct_fast.data.images import IMAGE_SUFFIXES, picture_format
 from mct_fast.run.errors import InputError, printable
+from mct_fast.run.progress import Progress, note
 
 log = logging.getLogger("mct_fast")
 
@@ -56,9 +57,9 @@ class ReadReport:
         """Files a split and class, on one line."""
         return "; ".join(f"{part}: {_counts(counts)}" for part, counts in self.files.items())
 
-    def say(self, name: str) -> None:
-        """Reports on dataset ``name`` to the package's log: what was read, and, as warnings, what was not or was changed."""
-        log.info("%s: %s", name, self.summary())
+    def say(self, name: str, progress: Progress) -> None:
+        """Reports on dataset ``name``: to ``progress`` what was read, to the package's log what was not or was changed."""
+        note(progress, f"{name}: {self.summary()}")
         for remark in self.remarks():
             log.warning("%s: %s", name, remark)
 

@@ -6,7 +6,7 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol, TextIO
+from typing import Protocol, TextIO, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -31,6 +31,21 @@ class Progress(Protocol):
     def task(self, name: str, total: int, *, done: int = 0) -> AbstractContextManager[Bar]:
         """A task of ``total`` units, ``done`` of which were finished by an earlier run."""
         ...
+
+
+@runtime_checkable
+class Notes(Protocol):
+    """What a :class:`Progress` may also offer: lines beside its tasks."""
+
+    def note(self, text: str) -> None:
+        """Writes ``text``, a line."""
+        ...
+
+
+def note(progress: Progress, text: str) -> None:
+    """Writes ``text``, a line, where ``progress`` shows its tasks, if it shows anything."""
+    if isinstance(progress, Notes):
+        progress.note(text)
 
 
 def quiet() -> Progress:
@@ -76,6 +91,10 @@ class TerminalProgress:
                 self._display = None
             else:
                 display.remove_task(number)
+
+    def note(self, text: str) -> None:
+        """See :class:`Notes`."""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     def _open(self) -> RichProgress:
         self._display = RichProgress(
@@ -130,6 +149,10 @@ class LineProgress:
                 self._write(bar.line(finished=True))
         finally:
             self._depth -= 1
+
+    def note(self, text: str) -> None:
+        """See :class:`Notes`."""
+        print(text, file=self._stream, flush=True)
 
     def tick(self, bar: _LineBar) -> None:
         """Writes the state of ``bar`` if it is time to."""
