@@ -176,7 +176,7 @@ def _epoch(stack: NetworkStack, arguments: Arguments, images: Tensor, labels: Te
 
 def _ours(arguments: Arguments, images: Tensor, labels: Tensor) -> Trainer:
     model = FunctionalModel(arguments.setting.convnet())
-    student = student_for(model, Classification())
+    student = student_for(model, Classification(), images.device)
 
     def make(params: Tensor) -> FlatStack:
         return FlatStack(student, params, SGD())

@@ -15,7 +15,7 @@ from mct_fast import ops
 from mct_fast.kernels import launcher
 from mct_fast.kernels.aot import Launch, launches
 from mct_fast.models import ConvNet, FunctionalModel
-from mct_fast.ops.schema import NAMESPACE
+from mct_fast.ops.operator import NAMESPACE
 from mct_fast.students import FusedStudent
 
 IPC_BATCHES = {1: 10, 10: 100}

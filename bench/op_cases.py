@@ -14,7 +14,6 @@ from torch.func import grad, jvp, vjp
 from mct_fast import ops
 from mct_fast.data import DSA
 from mct_fast.models import ConvNet, FunctionalModel
-from mct_fast.ops import reference
 
 EPS = 1e-5
 
@@ -45,7 +44,7 @@ class Case:
         return extra + sum(t.nbytes for t in (*_tensors(self.args), *results))
 
     def error(self) -> float:
-        """The greatest relative error of a result against :mod:`mct_fast.ops.reference` in float64."""
+        """The greatest relative error of a result against the operator's reference in float64."""
         wide: list[Any] = [a.double() if isinstance(a, Tensor) and a.dtype == torch.float32 else a for a in self.args]
         if self.op.startswith("dsa"):
             wide[2] = self.args[2]  # the table of parameters is float32 by definition
@@ -53,9 +52,9 @@ class Case:
             narrow: list[Any] = [a.clone() if isinstance(a, Tensor) else a for a in self.args]
             wide = [a.clone() if isinstance(a, Tensor) else a for a in wide]
             ops.sgd_step_(*narrow)
-            reference.sgd_step_(*wide)
+            ops.sgd_step_.reference(*wide)
             return max(_relative(n, w) for n, w in zip(_tensors(narrow)[:3:2], _tensors(wide)[:3:2], strict=True))
-        wanted = _tensors(getattr(reference, self.op)(*wide))
+        wanted = _tensors(getattr(ops, self.op).reference(*wide))
         return max(_relative(f, w) for f, w in zip(_tensors(self.run()), wanted, strict=True))
 
 
@@ -256,7 +255,7 @@ def _augmentation(rand: Rand, s: int, b: int, side: int) -> Iterator[Case]:
         plan = DSA(kind).plan(s, 1, b, (3, side, side), torch.Generator().manual_seed(2))
         kinds, params = (t.to(x.device) for t in plan.table(0))
         for op in ("dsa", "dsa_transpose"):
-            plain = getattr(reference, op)
+            plain = getattr(ops, op).reference
             args = (x, kinds, params)
             yield Case(op, f"{s}x{b}x3x{side}x{side}, {kind}", args, lambda plain=plain, args=args: plain(*args))
 

@@ -1,6 +1,5 @@
-// Schemas of the operators, and the CPU kernels' entry into PyTorch's dispatcher: arguments are checked here, outputs are
-// allocated here. Kernels are free of PyTorch's headers. Fake kernels and derivatives are
-// registered in mct_fast/ops/registry.py; mct_fast/ops/schema.py repeats the schemas for installs without the extension.
+// The CPU kernels' entry into PyTorch's dispatcher: outputs are allocated here. Kernels are free of PyTorch's headers.
+// Schemas, fake kernels and derivatives are Python's (mct_fast/ops); signature.h tells how arguments are checked.
 
 #include <Python.h>
 
@@ -9,13 +8,15 @@
 #include <torch/library.h>
 
 #include <optional>
+#include <string>
 #include <tuple>
+#include <vector>
 
-#include "checks.h"
 #include "cpu/conv3x3.h"
 #include "cpu/kernels.h"
 #include "cpu/pool.h"
 #include "cpu/simd.h"
+#include "signature.h"
 
 namespace {
 
@@ -44,98 +45,64 @@ Tensor fresh(at::IntArrayRef sizes, at::ScalarType dtype) {
 }
 
 // --------------------------------------------------------------------------------------------------- convolutions
-// float32 on csrc/cpu/conv3x3.h; float64, the dtype of the oracles, on PyTorch's own convolution.
 
-Tensor nchw(const Tensor& x, int64_t s) { return x.select(0, s).permute({0, 3, 1, 2}); }
+mct::ConvShape conv_shape(const Tensor& x, int64_t Ci, int64_t Co) {
+  return {x.size(0), x.size(1), x.size(2), x.size(3), Ci, Co};
+}
 
 Tensor conv3x3(const Tensor& x, const Tensor& w, Maybe bias, Maybe x2, Maybe w2) {
-  const Checks check("x", x);
-  check.activation("x", x, {kAny, kAny, kAny, kAny, kAny});
-  const int64_t S = x.size(0), B = x.size(1), H = x.size(2), W = x.size(3), Ci = x.size(4);
-  check.parameter("w", w, {S, kAny, Ci, 3, 3});
-  const int64_t Co = w.size(1);
-  check.parameter("bias", bias, {S, Co});
-  together("x2", x2.has_value(), "w2", w2.has_value());
-  check.activation("x2", x2, {S, B, H, W, Ci});
-  check.parameter("w2", w2, {S, Co, Ci, 3, 3});
-  Tensor z = fresh({S, B, H, W, Co}, x.scalar_type());
-  if (x.scalar_type() == at::kFloat) {
-    const auto w_ = param<float>(w), b_ = param<float>(bias), w2_ = param<float>(w2);
-    mct::conv3x3_forward({S, B, H, W, Ci, Co}, data<float>(x), w_.data, w_.stride_s, b_.data, b_.stride_s,
-                         data<float>(x2), w2_.data, w2_.stride_s, out<float>(z));
-    return z;
-  }
-  for (int64_t s = 0; s < S; ++s) {
-    const std::optional<Tensor> b = bias ? std::optional<Tensor>(bias->select(0, s)) : std::nullopt;
-    Tensor one = at::conv2d(nchw(x, s), w.select(0, s), b, {1, 1}, {1, 1});
-    if (x2) one = one + at::conv2d(nchw(*x2, s), w2->select(0, s), {}, {1, 1}, {1, 1});
-    z.select(0, s).copy_(one.permute({0, 2, 3, 1}));
-  }
+  const mct::ConvShape s = conv_shape(x, w.size(2), w.size(1));
+  Tensor z = fresh({s.S, s.B, s.H, s.W, s.Co}, x.scalar_type());
+  by_dtype(x, [&](auto zero) {
+    using T = decltype(zero);
+    const auto w_ = param<T>(w), b_ = param<T>(bias), w2_ = param<T>(w2);
+    mct::conv3x3_forward(s, data<T>(x), w_.data, w_.stride_s, b_.data, b_.stride_s, data<T>(x2), w2_.data, w2_.stride_s,
+                         out<T>(z));
+  });
   return z;
 }
 
 Tensor conv3x3_input_grad(const Tensor& g, const Tensor& w, Maybe g2, Maybe w2) {
-  const Checks check("g", g);
-  check.activation("g", g, {kAny, kAny, kAny, kAny, kAny});
-  const int64_t S = g.size(0), B = g.size(1), H = g.size(2), W = g.size(3), Co = g.size(4);
-  check.parameter("w", w, {S, Co, kAny, 3, 3});
-  const int64_t Ci = w.size(2);
-  together("g2", g2.has_value(), "w2", w2.has_value());
-  check.activation("g2", g2, {S, B, H, W, Co});
-  check.parameter("w2", w2, {S, Co, Ci, 3, 3});
-  Tensor gx = fresh({S, B, H, W, Ci}, g.scalar_type());
-  if (g.scalar_type() == at::kFloat) {
-    const auto w_ = param<float>(w), w2_ = param<float>(w2);
-    mct::conv3x3_input_grad({S, B, H, W, Ci, Co}, data<float>(g), w_.data, w_.stride_s, data<float>(g2), w2_.data,
-                            w2_.stride_s, out<float>(gx));
-    return gx;
-  }
-  for (int64_t s = 0; s < S; ++s) {
-    Tensor one = at::conv_transpose2d(nchw(g, s), w.select(0, s), {}, {1, 1}, {1, 1});
-    if (g2) one = one + at::conv_transpose2d(nchw(*g2, s), w2->select(0, s), {}, {1, 1}, {1, 1});
-    gx.select(0, s).copy_(one.permute({0, 2, 3, 1}));
-  }
+  const mct::ConvShape s = conv_shape(g, w.size(2), w.size(1));
+  Tensor gx = fresh({s.S, s.B, s.H, s.W, s.Ci}, g.scalar_type());
+  by_dtype(g, [&](auto zero) {
+    using T = decltype(zero);
+    const auto w_ = param<T>(w), w2_ = param<T>(w2);
+    mct::conv3x3_input_grad(s, data<T>(g), w_.data, w_.stride_s, data<T>(g2), w2_.data, w2_.stride_s, out<T>(gx));
+  });
   return gx;
 }
 
-Tensor weight_grad_float64(const Tensor& g, const Tensor& x, int64_t s, const Tensor& like) {
-  return std::get<1>(at::convolution_backward(nchw(g, s), nchw(x, s), like, std::nullopt, {1, 1}, {1, 1}, {1, 1}, false,
-                                              {0, 0}, 1, {false, true, false}));
-}
-
 std::tuple<Tensor, Tensor> conv3x3_weight_grad(const Tensor& g, const Tensor& x, Maybe g2, Maybe x2) {
-  const Checks check("g", g);
-  check.activation("g", g, {kAny, kAny, kAny, kAny, kAny});
-  const int64_t S = g.size(0), B = g.size(1), H = g.size(2), W = g.size(3), Co = g.size(4);
-  check.activation("x", x, {S, B, H, W, kAny});
-  const int64_t Ci = x.size(4);
-  together("g2", g2.has_value(), "x2", x2.has_value());
-  check.activation("g2", g2, {S, B, H, W, Co});
-  check.activation("x2", x2, {S, B, H, W, Ci});
-  Tensor gw = fresh({S, Co, Ci, 3, 3}, g.scalar_type()), gb = fresh({S, Co}, g.scalar_type());
-  if (g.scalar_type() == at::kFloat) {
-    mct::conv3x3_weight_grad({S, B, H, W, Ci, Co}, data<float>(g), data<float>(x), data<float>(g2), data<float>(x2),
-                             out<float>(gw), Co * Ci * 9, out<float>(gb), Co);
-    return {gw, gb};
-  }
-  const Tensor like = at::empty({Co, Ci, 3, 3}, g.options());
-  for (int64_t s = 0; s < S; ++s) {
-    Tensor one = weight_grad_float64(g, x, s, like);
-    if (g2) one = one + weight_grad_float64(*g2, *x2, s, like);
-    gw.select(0, s).copy_(one);
-    gb.select(0, s).copy_(g.select(0, s).sum(at::IntArrayRef{0, 1, 2}));
-  }
+  const mct::ConvShape s = conv_shape(g, x.size(4), g.size(4));
+  Tensor gw = fresh({s.S, s.Co, s.Ci, 3, 3}, g.scalar_type()), gb = fresh({s.S, s.Co}, g.scalar_type());
+  by_dtype(g, [&](auto zero) {
+    using T = decltype(zero);
+    mct::conv3x3_weight_grad(s, data<T>(g), data<T>(x), data<T>(g2), data<T>(x2), out<T>(gw), s.Co * s.Ci * 9, out<T>(gb),
+                             s.Co);
+  });
   return {gw, gb};
 }
 
 // --------------------------------------------------------------------------------------------------------- blocks
 
+mct::BlockShape block_shape(const Tensor& z, bool pool) {
+  require(!pool || (z.size(2) > 1 && z.size(3) > 1));
+  return {z.size(0), z.size(1), z.size(2), z.size(3), z.size(4), pool};
+}
+
+// Empty (S, B, C), (S, C), and the output of a block.
+Tensor statistic(const mct::BlockShape& s, const Tensor& z) { return fresh({s.S, s.B, s.C}, z.scalar_type()); }
+Tensor channels(const mct::BlockShape& s, const Tensor& z) { return fresh({s.S, s.C}, z.scalar_type()); }
+Tensor pooled(const mct::BlockShape& s, const Tensor& z) {
+  const int64_t by = s.pool ? 2 : 1;
+  return fresh({s.S, s.B, s.H / by, s.W / by, s.C}, z.scalar_type());
+}
+
 std::tuple<Tensor, Tensor, Tensor> block_forward(const Tensor& z, Maybe gamma, Maybe beta, double eps, bool pool) {
-  const Checks check("z", z);
-  const BlockArguments a = check_block(check, z, gamma, beta, pool);
-  const auto& s = a.shape;
-  Tensor p = fresh(a.pooled, a.dtype), mean = fresh({s.S, s.B, s.C}, a.dtype), rstd = fresh({s.S, s.B, s.C}, a.dtype);
-  by_dtype(a.dtype, [&](auto zero) {
+  const auto s = block_shape(z, pool);
+  Tensor p = pooled(s, z), mean = statistic(s, z), rstd = statistic(s, z);
+  by_dtype(z, [&](auto zero) {
     using T = decltype(zero);
     mct::block_forward<T>(s, data<T>(z), param<T>(gamma), param<T>(beta), eps, out<T>(p), out<T>(mean), out<T>(rstd));
   });
@@ -144,14 +111,9 @@ std::tuple<Tensor, Tensor, Tensor> block_forward(const Tensor& z, Maybe gamma, M
 
 std::tuple<Tensor, Tensor, Tensor> block_backward(const Tensor& gp, const Tensor& z, const Tensor& mean,
                                                   const Tensor& rstd, Maybe gamma, Maybe beta, bool pool) {
-  const Checks check("z", z);
-  const BlockArguments a = check_block(check, z, gamma, beta, pool);
-  const auto& s = a.shape;
-  check_output(check, "gp", gp, a);
-  check.activation("mean", mean, {s.S, s.B, s.C});
-  check.activation("rstd", rstd, {s.S, s.B, s.C});
-  Tensor gz = fresh(z.sizes(), a.dtype), ggamma = fresh({s.S, s.C}, a.dtype), gbeta = fresh({s.S, s.C}, a.dtype);
-  by_dtype(a.dtype, [&](auto zero) {
+  const auto s = block_shape(z, pool);
+  Tensor gz = fresh(z.sizes(), z.scalar_type()), ggamma = channels(s, z), gbeta = channels(s, z);
+  by_dtype(z, [&](auto zero) {
     using T = decltype(zero);
     mct::block_backward<T>(s, data<T>(gp), data<T>(z), data<T>(mean), data<T>(rstd), param<T>(gamma), param<T>(beta),
                            out<T>(gz), out<T>(ggamma), out<T>(gbeta));
@@ -162,12 +124,9 @@ std::tuple<Tensor, Tensor, Tensor> block_backward(const Tensor& gp, const Tensor
 std::tuple<Tensor, Tensor, Tensor> block_tangent(const Tensor& z, const Tensor& zdot, const Tensor& mean,
                                                  const Tensor& rstd, Maybe gamma, Maybe beta, Maybe gammadot,
                                                  Maybe betadot, bool pool) {
-  const Checks check("z", z);
-  const BlockArguments a = check_block(check, z, gamma, beta, pool);
-  check_tangent(check, a, zdot, mean, rstd, gamma, gammadot, betadot);
-  const auto& s = a.shape;
-  Tensor pdot = fresh(a.pooled, a.dtype), m1 = fresh({s.S, s.B, s.C}, a.dtype), m2 = fresh({s.S, s.B, s.C}, a.dtype);
-  by_dtype(a.dtype, [&](auto zero) {
+  const auto s = block_shape(z, pool);
+  Tensor pdot = pooled(s, z), m1 = statistic(s, z), m2 = statistic(s, z);
+  by_dtype(z, [&](auto zero) {
     using T = decltype(zero);
     mct::block_tangent<T>(s, data<T>(z), data<T>(zdot), data<T>(mean), data<T>(rstd), param<T>(gamma), param<T>(beta),
                           param<T>(gammadot), param<T>(betadot), out<T>(pdot), out<T>(m1), out<T>(m2));
@@ -179,14 +138,10 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> block_tangent_backward(
     const Tensor& gp, const Tensor& gpdot, const Tensor& z, const Tensor& zdot, const Tensor& mean, const Tensor& rstd,
     const Tensor& mean_zdot, const Tensor& mean_xhat_zdot, Maybe gamma, Maybe beta, Maybe gammadot, Maybe betadot,
     bool pool) {
-  const Checks check("z", z);
-  const BlockArguments a = check_block(check, z, gamma, beta, pool);
-  check_tangent(check, a, zdot, mean, rstd, gamma, gammadot, betadot);
-  check_tangent_backward(check, a, gp, gpdot, mean_zdot, mean_xhat_zdot);
-  const auto& s = a.shape;
-  Tensor gz = fresh(z.sizes(), a.dtype), gzdot = fresh(z.sizes(), a.dtype);
-  Tensor ggammadot = fresh({s.S, s.C}, a.dtype), gbetadot = fresh({s.S, s.C}, a.dtype);
-  by_dtype(a.dtype, [&](auto zero) {
+  const auto s = block_shape(z, pool);
+  Tensor gz = fresh(z.sizes(), z.scalar_type()), gzdot = fresh(z.sizes(), z.scalar_type());
+  Tensor ggammadot = channels(s, z), gbetadot = channels(s, z);
+  by_dtype(z, [&](auto zero) {
     using T = decltype(zero);
     mct::block_tangent_backward<T>(s, data<T>(gp), data<T>(gpdot), data<T>(z), data<T>(zdot), data<T>(mean),
                                    data<T>(rstd), data<T>(mean_zdot), data<T>(mean_xhat_zdot), param<T>(gamma),
@@ -198,26 +153,19 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> block_tangent_backward(
 
 // --------------------------------------------------------------------------------------------------- linear layer
 
-mct::LinearShape check_linear(const Checks& check, const Tensor& h, const Tensor& w, const Tensor& b, const Tensor& y) {
-  check.activation("h", h, {kAny, kAny, kAny});
-  const int64_t S = h.size(0), B = h.size(1), F = h.size(2);
-  check.parameter("w", w, {S, kAny, F});
-  const int64_t K = w.size(1);
-  check.parameter("b", b, {S, K});
-  check.activation("y", y, {S, B, K});
-  return {S, B, F, K};
-}
+mct::LinearShape linear_shape(const Tensor& h, const Tensor& w) { return {h.size(0), h.size(1), h.size(2), w.size(1)}; }
+
+// What the four operators return: (S,) first, the others shaped as one of their arguments.
+Tensor losses(const Tensor& h) { return fresh({h.size(0)}, h.scalar_type()); }
+Tensor like(const Tensor& t) { return fresh(t.sizes(), t.scalar_type()); }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> linear_ce(const Tensor& h, const Tensor& w, const Tensor& b,
                                                      const Tensor& y) {
-  const Checks check("h", h);
-  const mct::LinearShape s = check_linear(check, h, w, b, y);
-  Tensor loss = fresh({s.S}, check.dtype()), gh = fresh(h.sizes(), check.dtype());
-  Tensor gw = fresh(w.sizes(), check.dtype()), gb = fresh(b.sizes(), check.dtype());
-  by_dtype(check.dtype(), [&](auto zero) {
+  Tensor loss = losses(h), gh = like(h), gw = like(w), gb = like(b);
+  by_dtype(h, [&](auto zero) {
     using T = decltype(zero);
-    mct::linear_ce<T>(s, data<T>(h), param<T>(w), param<T>(b), data<T>(y), out<T>(loss), out<T>(gh), out<T>(gw),
-                      out<T>(gb));
+    mct::linear_ce<T>(linear_shape(h, w), data<T>(h), param<T>(w), param<T>(b), data<T>(y), out<T>(loss), out<T>(gh),
+                      out<T>(gw), out<T>(gb));
   });
   return {loss, gh, gw, gb};
 }
@@ -226,35 +174,23 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_ce_tangent(con
                                                                              const Tensor& w, const Tensor& wdot,
                                                                              const Tensor& b, const Tensor& bdot,
                                                                              const Tensor& y) {
-  const Checks check("h", h);
-  const mct::LinearShape s = check_linear(check, h, w, b, y);
-  check.activation("hdot", hdot, {s.S, s.B, s.F});
-  check.parameter("wdot", wdot, {s.S, s.K, s.F});
-  check.parameter("bdot", bdot, {s.S, s.K});
-  Tensor loss_dot = fresh({s.S}, check.dtype()), gh = fresh(h.sizes(), check.dtype());
-  Tensor ghdot = fresh(h.sizes(), check.dtype()), gwdot = fresh(w.sizes(), check.dtype());
-  Tensor gbdot = fresh(b.sizes(), check.dtype()), gydot = fresh(y.sizes(), check.dtype());
-  by_dtype(check.dtype(), [&](auto zero) {
+  Tensor loss_dot = losses(h), gh = like(h), ghdot = like(h), gwdot = like(w), gbdot = like(b), gydot = like(y);
+  by_dtype(h, [&](auto zero) {
     using T = decltype(zero);
-    mct::linear_ce_tangent<T>(s, data<T>(h), data<T>(hdot), param<T>(w), param<T>(wdot), param<T>(b), param<T>(bdot),
-                              data<T>(y), out<T>(loss_dot), out<T>(gh), out<T>(ghdot), out<T>(gwdot), out<T>(gbdot),
-                              out<T>(gydot));
+    mct::linear_ce_tangent<T>(linear_shape(h, w), data<T>(h), data<T>(hdot), param<T>(w), param<T>(wdot), param<T>(b),
+                              param<T>(bdot), data<T>(y), out<T>(loss_dot), out<T>(gh), out<T>(ghdot), out<T>(gwdot),
+                              out<T>(gbdot), out<T>(gydot));
   });
   return {loss_dot, gh, ghdot, gwdot, gbdot, gydot};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> linear_bce(const Tensor& h, const Tensor& w, const Tensor& b, const Tensor& y,
                                                       const Tensor& pos, const Tensor& neg) {
-  const Checks check("h", h);
-  const mct::LinearShape s = check_linear(check, h, w, b, y);
-  check.activation("pos", pos, {s.K});
-  check.activation("neg", neg, {s.K});
-  Tensor loss = fresh({s.S}, check.dtype()), gh = fresh(h.sizes(), check.dtype());
-  Tensor gw = fresh(w.sizes(), check.dtype()), gb = fresh(b.sizes(), check.dtype());
-  by_dtype(check.dtype(), [&](auto zero) {
+  Tensor loss = losses(h), gh = like(h), gw = like(w), gb = like(b);
+  by_dtype(h, [&](auto zero) {
     using T = decltype(zero);
-    mct::linear_bce<T>(s, data<T>(h), param<T>(w), param<T>(b), data<T>(y), data<T>(pos), data<T>(neg), out<T>(loss),
-                       out<T>(gh), out<T>(gw), out<T>(gb));
+    mct::linear_bce<T>(linear_shape(h, w), data<T>(h), param<T>(w), param<T>(b), data<T>(y), data<T>(pos), data<T>(neg),
+                       out<T>(loss), out<T>(gh), out<T>(gw), out<T>(gb));
   });
   return {loss, gh, gw, gb};
 }
@@ -262,49 +198,33 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_bce(const Tensor& h, const Ten
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_bce_tangent(
     const Tensor& h, const Tensor& hdot, const Tensor& w, const Tensor& wdot, const Tensor& b, const Tensor& bdot,
     const Tensor& y, const Tensor& pos, const Tensor& neg) {
-  const Checks check("h", h);
-  const mct::LinearShape s = check_linear(check, h, w, b, y);
-  check.activation("hdot", hdot, {s.S, s.B, s.F});
-  check.parameter("wdot", wdot, {s.S, s.K, s.F});
-  check.parameter("bdot", bdot, {s.S, s.K});
-  check.activation("pos", pos, {s.K});
-  check.activation("neg", neg, {s.K});
-  Tensor loss_dot = fresh({s.S}, check.dtype()), gh = fresh(h.sizes(), check.dtype());
-  Tensor ghdot = fresh(h.sizes(), check.dtype()), gwdot = fresh(w.sizes(), check.dtype());
-  Tensor gbdot = fresh(b.sizes(), check.dtype()), gydot = fresh(y.sizes(), check.dtype());
-  by_dtype(check.dtype(), [&](auto zero) {
+  Tensor loss_dot = losses(h), gh = like(h), ghdot = like(h), gwdot = like(w), gbdot = like(b), gydot = like(y);
+  by_dtype(h, [&](auto zero) {
     using T = decltype(zero);
-    mct::linear_bce_tangent<T>(s, data<T>(h), data<T>(hdot), param<T>(w), param<T>(wdot), param<T>(b), param<T>(bdot),
-                               data<T>(y), data<T>(pos), data<T>(neg), out<T>(loss_dot), out<T>(gh), out<T>(ghdot),
-                               out<T>(gwdot), out<T>(gbdot), out<T>(gydot));
+    mct::linear_bce_tangent<T>(linear_shape(h, w), data<T>(h), data<T>(hdot), param<T>(w), param<T>(wdot), param<T>(b),
+                               param<T>(bdot), data<T>(y), data<T>(pos), data<T>(neg), out<T>(loss_dot), out<T>(gh),
+                               out<T>(ghdot), out<T>(gwdot), out<T>(gbdot), out<T>(gydot));
   });
   return {loss_dot, gh, ghdot, gwdot, gbdot, gydot};
 }
 
 // ------------------------------------------------------------------------------------------------ flat parameters
 
-// Returns L.
-int64_t check_offsets(const Checks& check, const Tensor& offsets, int64_t P) {
-  const int64_t L = check_offsets_shape(check, offsets);
+// The number of layers; the offsets rise from 0 to P.
+int64_t layers(const Tensor& offsets, int64_t P) {
+  const int64_t L = offsets.size(0) - 1;
   const int64_t* o = data<int64_t>(offsets);
   bool rising = o[0] == 0 && o[L] == P;
   for (int64_t i = 0; i < L; ++i) rising = rising && o[i] <= o[i + 1];
-  TORCH_CHECK_VALUE(rising, "offsets: must rise from 0 to ", P, ", the number of parameters");
+  require(rising);
   return L;
 }
 
 std::tuple<Tensor, Tensor> matching_loss(const Tensor& theta, const Tensor& origin, const Tensor& end,
                                          const Tensor& frac, const Tensor& offsets, const Tensor& denom) {
-  const Checks check("theta", theta);
-  check.parameter("theta", theta, {kAny, kAny});
-  const int64_t S = theta.size(0), P = theta.size(1);
-  check.parameter("origin", origin, {S, P});
-  check.parameter("end", end, {S, P});
-  const int64_t L = check_offsets(check, offsets, P);
-  check.parameter("frac", frac, {S, L});
-  check.activation("denom", denom, {S});
-  Tensor loss = fresh({S}, check.dtype()), grad = fresh({S, P}, check.dtype());
-  by_dtype(check.dtype(), [&](auto zero) {
+  const int64_t S = theta.size(0), P = theta.size(1), L = layers(offsets, P);
+  Tensor loss = losses(theta), grad = like(theta);
+  by_dtype(theta, [&](auto zero) {
     using T = decltype(zero);
     mct::matching_loss<T>(S, P, L, param<T>(theta), param<T>(origin), param<T>(end), param<T>(frac),
                           data<int64_t>(offsets), data<T>(denom), out<T>(loss), out<T>(grad));
@@ -314,16 +234,16 @@ std::tuple<Tensor, Tensor> matching_loss(const Tensor& theta, const Tensor& orig
 
 void sgd_step_(const Tensor& params, const Tensor& grad, Maybe buffer, const Tensor& lr, double momentum,
                double weight_decay) {
-  const Checks check("params", params);
-  check.parameter("params", params, {kAny, kAny});
   const int64_t S = params.size(0), P = params.size(1);
-  check.parameter("grad", grad, {S, P});
-  check.parameter("momentum_buffer", buffer, {S, P});
-  check.activation("lr", lr, {S});
-  TORCH_CHECK_VALUE(buffer || momentum == 0, "momentum_buffer: needed where momentum is not 0");
-  TORCH_CHECK_VALUE(S == 1 || params.stride(0) >= P, "params: the students overlap; call .clone()");
-  TORCH_CHECK_VALUE(S == 1 || !buffer || buffer->stride(0) >= P, "momentum_buffer: the students overlap; call .clone()");
-  by_dtype(check.dtype(), [&](auto zero) {
+  require(buffer || momentum == 0);
+  for (const Tensor* written : {&params, buffer ? &*buffer : nullptr}) {
+    if (written == nullptr) continue;
+    require(S == 1 || written->stride(0) >= P);
+    for (const Tensor* other : {&params, &grad, &lr, buffer ? &*buffer : nullptr}) {
+      require(other == nullptr || other == written || !shares_memory(*written, *other));
+    }
+  }
+  by_dtype(params, [&](auto zero) {
     using T = decltype(zero);
     mct::sgd_step<T>(S, P, out<T>(params), params.stride(0), param<T>(grad), buffer ? out<T>(*buffer) : nullptr,
                      buffer ? buffer->stride(0) : 0, data<T>(lr), momentum, weight_decay);
@@ -331,13 +251,9 @@ void sgd_step_(const Tensor& params, const Tensor& grad, Maybe buffer, const Ten
 }
 
 Tensor arc_length(const Tensor& previous, const Tensor& current, const Tensor& offsets) {
-  const Checks check("previous", previous);
-  check.parameter("previous", previous, {kAny, kAny});
-  const int64_t S = previous.size(0), P = previous.size(1);
-  check.parameter("current", current, {S, P});
-  const int64_t L = check_offsets(check, offsets, P);
+  const int64_t S = previous.size(0), P = previous.size(1), L = layers(offsets, P);
   Tensor length = fresh({S, L}, at::kDouble);
-  by_dtype(check.dtype(), [&](auto zero) {
+  by_dtype(previous, [&](auto zero) {
     using T = decltype(zero);
     mct::arc_length<T>(S, P, L, param<T>(previous), param<T>(current), data<int64_t>(offsets), out<double>(length));
   });
@@ -346,31 +262,17 @@ Tensor arc_length(const Tensor& previous, const Tensor& current, const Tensor& o
 
 // --------------------------------------------------------------------------------------------------- augmentation
 
-Tensor augment(const char* name, const Tensor& x, const Tensor& kinds, const Tensor& params, bool transpose) {
-  const Checks check(name, x);
-  check.activation(name, x, {kAny, kAny, kAny, kAny, kAny});
-  const int64_t S = x.size(0), B = x.size(1), C = x.size(2), H = x.size(3), W = x.size(4);
-  TORCH_CHECK_VALUE(H >= 2 && W >= 2, name, ": images of ", H, "x", W, " are too small to augment; use 2x2 or larger");
-  check.shape_and_dtype("kinds", kinds, {S}, at::kLong);
-  check.shape_and_dtype("params", params, {S, B, 4}, at::kFloat);
-  TORCH_CHECK_VALUE(kinds.is_contiguous(), "kinds: must be contiguous; call .contiguous()");
-  TORCH_CHECK_VALUE(params.is_contiguous(), "params: must be contiguous; call .contiguous()");
-  for (int64_t s = 0; s < S; ++s) {
-    const int64_t kind = data<int64_t>(kinds)[s];
-    TORCH_CHECK_VALUE(kind >= 0 && kind <= 6, "kinds: ", kind, " is no augmentation; use 0 to 6");
-  }
-  Tensor y = fresh(x.sizes(), check.dtype());
-  by_dtype(check.dtype(), [&](auto zero) {
+template <bool transpose>
+Tensor augment(const Tensor& x, const Tensor& kinds, const Tensor& params) {
+  const mct::ImageShape s{x.size(0), x.size(1), x.size(2), x.size(3), x.size(4)};
+  require(s.H > 1 && s.W > 1);
+  for (int64_t i = 0; i < s.S; ++i) require(data<int64_t>(kinds)[i] >= 0 && data<int64_t>(kinds)[i] < 7);
+  Tensor y = like(x);
+  by_dtype(x, [&](auto zero) {
     using T = decltype(zero);
-    mct::dsa<T>({S, B, C, H, W}, data<T>(x), data<int64_t>(kinds), data<float>(params), transpose, out<T>(y));
+    mct::dsa<T>(s, data<T>(x), data<int64_t>(kinds), data<float>(params), transpose, out<T>(y));
   });
   return y;
-}
-
-Tensor dsa(const Tensor& x, const Tensor& kinds, const Tensor& params) { return augment("x", x, kinds, params, false); }
-
-Tensor dsa_transpose(const Tensor& g, const Tensor& kinds, const Tensor& params) {
-  return augment("g", g, kinds, params, true);
 }
 
 // ---------------------------------------------------------------------------------------------- for tests and tools
@@ -384,65 +286,36 @@ int64_t instruction_set(int64_t wanted) {
   return static_cast<int64_t>(mct::active_isa());
 }
 
+void declare(const std::string& op, const std::vector<std::string>& tensors) { signature_of(op).declare(tensors); }
+
 }  // namespace
 
-TORCH_LIBRARY(mct_fast, m) {
-  m.def("conv3x3(Tensor x, Tensor w, Tensor? bias=None, Tensor? x2=None, Tensor? w2=None) -> Tensor");
-  m.def("conv3x3_input_grad(Tensor g, Tensor w, Tensor? g2=None, Tensor? w2=None) -> Tensor");
-  m.def("conv3x3_weight_grad(Tensor g, Tensor x, Tensor? g2=None, Tensor? x2=None) -> (Tensor, Tensor)");
-  m.def("block_forward(Tensor z, Tensor? gamma, Tensor? beta, float eps, bool pool) -> (Tensor, Tensor, Tensor)");
-  m.def(
-      "block_backward(Tensor gp, Tensor z, Tensor mean, Tensor rstd, Tensor? gamma, Tensor? beta, bool pool)"
-      " -> (Tensor, Tensor, Tensor)");
-  m.def(
-      "block_tangent(Tensor z, Tensor zdot, Tensor mean, Tensor rstd, Tensor? gamma, Tensor? beta,"
-      " Tensor? gammadot, Tensor? betadot, bool pool) -> (Tensor, Tensor, Tensor)");
-  m.def(
-      "block_tangent_backward(Tensor gp, Tensor gpdot, Tensor z, Tensor zdot, Tensor mean, Tensor rstd,"
-      " Tensor mean_zdot, Tensor mean_xhat_zdot, Tensor? gamma, Tensor? beta, Tensor? gammadot, Tensor? betadot,"
-      " bool pool) -> (Tensor, Tensor, Tensor, Tensor)");
-  m.def("linear_ce(Tensor h, Tensor w, Tensor b, Tensor y) -> (Tensor, Tensor, Tensor, Tensor)");
-  m.def(
-      "linear_ce_tangent(Tensor h, Tensor hdot, Tensor w, Tensor wdot, Tensor b, Tensor bdot, Tensor y)"
-      " -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-  m.def(
-      "linear_bce(Tensor h, Tensor w, Tensor b, Tensor y, Tensor pos, Tensor neg)"
-      " -> (Tensor, Tensor, Tensor, Tensor)");
-  m.def(
-      "linear_bce_tangent(Tensor h, Tensor hdot, Tensor w, Tensor wdot, Tensor b, Tensor bdot, Tensor y, Tensor pos,"
-      " Tensor neg) -> (Tensor, Tensor, Tensor, Tensor, Tensor, Tensor)");
-  m.def(
-      "matching_loss(Tensor theta, Tensor origin, Tensor end, Tensor frac, Tensor offsets, Tensor denom)"
-      " -> (Tensor, Tensor)");
-  m.def(
-      "sgd_step_(Tensor(a!) params, Tensor grad, Tensor(b!)? momentum_buffer, Tensor lr, float momentum,"
-      " float weight_decay) -> ()");
-  m.def("arc_length(Tensor previous, Tensor current, Tensor offsets) -> Tensor");
-  m.def("dsa(Tensor x, Tensor kinds, Tensor params) -> Tensor");
-  m.def("dsa_transpose(Tensor g, Tensor kinds, Tensor params) -> Tensor");
+// No operators: what Python declares of them, and a switch for tests.
+TORCH_LIBRARY_FRAGMENT(mct_fast, m) {
+  m.def("_declare(str op, str[] tensors) -> ()", &declare);
   m.def("_instruction_set(int wanted) -> int", &instruction_set);
 }
 
 TORCH_LIBRARY_IMPL(mct_fast, CPU, m) {
-  m.impl("conv3x3", &conv3x3);
-  m.impl("conv3x3_input_grad", &conv3x3_input_grad);
-  m.impl("conv3x3_weight_grad", &conv3x3_weight_grad);
-  m.impl("block_forward", &block_forward);
-  m.impl("block_backward", &block_backward);
-  m.impl("block_tangent", &block_tangent);
-  m.impl("block_tangent_backward", &block_tangent_backward);
-  m.impl("linear_ce", &linear_ce);
-  m.impl("linear_ce_tangent", &linear_ce_tangent);
-  m.impl("linear_bce", &linear_bce);
-  m.impl("linear_bce_tangent", &linear_bce_tangent);
-  m.impl("matching_loss", &matching_loss);
-  m.impl("sgd_step_", &sgd_step_);
-  m.impl("arc_length", &arc_length);
-  m.impl("dsa", &dsa);
-  m.impl("dsa_transpose", &dsa_transpose);
+  m.impl("conv3x3", checked<&conv3x3>("conv3x3"));
+  m.impl("conv3x3_input_grad", checked<&conv3x3_input_grad>("conv3x3_input_grad"));
+  m.impl("conv3x3_weight_grad", checked<&conv3x3_weight_grad>("conv3x3_weight_grad"));
+  m.impl("block_forward", checked<&block_forward>("block_forward"));
+  m.impl("block_backward", checked<&block_backward>("block_backward"));
+  m.impl("block_tangent", checked<&block_tangent>("block_tangent"));
+  m.impl("block_tangent_backward", checked<&block_tangent_backward>("block_tangent_backward"));
+  m.impl("linear_ce", checked<&linear_ce>("linear_ce"));
+  m.impl("linear_ce_tangent", checked<&linear_ce_tangent>("linear_ce_tangent"));
+  m.impl("linear_bce", checked<&linear_bce>("linear_bce"));
+  m.impl("linear_bce_tangent", checked<&linear_bce_tangent>("linear_bce_tangent"));
+  m.impl("matching_loss", checked<&matching_loss>("matching_loss"));
+  m.impl("sgd_step_", checked<&sgd_step_>("sgd_step_"));
+  m.impl("arc_length", checked<&arc_length>("arc_length"));
+  m.impl("dsa", checked<&augment<false>>("dsa"));
+  m.impl("dsa_transpose", checked<&augment<true>>("dsa_transpose"));
 }
 
-// An empty Python module: importing it loads the library, whose initialisers register the operators.
+// An empty Python module: importing it loads the library, whose initialisers register the kernels.
 extern "C" PyMODINIT_FUNC PyInit__C() {
   static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&module);

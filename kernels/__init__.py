@@ -1,7 +1,7 @@
 """Triton kernels of the operators for NVIDIA GPUs, one file a family; installed as ``mct_fast.kernels``.
 
 `launcher` finds the launcher of an operator: a Python function of the operator's signature (`mct_fast.ops`), float32 only,
-that trusts its arguments (`mct_fast.ops.checks` has seen them). Importing this module does not import Triton.
+that trusts its arguments (`mct_fast.ops.dispatch` has them checked). Importing this module does not import Triton.
 
 Sums over images, pixels and parameters take two stages: partial sums of a program, then their sum in a fixed order and in
 double (`reduce`). No kernel uses atomics, and no block size depends on what else runs: the same call returns the same bits.

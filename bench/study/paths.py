@@ -23,7 +23,9 @@ MTT_CHECKPOINTS = 51
 
 def path_scores(store: TrajectoryStore, dataset: Dataset) -> Mapping[str, Any]:
     """Test accuracy along the SGD path and along the convex path at whole epochs, over the experts."""
-    student = student_for(FunctionalModel(build_model(store.manifest["model"])), Classification())
+    student = student_for(
+        FunctionalModel(build_model(store.manifest["model"])), Classification(), dataset.test.images.device
+    )
 
     def along(path: Trajectory, times: list[float]) -> list[float]:
         networks = torch.stack([path.at(t) for t in times]).to(dataset.test.images.device)

@@ -75,7 +75,7 @@ def fit_bezier(
     if noted.get("fingerprint") not in (None, dataset.fingerprint):
         raise InputError(f"dataset: {dataset.name} is not the data the experts were trained on; load it as they did")
     task = task_from_state(store.manifest.get("task"), dataset.task)
-    student = student_for(FunctionalModel(build_model(store.manifest["model"])), task)
+    student = student_for(FunctionalModel(build_model(store.manifest["model"])), task, config.device)
     todo = [i for i in range(len(store)) if not store.has_control(i)]
     with progress.task("control points", len(todo) * config.epochs) as bar:
         for first in range(0, len(todo), config.parallel):

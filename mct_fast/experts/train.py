@@ -132,7 +132,8 @@ def _train_group(
     began = time.perf_counter()
     seeds = [_init_seed(config, number) for number in numbers]
     initial = torch.stack([model.init(seed) for seed in seeds])
-    stack = FlatStack(student_for(model, task), initial.to(config.device), SGD(config.mom, config.l2), _descent(config))
+    student = student_for(model, task, config.device)
+    stack = FlatStack(student, initial.to(config.device), SGD(config.mom, config.l2), _descent(config))
     del initial
     recorders = [_recorder(config, model, seed) for seed in seeds]
     half = config.train_epochs // 2

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 
 import torch
@@ -70,12 +71,13 @@ class Matcher:
         self._adjoint, self._communicator = _adjoint(adjoint), communicator
         self._task: Task = task or Classification()
         self._model = model if isinstance(model, FunctionalModel) else FunctionalModel(model)
-        self._student: Student = student_for(self._model, self._task)
+        self._micro_batch = micro_batch
         if micro_batch is not None:
             if isinstance(self._adjoint, Unrolled):
                 raise InputError("micro_batch: the unrolled adjoint keeps whole batches; use adjoint='exact'")
             check_pieces(self._model.module)
-            self._student = MicroBatched(self._student, micro_batch)
+        self._student = functools.cache(self._student_on)
+        self._student(torch.device("cpu"))  # so that what it cannot be made of is refused here
 
     def __call__(
         self,
@@ -108,13 +110,26 @@ class Matcher:
         if augment is not None:
             _check_augment(augment, *batches.shape[:2])
         problem = MatchingProblem(
-            self._model, self._student, self._task, images, labels, alpha, start, points, batches, augment
+            self._model,
+            self._student(images.device),
+            self._task,
+            images,
+            labels,
+            alpha,
+            start,
+            points,
+            batches,
+            augment,
         )
         if not bool((problem.denominator > 0).all()):
             raise InputError("target: equals start, so the loss is undefined; pick a target further along the path")
         mine = self._communicator.share(len(start))
         found = self._adjoint.solve(problem.of(mine)) if mine else StudentGradients.none(problem)
         return found.gathered(self._communicator, len(start)).mean()
+
+    def _student_on(self, device: torch.device) -> Student:
+        student = student_for(self._model, self._task, device)
+        return student if self._micro_batch is None else MicroBatched(student, self._micro_batch)
 
     def _check_labels(self, images: Tensor, labels: Tensor, start: Tensor) -> None:
         try:

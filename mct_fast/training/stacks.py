@@ -152,7 +152,7 @@ def build_stack(
     functional = FunctionalModel(without_dropout(template))
     initial = torch.stack([functional.init(seed) for seed in seeds])
     if not has_dropout(template) and not any(True for _ in template.buffers()):
-        return FlatStack(student_for(functional, task), initial.to(device), rule)
+        return FlatStack(student_for(functional, task, device), initial.to(device), rule)
     modules = []
     for params in initial:
         module = make()

@@ -256,7 +256,7 @@ def _along(
     drawn = torch.randperm(len(held_out.labels), generator=generator(0, "inspect"))[:samples].to(held_out.labels.device)
     images, labels = held_out.images[drawn], held_out.labels[drawn]
     task = task_from_state(store.manifest.get("task"), dataset.task)
-    student = student_for(model, task)
+    student = student_for(model, task, images.device)
     times = path_times(store[experts[0]].epochs, points)
     curves = []
     with progress.task("accuracy along the path, experts", len(experts)) as bar:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from mct_fast import ops
 from mct_fast.data import augment
 from mct_fast.data.augment import DSA, KINDS, AugmentDraw, AugmentPlan
 from mct_fast.run.errors import InputError
@@ -231,3 +232,17 @@ def test_cuda_agrees_and_repeats_its_bits(kind: str) -> None:
     for run in (draw.apply, draw.transpose):
         torch.testing.assert_close(run(x.cuda()).cpu(), run(x), rtol=0, atol=1e-12)
         assert torch.equal(run(x.float().cuda()), run(x.float().cuda()))
+
+
+@pytest.mark.parametrize("available", [True, False])
+def test_a_plan_takes_the_operator_where_the_images_device_has_one(
+    available: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked, served = [], []
+    monkeypatch.setattr(ops, "kernels_available", lambda device: asked.append(device) or available)
+    monkeypatch.setattr(ops, "dsa", lambda *args: served.append(args) or ops.OPERATORS["dsa"](*args))
+    plan = DSA("scale").plan(2, 1, 3, (3, 8, 8), torch.Generator().manual_seed(1))
+    x = torch.rand(2, 3, 3, 8, 8)
+    torch.testing.assert_close(plan.apply(0, x)[1], plan.draws[1][0].apply(x[1]))
+    assert asked == [x.device]
+    assert len(served) == available

@@ -23,8 +23,8 @@ from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
 from mct_fast import ops
-from mct_fast.ops import cuda
-from mct_fast.ops.schema import NAMESPACE
+from mct_fast.ops.dispatch import triton_kernel
+from mct_fast.ops.operator import NAMESPACE, Operator
 from tests.kernels import laws
 
 BAND = 4096
@@ -58,8 +58,8 @@ def guarded_memory() -> Iterator[None]:
     assert all(band.isnan().all() for band in bands), "written outside of an output"
 
 
-def guarded(op: str) -> Any:
-    kernel = cuda.triton_kernel(op)
+def guarded(op: Operator[..., Any]) -> Any:
+    kernel = triton_kernel(op)
 
     @functools.wraps(kernel)
     def call(*args: Any) -> Any:
@@ -80,9 +80,8 @@ def main() -> None:
     InterpretedFunction.run = counting
     assert not ops.extension_loaded()
     library = torch.library.Library(NAMESPACE, "IMPL")
-    for op in ops.__all__:
-        if op not in ("extension_loaded", "kernels_available"):
-            library.impl(op, guarded(op), "CPU")
+    for name, op in ops.OPERATORS.items():
+        library.impl(name, guarded(op), "CPU")
     for line in sys.stdin:
         name, *args = json.loads(line)
         launched.clear()

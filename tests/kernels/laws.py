@@ -1,6 +1,6 @@
 """What the kernels must satisfy, on any device: used under the interpreter and on a GPU.
 
-Truth is `mct_fast.ops.reference` in float64 on the CPU, given the numbers that float32 holds.
+Truth is the operators' ``reference`` in float64 on the CPU, given the numbers that float32 holds.
 """
 
 from __future__ import annotations
@@ -14,7 +14,6 @@ from torch import Tensor
 
 from mct_fast import ops
 from mct_fast.models import MLP, ConvNet, FunctionalModel
-from mct_fast.ops import reference
 from mct_fast.students import FusedStudent, GenericStudent
 from mct_fast.tasks import Classification
 from tests.ops.conftest import OPS, Arguments, Dims
@@ -133,7 +132,7 @@ def agrees(op: str, shape: str, device: str, function: Any = None) -> None:
     """Outputs as the reference's; inputs are left alone. `function` stands in for the registered operator."""
     args = arguments(op, shape, device)
     before = [a.clone() if isinstance(a, Tensor) else a for a in args]
-    truth = outputs(getattr(reference, op), [a.clone() if isinstance(a, Tensor) else a for a in wide(op, args)])
+    truth = outputs(ops.OPERATORS[op].reference, [a.clone() if isinstance(a, Tensor) else a for a in wide(op, args)])
     found = outputs(function or getattr(ops, op), args)
     for i, (value, wanted) in enumerate(zip(found, truth, strict=True)):
         assert value.dtype == (torch.float64 if op == "arc_length" else torch.float32)
@@ -163,7 +162,7 @@ def gradients_agree(op: str, shape: str, device: str) -> None:
         return list(torch.autograd.grad(total, [args[i] for i in at])), at
 
     found, at = derivatives(getattr(ops, op), args)
-    truth, _ = derivatives(getattr(reference, op), wide(op, args))
+    truth, _ = derivatives(ops.OPERATORS[op].reference, wide(op, args))
     for i, value, wanted in zip(at, found, truth, strict=True):
         close(value, wanted, f"derivative by argument {i}")
 
@@ -198,7 +197,7 @@ def augmentation_agrees(kind: str, image: str, device: str) -> None:
         args = place([images, kinds, params], device)
         args[1] = args[1].cpu()
         found = getattr(ops, op)(*args)
-        truth = getattr(reference, op)(images.double(), kinds, params)
+        truth = ops.OPERATORS[op].reference(images.double(), kinds, params)
         for i in range(table.shape[1]):
             close(found[0, i], truth[0, i], f"{op}, image {i}")
         close(found[1], truth[1], f"{op}, the other student")
@@ -218,7 +217,7 @@ def accurate_far_from_zero(shape: str, device: str) -> None:
     """Statistics where the mean is 1000 times the deviation, whose float32 neighbours are 6e-5 apart."""
     z, gamma, beta, eps, pool = arguments("block_forward", shape, device)
     z = z + 1000
-    truth = reference.block_forward(*wide("", [z, gamma, beta]), eps, pool)
+    truth = ops.block_forward.reference(*wide("", [z, gamma, beta]), eps, pool)
     for i, (value, wanted) in enumerate(zip(ops.block_forward(z, gamma, beta, eps, pool), truth, strict=True)):
         close(value, wanted, f"output {i}", tolerance=1e-4)
 
@@ -251,7 +250,7 @@ def double_precision_is_the_references(op: str, device: str) -> None:
     """float64 arguments are served too, by the reference."""
     args = place(Arguments(dims("odd-S2"), torch.float64).of(op), device)
     found = outputs(getattr(ops, op), args)
-    truth = outputs(getattr(reference, op), Arguments(dims("odd-S2"), torch.float64).of(op))
+    truth = outputs(ops.OPERATORS[op].reference, Arguments(dims("odd-S2"), torch.float64).of(op))
     for i, (value, wanted) in enumerate(zip(found, truth, strict=True)):
         assert value.dtype == torch.float64
         close(value, wanted, f"output {i}", tolerance=1e-12)

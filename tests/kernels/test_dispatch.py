@@ -1,53 +1,47 @@
-"""Which implementation serves a CUDA device."""
+"""Which implementation serves which device."""
 
 from __future__ import annotations
 
+import dataclasses
 import subprocess
 import sys
-from typing import Any
 
 import pytest
 import torch
 
 from mct_fast import ops
-from mct_fast.ops import cuda, schema
+from mct_fast.ops import dispatch
+from mct_fast.ops.operator import NAMESPACE
 
-OPS = [schema.op_name(s) for s in schema.SCHEMAS]
 
-
-@pytest.mark.parametrize("name", OPS)
+@pytest.mark.parametrize("name", list(ops.OPERATORS))
 def test_every_operator_has_a_cuda_kernel_where_triton_is(name: str) -> None:
     pytest.importorskip("triton")
-    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"{schema.NAMESPACE}::{name}", "CUDA")
+    assert torch._C._dispatch_has_kernel_for_dispatch_key(f"{NAMESPACE}::{name}", "CUDA")
 
 
-@pytest.mark.parametrize("installed", [True, False], ids=["triton", "no-triton"])
-def test_the_reference_serves_where_triton_is_missing(installed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    class Library:
-        def __init__(self) -> None:
-            self.registered: list[str] = []
+@pytest.mark.parametrize(
+    ("available", "device", "wanted"),
+    [
+        ({"compiled", "triton", "reference"}, "cpu", "compiled"),
+        ({"compiled", "triton", "reference"}, "cuda", "triton"),
+        ({"triton", "reference"}, "cpu", "reference"),
+        ({"compiled", "reference"}, "cuda", "reference"),
+        ({"compiled", "triton", "reference"}, "xpu", "reference"),
+    ],
+    ids=["cpu", "gpu", "cpu-without-extension", "gpu-without-triton", "another-device"],
+)
+def test_the_first_available_implementation_of_the_device_is_chosen(
+    available: set[str], device: str, wanted: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    has = [dataclasses.replace(i, available=lambda _, n=i.name: n in available) for i in dispatch.PREFERENCE]
+    monkeypatch.setattr(dispatch, "PREFERENCE", has)
+    assert dispatch.choose("dsa", device).name == wanted
+    assert ops.kernels_available(device) == (wanted != "reference")
 
-        def impl(self, op: str, kernel: Any, key: str) -> None:
-            assert key == "CUDA"
-            self.registered.append(op)
 
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: object() if installed else None)
-    library: Any = Library()
-    cuda.register(library)
-    assert sorted(library.registered) == (sorted(OPS) if installed else [])
-
-
-@pytest.mark.parametrize("extension", [True, False])
-@pytest.mark.parametrize("triton", [True, False])
-@pytest.mark.parametrize("gpu", [True, False])
-def test_who_has_kernels(extension: bool, triton: bool, gpu: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ops, "_LOADED", extension)
-    monkeypatch.setattr(cuda, "has_triton", lambda: triton)
-    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
-    assert ops.kernels_available("cpu") == extension
-    assert ops.kernels_available(torch.device("cuda", 1)) == triton
-    assert ops.kernels_available() == ops.kernels_available("meta") == (extension or (triton and gpu))
-    assert not ops.kernels_available("xpu")
+def test_every_preference_has_its_reason() -> None:
+    assert all(len(i.reason) > 20 for i in dispatch.PREFERENCE)
 
 
 def test_importing_the_operators_imports_no_triton() -> None:

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from mct_fast.ops import schema
+from mct_fast import ops
 
 
 @dataclass(frozen=True)
@@ -180,7 +180,7 @@ _MAKERS: dict[str, Callable[[Arguments], list[Any]]] = {
     "dsa": _augment,
     "dsa_transpose": _augment,
 }
-OPS = [schema.op_name(s) for s in schema.SCHEMAS]
+OPS = list(ops.OPERATORS)
 
 
 @pytest.fixture(params=SHAPES.values(), ids=SHAPES.keys())

@@ -10,7 +10,6 @@ import torch
 from torch import Tensor
 
 from mct_fast import ops
-from mct_fast.ops import reference
 
 # Relative errors in the 2-norm. float32: the Winograd convolutions have about 1e-6, the rest far less.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6}
@@ -46,7 +45,7 @@ def test_agrees_with_the_reference(op: str, dims: Any, dtype: torch.dtype, make:
     args = [a.double() if isinstance(a, Tensor) and a.dtype == dtype else a for a in make(dims, dtype).of(op)]
     if op.startswith("dsa"):
         args[2] = args[2].float()
-    for i, (value, truth) in enumerate(zip(found, outputs(getattr(reference, op), args), strict=True)):
+    for i, (value, truth) in enumerate(zip(found, outputs(ops.OPERATORS[op].reference, args), strict=True)):
         assert value.shape == truth.shape and value.dtype in (dtype, torch.float64), f"output {i}"
         error = (value.double() - truth).norm()
         assert error <= TOLERANCE[dtype] * truth.norm() + 1e-30, f"output {i}: {error / truth.norm():.2e}"
@@ -55,19 +54,20 @@ def test_agrees_with_the_reference(op: str, dims: Any, dtype: torch.dtype, make:
 def test_accurate_where_the_mean_is_far_from_zero(make: Any, odd: Any) -> None:
     z, gamma, beta, eps, pool = make(odd, torch.float32).of("block_forward")
     z = z + 1000  # whose float32 neighbours are 6e-5 apart: the mean is no better, a one-pass variance is nonsense
-    truth = reference.block_forward(z.double(), gamma.double(), beta.double(), eps, pool)
+    truth = ops.block_forward.reference(z.double(), gamma.double(), beta.double(), eps, pool)
     for value, wanted in zip(ops.block_forward(z, gamma, beta, eps, pool), truth, strict=True):
         assert (value - wanted).norm() <= 1e-4 * wanted.norm()
 
 
-def test_same_bits_again_and_with_other_threads(op: str, make: Any, dims_of: Any) -> None:
+@pytest.mark.parametrize("dtype", TOLERANCE, ids=lambda dtype: str(dtype).removeprefix("torch."))
+def test_same_bits_again_and_with_other_threads(op: str, dtype: torch.dtype, make: Any, dims_of: Any) -> None:
     dims = dims_of(2, 3, 12, 12, 32, 48, 10, 700)
     threads = torch.get_num_threads()
-    first = outputs(getattr(ops, op), make(dims, torch.float32).of(op))
+    first = outputs(getattr(ops, op), make(dims, dtype).of(op))
     try:
         for count in (1, 2, 5):
             torch.set_num_threads(count)
-            again = outputs(getattr(ops, op), make(dims, torch.float32).of(op))
+            again = outputs(getattr(ops, op), make(dims, dtype).of(op))
             for i, (a, b) in enumerate(zip(first, again, strict=True)):
                 assert torch.equal(a, b), f"output {i} with {count} threads"
     finally:

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.func import jvp, vjp
 
+from mct_fast import ops
 from mct_fast.data.augment import AugmentDraw
-from mct_fast.ops import reference
 
 
 def assert_all_close(found: tuple[Tensor, ...], truth: tuple[Tensor, ...]) -> None:
@@ -44,7 +44,7 @@ def block(z: Tensor, gamma: Tensor | None, beta: Tensor | None, pool: bool) -> T
 def test_conv3x3(dims: Any, make: Any) -> None:
     x, w, bias, *pair = make(dims).of("conv3x3")
     truth = conv(x, w, bias) + (conv(*pair) if pair else 0)
-    assert_all_close((reference.conv3x3(x, w, bias, *pair),), (truth,))
+    assert_all_close((ops.conv3x3.reference(x, w, bias, *pair),), (truth,))
 
 
 def test_conv3x3_input_grad(dims: Any, make: Any) -> None:
@@ -53,7 +53,7 @@ def test_conv3x3_input_grad(dims: Any, make: Any) -> None:
     truth = vjp(lambda x: conv(x, w), x)[1](g)[0]
     if pair:
         truth = truth + vjp(lambda x: conv(x, pair[1]), x)[1](pair[0])[0]
-    assert_all_close((reference.conv3x3_input_grad(g, w, *pair),), (truth,))
+    assert_all_close((ops.conv3x3_input_grad.reference(g, w, *pair),), (truth,))
 
 
 def test_conv3x3_weight_grad(dims: Any, make: Any) -> None:
@@ -62,13 +62,13 @@ def test_conv3x3_weight_grad(dims: Any, make: Any) -> None:
     truth = vjp(lambda w: conv(x, w), w)[1](g)[0]
     if pair:
         truth = truth + vjp(lambda w: conv(pair[1], w), w)[1](pair[0])[0]
-    assert_all_close(reference.conv3x3_weight_grad(g, x, *pair), (truth, g.sum((1, 2, 3))))
+    assert_all_close(ops.conv3x3_weight_grad.reference(g, x, *pair), (truth, g.sum((1, 2, 3))))
 
 
 def test_block_forward_and_backward(dims: Any, make: Any) -> None:
     gp, z, _, _, gamma, beta, pool = make(dims).of("block_backward")
-    p, mean, rstd = reference.block_forward(z, gamma, beta, 1e-5, pool)
-    found = reference.block_backward(gp, z, mean, rstd, gamma, beta, pool)
+    p, mean, rstd = ops.block_forward.reference(z, gamma, beta, 1e-5, pool)
+    found = ops.block_backward.reference(gp, z, mean, rstd, gamma, beta, pool)
     if gamma is None:
         truth, back = vjp(lambda z: block(z, None, None, pool), z)
         zero = z.new_zeros(dims.S, dims.Co)
@@ -82,9 +82,9 @@ def test_block_forward_and_backward(dims: Any, make: Any) -> None:
 def test_block_tangents(dims: Any, make: Any) -> None:
     args = make(dims).of("block_tangent_backward")
     gp, gpdot, z, zdot, _, _, m1, m2, gamma, beta, gammadot, betadot, pool = args
-    _, mean, rstd = reference.block_forward(z, gamma, beta, 1e-5, pool)
-    tangent = reference.block_tangent(z, zdot, mean, rstd, gamma, beta, gammadot, betadot, pool)
-    found = reference.block_tangent_backward(gp, gpdot, z, zdot, mean, rstd, *tangent[1:], *args[8:])
+    _, mean, rstd = ops.block_forward.reference(z, gamma, beta, 1e-5, pool)
+    tangent = ops.block_tangent.reference(z, zdot, mean, rstd, gamma, beta, gammadot, betadot, pool)
+    found = ops.block_tangent_backward.reference(gp, gpdot, z, zdot, mean, rstd, *tangent[1:], *args[8:])
     zero = z.new_zeros(dims.S, dims.Co)
     if gamma is None:
         primals, tangents, absent = (z,), (zdot,), (None, None)
@@ -108,14 +108,14 @@ def _loss(h: Tensor, w: Tensor, b: Tensor, y: Tensor) -> Tensor:
 def test_linear_ce(dims: Any, make: Any) -> None:
     h, w, b, y = make(dims).of("linear_ce")
     loss, back = vjp(lambda *a: _loss(*a, y), h, w, b)
-    assert_all_close(reference.linear_ce(h, w, b, y), (loss, *back(torch.ones_like(loss))))
+    assert_all_close(ops.linear_ce.reference(h, w, b, y), (loss, *back(torch.ones_like(loss))))
 
 
 def test_linear_ce_equals_cross_entropy_of_hard_labels(make: Any, odd: Any) -> None:
     h, w, b, y = make(odd).of("linear_ce")
     labels = y.argmax(2)
     truth = students(lambda h, w, b, t: F.cross_entropy(F.linear(h, w, b), t), h, w, b, labels)
-    assert_all_close(reference.linear_ce(h, w, b, F.one_hot(labels, y.shape[2]).to(y.dtype))[:1], (truth,))
+    assert_all_close(ops.linear_ce.reference(h, w, b, F.one_hot(labels, y.shape[2]).to(y.dtype))[:1], (truth,))
 
 
 def test_linear_ce_tangent(dims: Any, make: Any) -> None:
@@ -127,7 +127,7 @@ def test_linear_ce_tangent(dims: Any, make: Any) -> None:
 
     (_, gh, _, _, _), dots = jvp(step, (h, w, b), (hdot, wdot, bdot))
     loss_dot, ghdot, gwdot, gbdot, gydot = dots
-    found = reference.linear_ce_tangent(h, hdot, w, wdot, b, bdot, y)
+    found = ops.linear_ce_tangent.reference(h, hdot, w, wdot, b, bdot, y)
     assert_all_close(found, (loss_dot, gh, ghdot, gwdot, gbdot, gydot))
 
 
@@ -144,7 +144,7 @@ def _bce(h: Tensor, w: Tensor, b: Tensor, y: Tensor, pos: Tensor, neg: Tensor) -
 def test_linear_bce(dims: Any, make: Any) -> None:
     h, w, b, y, pos, neg = make(dims).of("linear_bce")
     loss, back = vjp(lambda *a: _bce(*a, y, pos, neg), h, w, b)
-    assert_all_close(reference.linear_bce(h, w, b, y, pos, neg), (loss, *back(torch.ones_like(loss))))
+    assert_all_close(ops.linear_bce.reference(h, w, b, y, pos, neg), (loss, *back(torch.ones_like(loss))))
 
 
 def test_linear_bce_tangent(dims: Any, make: Any) -> None:
@@ -156,7 +156,7 @@ def test_linear_bce_tangent(dims: Any, make: Any) -> None:
 
     (_, gh, _, _, _), dots = jvp(step, (h, w, b), (hdot, wdot, bdot))
     loss_dot, ghdot, gwdot, gbdot, gydot = dots
-    found = reference.linear_bce_tangent(h, hdot, w, wdot, b, bdot, y, pos, neg)
+    found = ops.linear_bce_tangent.reference(h, hdot, w, wdot, b, bdot, y, pos, neg)
     assert_all_close(found, (loss_dot, gh, ghdot, gwdot, gbdot, gydot))
 
 
@@ -172,7 +172,9 @@ def test_matching_loss(dims: Any, make: Any) -> None:
         return total / denom
 
     truth, back = vjp(loss, theta)
-    assert_all_close(reference.matching_loss(*make(dims).of("matching_loss")), (truth, *back(torch.ones_like(truth))))
+    assert_all_close(
+        ops.matching_loss.reference(*make(dims).of("matching_loss")), (truth, *back(torch.ones_like(truth)))
+    )
 
 
 def test_sgd_step_is_torch_optim_sgd(dims: Any, make: Any) -> None:
@@ -185,14 +187,14 @@ def test_sgd_step_is_torch_optim_sgd(dims: Any, make: Any) -> None:
             p.grad = g * scale
             optimizer.step()
     for scale in (1.0, -0.5):
-        reference.sgd_step_(params, grad * scale, buffer, lr, momentum, weight_decay)
+        ops.sgd_step_.reference(params, grad * scale, buffer, lr, momentum, weight_decay)
     assert_all_close((params,), (torch.stack(truth).detach(),))
 
 
 def test_arc_length(dims: Any, make: Any) -> None:
     previous, current, offsets = make(dims).of("arc_length")
     truth = [(current - previous)[:, a:b].norm(dim=1) for a, b in itertools.pairwise(offsets)]
-    assert_all_close((reference.arc_length(previous, current, offsets),), (torch.stack(truth, 1),))
+    assert_all_close((ops.arc_length.reference(previous, current, offsets),), (torch.stack(truth, 1),))
 
 
 def _draws(batch: int, height: int, width: int) -> list[AugmentDraw]:
@@ -217,5 +219,5 @@ def test_dsa_is_the_augmentation_of_the_data_package() -> None:
     assert sorted(kinds.tolist()) == list(range(7))
     for s, draw in enumerate(draws):
         name = draw.kind
-        torch.testing.assert_close(reference.dsa(x, kinds, params)[s], draw.apply(x[s]), msg=name)
-        torch.testing.assert_close(reference.dsa_transpose(x, kinds, params)[s], draw.transpose(x[s]), msg=name)
+        torch.testing.assert_close(ops.dsa.reference(x, kinds, params)[s], draw.apply(x[s]), msg=name)
+        torch.testing.assert_close(ops.dsa_transpose.reference(x, kinds, params)[s], draw.transpose(x[s]), msg=name)

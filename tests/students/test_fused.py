@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import Tensor
 
 from mct_fast.models import MLP, ConvNet, FunctionalModel, build_zoo
+from mct_fast.ops import dispatch
 from mct_fast.run.errors import InputError
-from mct_fast.students import FusedStudent, GenericStudent, supports
+from mct_fast.students import FusedStudent, GenericStudent, student_for, supports
 from mct_fast.tasks import Classification
 
 
@@ -192,3 +195,13 @@ def test_bad_shapes_name_the_argument() -> None:
         student.gradient_tangent(params, tangent[:, 1:], x, y)
     with pytest.raises(InputError, match="^x: "):
         student.gradient(params, x[..., 1:], y)
+
+
+def test_the_student_is_chosen_by_the_kernels_of_its_device(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A machine with a GPU and no compiled extension: the operators are fast there, and slower than autograd here."""
+    has = [replace(i, available=lambda _, n=i.name: n != "compiled") for i in dispatch.PREFERENCE]
+    monkeypatch.setattr(dispatch, "PREFERENCE", has)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    model = ConvNet(depth=1, width=4, channels=1, image_size=8, num_classes=3)
+    assert isinstance(student_for(model, device="cpu"), GenericStudent)
+    assert isinstance(student_for(model, device="cuda"), FusedStudent)
