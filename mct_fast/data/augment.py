@@ -419,6 +419,11 @@ class AugmentPlan:
         tables = [row[step].table() for row in self.draws]
         return torch.tensor([kind for kind, _ in tables]), torch.stack([params for _, params in tables])
 
+    def tables(self, steps: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+        """Those of several steps of equally large batches on ``device``: kinds (steps S,), parameters (steps S, b, 4)."""
+        kinds, params = zip(*(self.table(step) for step in steps), strict=True)
+        return torch.cat(kinds).to(device), torch.cat(params).to(device)
+
     def apply(self, step: int, x: Tensor) -> Tensor:
         """Augment ``x`` (S, b, C, H, W), or rows or series (S, b, ...) by noise, with the draws of ``step``."""
         return self._each(step, x, lambda draw, one: draw.apply(one), ops.dsa)

@@ -24,7 +24,7 @@ from mct_fast.data.augment import AugmentPlan
 from mct_fast.matching.targets import Targets
 from mct_fast.models import FunctionalModel
 from mct_fast.run.distributed import Communicator
-from mct_fast.students import Student, Tape
+from mct_fast.students import PlaneStudent, Student, Tape
 from mct_fast.tasks import Task
 
 
@@ -250,6 +250,11 @@ class Truncated:
 def _sweep(problem: MatchingProblem, *, carry_curvature: bool, keep_bytes: int) -> StudentGradients:
     """Forward over the steps, then back over them.  Reads no number from the device: it can be captured in a CUDA graph."""
     student, alpha = problem.student, problem.syn_lr
+    if isinstance(student, PlaneStudent) and student.takes(problem.images):
+        from mct_fast.matching.plane_sweep import sweep  # imports Triton
+
+        engine = student.engine(problem.images.device)
+        return StudentGradients(*sweep(problem, engine, carry_curvature=carry_curvature, keep_bytes=keep_bytes))
     minus_alpha = -alpha.reshape(1, 1)
     path = [problem.start]
     tapes: dict[int, Tape] = {}

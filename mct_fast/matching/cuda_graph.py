@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -19,7 +19,7 @@ from mct_fast import ops
 from mct_fast.data.augment import AugmentPlan
 from mct_fast.matching.adjoint import Adjoint, MatchingProblem, StudentGradients
 from mct_fast.matching.targets import DenseTargets
-from mct_fast.students import FusedStudent, MicroBatched
+from mct_fast.students import FusedStudent, MicroBatched, PlaneStudent
 
 log = logging.getLogger("mct_fast")
 
@@ -46,7 +46,7 @@ class CudaGraphs:
     def takes(self, problem: MatchingProblem) -> bool:
         student = problem.student
         whole = student.student if isinstance(student, MicroBatched) else student
-        return problem.images.is_cuda and isinstance(whole, FusedStudent)
+        return problem.images.is_cuda and isinstance(whole, FusedStudent | PlaneStudent)
 
     def record(self, run: Run) -> tuple[StudentGradients, Callable[[], None]]:
         # First on a side stream: kernels are compiled and tuned, libraries make their workspaces, none of it recorded.
@@ -145,6 +145,10 @@ class _Tables:
         self.kinds.copy_(kinds)
         for own, table in zip(self.params, params, strict=True):
             own.copy_(table)
+
+    def tables(self, steps: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
+        """As :meth:`AugmentPlan.tables`; ``device`` is the tables' own."""
+        return torch.cat([self.kinds[step] for step in steps]), torch.cat([self.params[step] for step in steps])
 
     def apply(self, step: int, x: Tensor) -> Tensor:
         return ops.dsa(x.contiguous(), self.kinds[step], self.params[step])

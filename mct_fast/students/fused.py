@@ -16,14 +16,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from mct_fast import ops
 from mct_fast.models import MLP, ConvNet, FunctionalModel
 from mct_fast.run.errors import InputError
 from mct_fast.students.fused_convnet import ConvPlan, FusedConvNet
 from mct_fast.students.fused_mlp import FusedMLP, MLPPlan
-from mct_fast.students.generic import GenericStudent
 from mct_fast.students.network import Network, Tape
-from mct_fast.students.protocol import Student, Tangent
+from mct_fast.students.protocol import Tangent
 from mct_fast.tasks import Classification, Task
 
 _LOGITS_PIXELS = 1 << 18
@@ -89,10 +87,8 @@ class FusedStudent:
         head = (task or Classification()).head()
         if head is None:
             raise InputError("task: has no loss on the operators; use GenericStudent")
-        self._head = head
-        self._net: Network = (
-            FusedConvNet(plan, self._head) if isinstance(plan, ConvPlan) else FusedMLP(plan, self._head)
-        )
+        self.head = head
+        self._net: Network = FusedConvNet(plan, self.head) if isinstance(plan, ConvPlan) else FusedMLP(plan, self.head)
         sizes = [math.prod(shape) for shape in plan.shapes]
         offsets = [0, *itertools.accumulate(sizes)]
         self._num_params = offsets[-1]
@@ -162,15 +158,4 @@ class FusedStudent:
 
     def _targets(self, x: Tensor, y: Tensor) -> Tensor:
         """Labels as (S, b, k) targets of the outputs, of the images' dtype."""
-        return self._head.targets(y, self.plan.num_classes, x)
-
-
-def student_for(
-    model: nn.Module | FunctionalModel, task: Task | None = None, device: torch.device | str = "cpu"
-) -> Student:
-    """The fastest student on ``device`` that computes the step of ``model`` exactly: this module's, else autograd's."""
-    functional = model if isinstance(model, FunctionalModel) else FunctionalModel(model)
-    task = task or Classification()
-    if ops.kernels_available(device) and task.head() is not None and supports(functional) is None:
-        return FusedStudent(functional, task)
-    return GenericStudent(functional, task)
+        return self.head.targets(y, self.plan.num_classes, x)

@@ -72,9 +72,13 @@ class BinaryCrossEntropyHead:
     ) -> TangentOfGradient:
         return ops.linear_bce_tangent(h, hdot, w, wdot, b, bdot, y, *self._weights_for(y))
 
-    def _weights_for(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        key = (y.shape[2], y.dtype, y.device)
+    def weights(self, outputs: int, dtype: torch.dtype, device: torch.device) -> tuple[Tensor, Tensor]:
+        """The weights ``(outputs,)`` of the positive and the negative terms in the sum over outputs."""
+        key = (outputs, dtype, device)
         if key not in self._weights:
-            pos, neg = (torch.tensor(w, dtype=torch.float64).expand(y.shape[2]) for w in (self._pos, self._neg))
-            self._weights[key] = ((pos / y.shape[2]).to(y), (neg / y.shape[2]).to(y))
+            pos, neg = (torch.tensor(w, dtype=torch.float64).expand(outputs) for w in (self._pos, self._neg))
+            self._weights[key] = ((pos / outputs).to(device, dtype), (neg / outputs).to(device, dtype))
         return self._weights[key]
+
+    def _weights_for(self, y: Tensor) -> tuple[Tensor, Tensor]:
+        return self.weights(y.shape[2], y.dtype, y.device)

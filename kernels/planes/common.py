@@ -1,0 +1,69 @@
+"""What the kernels of this package share: products of halves, sums over planes."""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+
+@triton.jit
+def product(a, a_low, b, b_low, acc, HALVES: tl.constexpr):
+    """acc + a b, the small terms first; of the four products of two pairs, low x low is below the rounding."""
+    if HALVES == 2:
+        acc = tl.dot(a_low, b, acc)
+        acc = tl.dot(a, b_low, acc)
+    return tl.dot(a, b, acc)
+
+
+@triton.jit
+def halved(v, HALVES: tl.constexpr):
+    """A float32 tile as halves: (high, low); low is high again where there is one half."""
+    if HALVES == 2:
+        high = v.to(tl.bfloat16)
+        low = (v - high.to(tl.float32)).to(tl.bfloat16)
+    else:
+        high = v.to(tl.float16)
+        low = high
+    return high, low
+
+
+@triton.jit
+def load_halves(at, row: tl.constexpr, HALVES: tl.constexpr):
+    """The halves at `at`, whose low parts lie `row` numbers behind."""
+    high = tl.load(at)
+    low = high
+    if HALVES == 2:
+        low = tl.load(at + row)
+    return high, low
+
+
+@triton.jit
+def store_halves(at, v, mask, row: tl.constexpr, HALVES: tl.constexpr):
+    """A float32 tile as halves at `at`; low parts lie `row` numbers behind."""
+    high, low = halved(v, HALVES)
+    tl.store(at, high, mask=mask)
+    if HALVES == 2:
+        tl.store(at + row, low, mask=mask)
+
+
+@triton.jit
+def plane_sums(v, IMAGES: tl.constexpr):
+    """Sums of a tile (IMAGES * pixels, channels) over each image's pixels: (IMAGES, channels)."""
+    rows: tl.constexpr = v.shape[0] // IMAGES
+    if IMAGES == 1:
+        total = tl.sum(v, axis=0)[None, :]
+    else:
+        total = tl.sum(tl.reshape(v, (IMAGES, rows, v.shape[1])), axis=1)
+    return total
+
+
+@triton.jit
+def spread(s, like, IMAGES: tl.constexpr):
+    """A number a plane (IMAGES, channels) for every pixel of `like`."""
+    if IMAGES == 1:
+        out = s
+    else:
+        rows: tl.constexpr = like.shape[0] // IMAGES
+        wide = tl.broadcast_to(tl.expand_dims(s, 1), (IMAGES, rows, like.shape[1]))
+        out = tl.reshape(wide, like.shape)
+    return out

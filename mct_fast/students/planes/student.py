@@ -1,0 +1,120 @@
+"""The `mct_fast.students.Student` that runs a ConvNet on the plane kernels where they serve, and on the operators elsewhere."""
+
+from __future__ import annotations
+
+from importlib.util import find_spec
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from mct_fast.students.fused import FusedStudent
+from mct_fast.students.fused_convnet import ConvPlan
+from mct_fast.students.planes.geometry import Geometry, why_not
+from mct_fast.students.planes.memory import Precision, Step, TangentStep, precision
+from mct_fast.students.protocol import Tangent
+from mct_fast.tasks.heads import BinaryCrossEntropyHead, Head
+
+if TYPE_CHECKING:
+    from mct_fast.students.planes.engine import Engine, Loss
+
+
+class PlaneStudent:
+    """``fused``, a ConvNet's student, computed by `Engine` for float32 tensors on a CUDA device.
+
+    Elsewhere it is ``fused``. The products' precision is PyTorch's own choice for convolutions when a device is first met
+    (`mct_fast.students.planes.memory.precision`).
+    """
+
+    def __init__(self, fused: FusedStudent, how: Precision | None = None) -> None:
+        assert isinstance(fused.plan, ConvPlan)
+        self.fused, self._geometry, self._how = fused, Geometry.of(fused.plan), how
+        self._engines: dict[tuple[torch.device, str], Engine] = {}
+
+    @staticmethod
+    def serves(fused: FusedStudent, device: torch.device) -> bool:
+        """Whether there are kernels for the network on the device."""
+        takes = isinstance(fused.plan, ConvPlan) and why_not(fused.plan) is None
+        return takes and device.type == "cuda" and find_spec("triton") is not None
+
+    @property
+    def num_params(self) -> int:
+        return self.fused.num_params
+
+    def takes(self, like: Tensor) -> bool:
+        """Whether the kernels serve tensors like this one."""
+        return like.is_cuda and like.dtype == torch.float32
+
+    def engine(self, device: torch.device) -> Engine:
+        """The launches for a device, in the precision that PyTorch's switch asks for now."""
+        from mct_fast.students.planes.engine import Engine  # imports Triton, at the first use on a GPU
+
+        how = self._how or precision()
+        key = device, how.name
+        if key not in self._engines:
+            loss = _loss(self.fused.head, self._geometry.outputs, device)
+            self._engines[key] = Engine(self._geometry, loss, how, device)
+        return self._engines[key]
+
+    def gradient(self, params: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        if not self.takes(x):
+            return self.fused.gradient(params, x, y)
+        engine, step, weights, patches, targets, arena = self._made(params, x, y)
+        students, batch = x.shape[:2]
+        engine.backward(weights, patches, targets, step, arena, students, batch)
+        return step.loss, engine.gradient(arena, engine.parts(students, batch), step.tau, students)
+
+    def gradient_keeping(self, params: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Any]:
+        if not self.takes(x):
+            return self.fused.gradient_keeping(params, x, y)
+        return *self.gradient(params, x, y), None
+
+    def gradient_tangent(self, params: Tensor, tangent: Tensor, x: Tensor, y: Tensor, tape: Any = None) -> Tangent:
+        if not self.takes(x):
+            return self.fused.gradient_tangent(params, tangent, x, y, tape)
+        from mct_fast.students.planes.engine import power_of_two
+
+        engine, step, weights, patches, targets, arena = self._made(params, x, y)
+        students, batch = x.shape[:2]
+        engine.backward(weights, patches, targets, step, arena, students, batch, gradients=False)
+        dot, g = engine.weights(students), engine.geometry
+        sigma = power_of_two(tangent)
+        engine.pack(tangent, dot, sigma)
+        t = TangentStep.allocate(g, students, batch, engine.columns(batch), engine.device, engine.how)
+        loss_dot = torch.empty(students, dtype=torch.float64, device=x.device)
+        gx = torch.empty_like(x, memory_format=torch.contiguous_format)
+        gy = torch.empty_like(targets)
+        engine.tangent(
+            weights, dot, patches, targets, step, t, arena, loss_dot, gy, gx, students, batch, curvature=True
+        )  # fmt: skip
+        hvp = engine.gradient(arena, engine.parts(students, batch), step.tau, students)
+        scale = sigma[:, None]
+        soft = (gy.view(students, -1) / scale).view(y.shape) if y.is_floating_point() else None
+        by_images = (gx.view(students, -1) / scale).view(gx.shape)
+        return Tangent((loss_dot / sigma).to(x.dtype), hvp / scale, by_images, soft)
+
+    def logits(self, params: Tensor, x: Tensor) -> Tensor:
+        return self.fused.logits(params, x)
+
+    def _made(self, params: Tensor, x: Tensor, y: Tensor) -> tuple[Any, ...]:
+        """Everything in the engine's form, and the forward sweep done."""
+        engine = self.engine(x.device)
+        students, batch = x.shape[:2]
+        weights = engine.weights(students)
+        engine.pack(params.contiguous(), weights)
+        patches = engine.batch(students * batch)
+        engine.patch(x.contiguous().flatten(0, 1), patches)
+        targets = engine.targets(y).reshape(students * batch, -1)
+        (step,) = Step.allocate(engine.geometry, 1, students, batch, engine.device, engine.how)
+        arena = engine.arena(students, (batch,))
+        engine.forward(weights, patches, step, students, batch)
+        return engine, step, weights, patches, targets, arena
+
+
+def _loss(head: Head, outputs: int, device: torch.device) -> Loss:
+    from mct_fast.students.planes.engine import Loss
+
+    if isinstance(head, BinaryCrossEntropyHead):
+        return Loss(True, *head.weights(outputs, torch.float32, device), head.targets)
+    ones = torch.ones(outputs, device=device)
+    return Loss(False, ones, ones, head.targets)
