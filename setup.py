@@ -1,6 +1,7 @@
 """The parts of the build that have to be code: where packages lie, and the optional compiled extension.
 
-``MCT_FAST_NO_EXT=1``, a missing compiler or a failed compilation leave an install that works on plain PyTorch.
+``MCT_FAST_NO_EXT=1``, a missing compiler or a failed compilation leave an install that works on plain PyTorch. With
+``MCT_FAST_REQUIRE_EXT=1``, which ``make test`` sets, the last two fail the install.
 """
 
 from __future__ import annotations
@@ -25,21 +26,25 @@ def switched_on(variable: str) -> bool:
     return os.environ.get(variable, "0") not in ("", "0")
 
 
+def go_without(reason: str) -> None:
+    """Say why there are no compiled kernels; where they are required, that is the end."""
+    if switched_on("MCT_FAST_REQUIRE_EXT"):
+        sys.exit(f"mct_fast: {reason}, and MCT_FAST_REQUIRE_EXT is set")
+    say(f"{reason}: installing without compiled kernels (slower)")
+
+
 def extension() -> dict[str, object]:
     """`ext_modules` and `cmdclass`, or nothing where no extension is to be built."""
     if switched_on("MCT_FAST_NO_EXT"):
         say("MCT_FAST_NO_EXT is set: installing without compiled kernels")
         return {}
     if shutil.which(os.environ.get("CXX", "c++").split()[0]) is None:
-        say("no C++ compiler found: installing without compiled kernels (slower)")
+        go_without("no C++ compiler found")
         return {}
     try:
         from torch.utils.cpp_extension import BuildExtension, CppExtension
     except ImportError as error:
-        say(
-            f"PyTorch not importable at build time ({error}): installing without compiled kernels; "
-            "use pip install --no-build-isolation"
-        )
+        go_without(f"PyTorch not importable at build time ({error}); use pip install --no-build-isolation")
         return {}
 
     class OptionalBuildExtension(BuildExtension):
@@ -50,7 +55,7 @@ def extension() -> dict[str, object]:
                 super().run()
             except (Exception, SystemExit) as error:
                 reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-                say(f"compiling the extension failed ({reason[0]}): installing without compiled kernels (slower)")
+                go_without(f"compiling the extension failed ({reason[0]})")
                 self.extensions = []  # so that nobody looks for its file
                 self.distribution.ext_modules = []
 

@@ -1,0 +1,78 @@
+"""An install without compiled kernels works; where they are required it fails, and `make test` requires them."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from mct_fast import ops
+
+ROOT = Path(__file__).resolve().parents[1]
+COMPILER = shutil.which(os.environ.get("CXX", "c++").split()[0])
+
+
+def switched(**variables: str) -> dict[str, str]:
+    """This process's environment without our switches, and with ``variables``."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("MCT_FAST_", "MAKE"))}
+    return {**kept, **variables}
+
+
+@pytest.fixture
+def broken(tmp_path: Path) -> Path:
+    """A checkout whose C++ does not compile."""
+    for name in ("setup.py", "pyproject.toml", "Makefile", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, tmp_path)
+    for folder in ("mct_fast", "kernels", "csrc/cpu"):
+        (tmp_path / folder).mkdir(parents=True)
+    for file in ("mct_fast/__init__.py", "kernels/__init__.py"):
+        shutil.copy(ROOT / file, tmp_path / file)
+    (tmp_path / "csrc" / "ops.cpp").write_text("#error does not compile\n")
+    return tmp_path
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+@pytest.mark.parametrize("required", ["1", "0"])
+def test_a_broken_build_fails_where_the_extension_is_required(broken: Path, required: str) -> None:
+    command = [sys.executable, "setup.py", "build_ext", "--inplace"]
+    environment = switched(MCT_FAST_REQUIRE_EXT=required)
+    done = subprocess.run(command, cwd=broken, env=environment, capture_output=True, text=True, timeout=300)
+    assert "compiling the extension failed" in done.stderr
+    assert (done.returncode != 0) == (required == "1")
+
+
+@pytest.mark.parametrize(
+    ("variables", "wanted"),
+    [
+        ({}, "1" if COMPILER else "0"),
+        ({"CXX": "no-such-compiler"}, "0"),
+        ({"MCT_FAST_NO_EXT": "1"}, "0"),
+    ],
+    ids=["as-it-is", "no-compiler", "switched-off"],
+)
+def test_make_test_requires_the_extension_where_there_is_a_compiler(
+    broken: Path, variables: dict[str, str], wanted: str
+) -> None:
+    if shutil.which("make") is None:
+        pytest.skip("no make")
+    tools = broken / "venv" / "bin"
+    tools.mkdir(parents=True)
+    for name in ("pip", "python", "ruff", "pyright", "pytest"):
+        (tools / name).write_text('#!/bin/sh\necho "${0##*/} ${MCT_FAST_REQUIRE_EXT}" >> said\n')
+        (tools / name).chmod(0o755)
+    command = ["make", "test", "VENV=venv", f"PYTHON={sys.executable}"]
+    subprocess.run(command, cwd=broken, env=switched(**variables), check=True, capture_output=True, timeout=60)
+    said = (broken / "said").read_text().splitlines()
+    assert f"pip {wanted}" in said
+    assert f"pytest {wanted}" in said
+
+
+def test_the_extension_is_there_where_it_is_required() -> None:
+    """An install from before, without it, would skip what it cannot test."""
+    if os.environ.get("MCT_FAST_REQUIRE_EXT", "0") in ("", "0"):
+        pytest.skip("MCT_FAST_REQUIRE_EXT is not set")
+    assert ops.extension_loaded()
