@@ -17,12 +17,11 @@ from typing import Any
 import torch
 import tyro
 
-from bench import counted, machine, ops, tables, vs_mtt
+from bench import machine, ops, tables, vs_mtt
 from bench.problem import Problem, Setting, build
 from bench.timing import Spread, clock
 from mct_fast.distill import DistillConfig, adjoint_of
 from mct_fast.matching import Matcher
-from mct_fast.matching.adjoint import Exact, Unrolled
 from mct_fast.run.errors import InputError
 
 
@@ -114,14 +113,14 @@ def _races(arguments: Arguments) -> int:
 
 @dataclass(frozen=True)
 class Row:
-    """One way to run a large setting: bytes counted on meta tensors; seconds and bytes measured where it was run."""
+    """One way to run a large setting."""
 
     setting: str
     how: str
     gradient: str
-    counted: int
-    seconds: Spread | None = None
-    peak: int | None = None
+    seconds: Spread
+    peak: int | None
+    """Bytes; None on a processor."""
     tesla_seconds: float | None = None
     """Of TESLA, truncated gradient, on an A100: published (NCFM, table 3), not measured here."""
 
@@ -144,27 +143,22 @@ def _toy(setting: Setting) -> Setting:
 
 
 def _rows(large: Large, arguments: Arguments) -> list[Row]:
-    """Ours as the outer loop runs it, ours keeping nothing and in pieces, and what MTT's graph would take."""
+    """Ours as the outer loop runs it, keeping nothing, and in pieces."""
     setting = replace(large.setting, device=arguments.device)
     pieces = max(1, setting.batch_syn // 4)
     problem = build(setting)
-    ways: list[tuple[str, Any, Any, int | None]] = [
-        ("mct_fast, 512 MiB of activations kept", adjoint_of(DistillConfig(keep_mb=512)), Exact(512 << 20), None),
-        ("mct_fast, nothing kept", adjoint_of(DistillConfig(keep_mb=0)), Exact(), None),
-        (f"mct_fast, {pieces} images at once", adjoint_of(DistillConfig(keep_mb=0)), Exact(), pieces),
+    ways = [
+        ("mct_fast, 512 MiB of activations kept", DistillConfig(keep_mb=512), None),
+        ("mct_fast, nothing kept", DistillConfig(keep_mb=0), None),
+        (f"mct_fast, {pieces} images at once", DistillConfig(keep_mb=0), pieces),
     ]
     rows = []
-    for how, adjoint, plain, micro_batch in ways:
+    for how, config, micro_batch in ways:
         tables.note(f"{large.title}: {how}")
-        found = counted.count(setting, plain, micro_batch=micro_batch)
-        matcher = Matcher(problem.model, adjoint=adjoint, micro_batch=micro_batch)
+        matcher = Matcher(problem.model, adjoint=adjoint_of(config), micro_batch=micro_batch)
         seconds, peak = _timed(matcher, problem, arguments.rounds)
-        total = found.peak + found.held
-        rows.append(Row(large.title, how, "exact", total, seconds, peak, large.tesla_seconds))
+        rows.append(Row(large.title, how, "exact", seconds, peak, large.tesla_seconds))
         del matcher
-    tables.note(f"{large.title}: counting plain PyTorch")
-    grown = counted.extrapolated(setting, Unrolled(), fused=False)
-    rows.append(Row(large.title, "plain PyTorch, double backward", "exact", grown.peak + grown.held))
     return rows
 
 
@@ -191,19 +185,15 @@ def _shown(rows: Sequence[Row]) -> Any:
         [
             f"{row.setting}: {row.how}",
             row.gradient,
-            tables.size(row.counted),
             "-" if row.peak is None else tables.size(row.peak),
-            "not run" if row.seconds is None else tables.seconds(row.seconds.median),
-            "" if row.seconds is None else tables.span(row.seconds),
+            tables.seconds(row.seconds.median),
+            tables.span(row.seconds),
             "-" if row.tesla_seconds is None else f"{row.tesla_seconds:.1f} s",
         ]
         for row in rows
     ]
-    columns = ("one iteration", "gradient", "counted", "peak", "median", "least to greatest", "TESLA, A100")
-    caption = (
-        "counted: tensors alive at once, by the real code on tensors without data; peak: PyTorch's allocator, here. TESLA: its "
-        "truncated gradient on an A100 as NCFM's table 3 has it, not measured here"
-    )
+    columns = ("one iteration", "gradient", "peak", "median", "least to greatest", "TESLA, A100")
+    caption = "peak: PyTorch's allocator. TESLA: its truncated gradient on an A100 as NCFM's table 3 has it, not measured here"
     return tables.table("settings that do not fit with MTT", columns, lines, caption)
 
 

@@ -7,8 +7,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from bench.gpu_calls import IPC_BATCHES, Call, binary_calls, reference_steps
 from mct_fast.kernels import launcher
+from tests.kernels.calls import IPC_BATCHES, Call, binary_calls, reference_steps
 
 
 def _replay(calls: list[Call]) -> Callable[[], None]:

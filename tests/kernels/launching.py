@@ -28,8 +28,8 @@ from torch import Tensor
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from bench.gpu_kernels import heaviest
 from mct_fast.kernels import aot
+from tests.kernels.calls import heaviest
 
 ARCHITECTURES = (80, 90)
 """What devices 0 and 1 of the stand-in are."""

@@ -9,10 +9,9 @@ import pytest
 
 pytest.importorskip("triton")
 
-from bench.gpu_calls import launches_of, reference_steps
-from bench.gpu_kernels import variants
 from mct_fast.kernels import MODULES, aot, launcher
 from tests.kernels import laws
+from tests.kernels.calls import launches_of, reference_steps, variants
 
 
 def test_the_interpreted_cases_use_every_kernel(kernels: set[str]) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,9 +22,6 @@ from mct_fast.students import FusedStudent
 IPC_BATCHES = {1: 10, 10: 100}
 """Images a step at each number of images per class, as MTT's recipes for CIFAR-10 have it."""
 
-IPC_STEPS = {1: 50, 10: 30}
-"""Steps an iteration, likewise."""
-
 
 @dataclass(frozen=True)
 class Call:
@@ -32,11 +30,6 @@ class Call:
     op: str
     args: tuple[Any, ...]
     results: tuple[Tensor, ...]
-
-    @property
-    def shapes(self) -> str:
-        """The shape of the leading argument, and of the second: enough to tell the layers apart."""
-        return ", ".join("x".join(map(str, a.shape)) for a in self.args[:2] if isinstance(a, Tensor))
 
 
 class _Recorder(TorchDispatchMode):
@@ -114,3 +107,45 @@ def binary_calls(students: int, batch: int, features: int = 2048, labels: int = 
 def launches_of(calls: Iterable[Call]) -> list[Launch]:
     """All kernels that the calls launch, in order."""
     return [launch for call in calls for launch in launches(launcher(call.op), *call.args)]
+
+
+@contextmanager
+def _allowing(precision: str) -> Any:
+    before = torch.backends.cuda.matmul.fp32_precision
+    torch.backends.cuda.matmul.fp32_precision = precision
+    try:
+        yield
+    finally:
+        torch.backends.cuda.matmul.fp32_precision = before
+
+
+def variants(precisions: Iterable[str] = ("ieee",)) -> list[Launch]:
+    """One launch for each cubin that the reference ConvNet needs at IPC 1 and IPC 10, and a binary cross-entropy's.
+
+    `precisions` are settings of ``torch.backends.cuda.matmul.fp32_precision``: "ieee" gives tf32x3, "tf32" tf32.
+    """
+    found: dict[Any, Launch] = {}
+    for precision in precisions:
+        with _allowing(precision):
+            for calls in (*reference_steps(), binary_calls(1, 100)):
+                for launch in launches_of(calls):
+                    found.setdefault(launch.variant, launch)
+    return list(found.values())
+
+
+def _blocks(launch: Launch) -> int:
+    product = 1
+    for name, value in launch.constants:
+        product *= value if name.isupper() and type(value) is int else 1
+    return product
+
+
+def heaviest(launches: Iterable[Launch]) -> list[Launch]:
+    """Of each kernel with each of its switches, the launch with the most values a program."""
+    found: dict[Any, Launch] = {}
+    for launch in launches:
+        switches = tuple((n, v) for n, v in launch.constants if isinstance(v, bool | str))
+        key = launch.kernel, switches
+        if key not in found or _blocks(launch) > _blocks(found[key]):
+            found[key] = launch
+    return list(found.values())
