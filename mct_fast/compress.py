@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -21,6 +22,9 @@ from mct_fast.run.progress import Progress, quiet
 from mct_fast.trajectory import Trajectory, TrajectoryStore
 from mct_fast.trajectory.encoding import find_encoding
 
+log = logging.getLogger("mct_fast")
+
+_RECOGNISED = ("instance", "group", "layer", "none")
 MTT_EXPERTS_A_FILE = 10
 """What ``--save_interval`` of MTT's buffer.py is by default."""
 
@@ -33,6 +37,7 @@ def compress(
     data_path: str | None = None,
     zca: bool = False,
     model: Mapping[str, Any] | None = None,
+    norm: str | None = None,
     files: str | None = None,
     waypoints: int | tuple[int, ...] = 2,
     schedule: str = "arc_length",
@@ -48,7 +53,8 @@ def compress(
     :func:`mct_fast.interchange.buffers.find`), or of the ``waypoint_buffer*_N.pt`` and ``step_buffer*_N.pt`` of the official
     MCT code, whose paths are taken as they are.  Files are read one at a time and never run.  ``dataset``, ``data_path`` and
     ``zca`` say what the experts were trained on.
-    ``model``: spec of the network; left out, a ConvNet is recognised from its shapes.  ``encoding`` of the waypoints after the
+    ``model``: spec of the network; left out, a ConvNet is recognised from its shapes, which do not tell instance norm from
+    group or batch norm: ``norm`` does, else instance is assumed and said.  ``encoding`` of the waypoints after the
     first and ``start_encoding`` of the first, whose seed nobody knows: see :meth:`TrajectoryStore.add`.  Other arguments:
     :meth:`ConvexTrajectory.fit`.
 
@@ -57,6 +63,7 @@ def compress(
     """
     for argument, name in (("encoding", encoding), ("start_encoding", start_encoding)):
         find_encoding(name, argument)
+    norm = _check_norm(norm, model)
     canonical, _ = REGISTRY.find(dataset)  # a misspelt name would be noticed only when the store is used
     found = find(Path(source), files)
     fit = Fit(waypoints, schedule, smooth)
@@ -74,7 +81,9 @@ def compress(
                 if store is None or first is None:
                     first = expert
                     shapes = list(expert.shapes)
-                    spec = _full_spec(model, shapes) if model is not None else recognise_convnet(shapes, canonical)
+                    spec = (
+                        _full_spec(model, shapes) if model is not None else recognise_convnet(shapes, canonical, norm)
+                    )
                     kept_as = {
                         "keep_checkpoints": keep_checkpoints,
                         "encoding": encoding,
@@ -214,17 +223,17 @@ def _text(shape: torch.Size | None) -> str:
     return "(absent)" if shape is None else str(tuple(shape))
 
 
-def recognise_convnet(shapes: list[torch.Size], dataset: str | None = None) -> dict[str, Any]:
-    """The spec of the square-image ConvNet with instance norm whose parameter tensors have these shapes.
+def recognise_convnet(shapes: list[torch.Size], dataset: str | None = None, norm: str = "instance") -> dict[str, Any]:
+    """The spec of the square-image ConvNet with ``norm`` whose parameter tensors have these shapes.
 
     Sizes that pooling rounds down to the same feature map cannot be told apart: the multiple of 2^depth is taken, but for
     ``dataset`` MNIST and Fashion-MNIST their 28, which the first convolution pads to 32.
     """
-    blocks, rest = divmod(len(shapes) - 2, 4)
+    blocks, rest = divmod(len(shapes) - 2, 2 if norm == "none" else 4)
     if rest == 0 and blocks >= 1 and len(shapes[0]) == 4:
         width, channels = shapes[0][0], shapes[0][1]
         if len(shapes[-2]) != 2 or width == 0:
-            raise _unrecognised()
+            raise _unrecognised(norm)
         classes, features = shapes[-2]
         side = math.isqrt(features // width) << blocks
         if channels == 1 and side == 32 and dataset in ("mnist", "fashion-mnist"):
@@ -235,6 +244,7 @@ def recognise_convnet(shapes: list[torch.Size], dataset: str | None = None) -> d
             "channels": channels,
             "image_size": side,
             "num_classes": classes,
+            "norm": norm,
         }
         try:
             candidate = ConvNet(**spec)
@@ -242,10 +252,29 @@ def recognise_convnet(shapes: list[torch.Size], dataset: str | None = None) -> d
             candidate = None
         if candidate is not None and [p.shape for p in candidate.parameters()] == list(shapes):
             return model_spec(candidate)
-    raise _unrecognised()
+    raise _unrecognised(norm)
 
 
-def _unrecognised() -> InputError:
+def _unrecognised(norm: str) -> InputError:
     return InputError(
-        "model: the checkpoints are no ConvNet of the default form; name the network with model=... (--model)"
+        f"model: the checkpoints are no ConvNet of the default form with norm {norm}; "
+        "say norm=... (--norm), or name the network with model=... (--model)"
     )
+
+
+def _check_norm(norm: str | None, model: Mapping[str, Any] | None) -> str:
+    """The norm of a ConvNet that is recognised; an assumption is said."""
+    if norm is not None and model is not None:
+        raise InputError("norm: the model says its norm; leave one of the two out")
+    if norm == "batch":
+        raise InputError(
+            "norm: networks with batch norm have state beside the parameters in these files; train experts with instance norm"
+        )
+    if norm not in (None, *_RECOGNISED):
+        raise InputError(f"norm: unknown {norm!r}; choose one of {', '.join(_RECOGNISED)}")
+    if norm is None and model is None:
+        log.warning(
+            "the experts are taken for ConvNets with instance norm, ReLU and average pooling, which shapes do not tell from "
+            "group norm, batch norm, other activations or max pooling: where that is wrong, say --norm or --model"
+        )
+    return norm or "instance"

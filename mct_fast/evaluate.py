@@ -24,7 +24,7 @@ from mct_fast.run.distributed import Communicator, Single
 from mct_fast.run.errors import InputError
 from mct_fast.run.progress import Bar, Progress, quiet
 from mct_fast.run.seeds import derive_seed, generator
-from mct_fast.tasks import Task, format_metric, metric_label, task_named
+from mct_fast.tasks import Classification, Task, format_metric, metric_label, task_named
 from mct_fast.training import SGD, Schedule, build_stack, measures, named_spec, train_epochs
 
 
@@ -198,7 +198,8 @@ def evaluate_splits(
     ``model`` is a name (``"ConvNet"``, ``"AlexNet"``, ``"VGG11"``, ``"ResNet18"``, ...), a spec of
     :func:`mct_fast.models.build_model` or a module, which is copied and initialised anew.  ``task`` is the one that the set
     was distilled for, by default.  The networks are split over the processes of ``communicator``, which all get the whole
-    result.  Raises :class:`InputError` if shapes, classes or transforms do not fit.
+    result.  Classes are matched by name: a dataset may have them in another order.  Raises :class:`InputError` if shapes, classes
+    or transforms do not fit.
     """
     if not _fits(distilled.images, dataset.image_shape) or distilled.num_classes != dataset.num_classes:
         raise InputError(
@@ -213,15 +214,37 @@ def evaluate_splits(
         )
     if not bool(torch.isfinite(distilled.images).all()):
         raise InputError("distilled: its images hold NaN or infinity; distil them again")
-    if len(distilled.labels) != len(distilled.images):
-        raise InputError(
-            f"distilled: {len(distilled.labels)} labels for {len(distilled.images)} images; give one label an image"
-        )
     task = task or distilled.task
     task.check(distilled.labels, task.num_outputs(distilled.num_classes))
-    images, labels = distilled.images.to(config.device), distilled.labels.to(config.device)
+    images, labels = distilled.images.to(config.device), _labels_for(dataset, distilled, task).to(config.device)
     given = _Given(images, labels, dataset, task, model, progress, communicator)
     return given.train_and_score(distilled.lr_net, config, splits)
+
+
+def _labels_for(dataset: Dataset, distilled: DistilledDataset, task: Task) -> Tensor:
+    """The labels of ``distilled`` as ``dataset`` numbers the classes, which both know by name.
+
+    Names that only count, "0", "1", ..., say nothing and agree with any.
+    """
+    ours, theirs = distilled.class_names, dataset.class_names
+    counted = tuple(str(number) for number in range(len(ours)))
+    if ours == theirs or (counted in (ours, theirs) and set(ours) != set(theirs)):
+        return distilled.labels
+    strange = [name for name in ours if name not in theirs]
+    if strange:
+        raise InputError(
+            f"dataset: {dataset.name} has no class {strange[0]!r}, which the distilled set has; "
+            "evaluate on the dataset it came from"
+        )
+    if not isinstance(task, Classification):
+        raise InputError(
+            f"dataset: {dataset.name} has the labels in another order ({', '.join(theirs)}) than the distilled set "
+            f"({', '.join(ours)}); load it in that order"
+        )
+    labels = distilled.labels
+    if labels.is_floating_point():
+        return labels[:, [ours.index(name) for name in theirs]]
+    return torch.tensor([theirs.index(name) for name in ours], device=labels.device)[labels]
 
 
 def _fits(images: Tensor, shape: tuple[int, ...]) -> bool:

@@ -74,6 +74,9 @@ def _compress(words: list[str]) -> None:
         model: str | None = None
         """The network as JSON, e.g. '{"name": "ConvNet", "depth": 4, "image_size": 64, "num_classes": 200}'.
         Left out, a ConvNet is recognised from its shapes."""
+        norm: str | None = None
+        """Normalisation of a ConvNet that is recognised: instance, group, layer or none. Left out, instance, where the
+        shapes allow it: they do not tell it from group norm, or from batch norm, which is not supported."""
         files: str | None = None
         """Which files of a folder, e.g. waypoint_buffer_ip4. Left out, replay_buffer, else the only kind there is."""
         waypoints: int | tuple[int, ...] = 2
@@ -112,6 +115,7 @@ def _compress(words: list[str]) -> None:
             data_path=given.data_path,
             zca=given.zca,
             model=json_object("model", given.model),
+            norm=given.norm,
             files=given.files,
             waypoints=given.waypoints,
             schedule=given.schedule,

@@ -90,6 +90,13 @@ def check_every_class(labels: Tensor, class_names: Sequence[str], argument: str)
         )
 
 
+def check_class_names(class_names: Sequence[str]) -> None:
+    """Refuse a name that stands for two classes."""
+    twice = [name for number, name in enumerate(class_names) if name in class_names[:number]]
+    if twice:
+        raise InputError(f"class_names: {twice[0]!r} names two classes; give each a name of its own")
+
+
 def check_image_size(image_size: int | None) -> None:
     """Refuse an image_size (pixels a side) that is not a positive whole number."""
     if image_size is not None and (isinstance(image_size, bool) or not isinstance(image_size, int) or image_size < 1):

@@ -16,7 +16,14 @@ import torch
 from torch import Tensor
 
 from mct_fast.data.cache import load_cached, store_cached
-from mct_fast.data.checks import as_images, as_labels, check_every_class, check_image_size, check_label_range
+from mct_fast.data.checks import (
+    as_images,
+    as_labels,
+    check_class_names,
+    check_every_class,
+    check_image_size,
+    check_label_range,
+)
 from mct_fast.data.imagenet_subsets import IMAGENET_SUBSETS
 from mct_fast.data.images import resize_and_crop
 from mct_fast.data.sources import (
@@ -73,7 +80,7 @@ class Dataset:
 
     name: the canonical name.
     train, val, test: splits in transform space.
-    class_names: one a class (of a binary task: negative, positive), or one a label of a multi-label task.
+    class_names: one a class (of a binary task: negative, positive), or one a label of a multi-label task; all differ.
     transform: from raw pixels in [0, 1], or a table's raw values, to `images`, and back.
     fingerprint: SHA-256 over the hashes of all splits and the kind and constants of the transform; equal
         fingerprints mean equal data.
@@ -97,6 +104,9 @@ class Dataset:
     target: tuple[str, ...] = ()
     source: Mapping[str, Any] = field(default_factory=dict)
     report: ReadReport | None = None
+
+    def __post_init__(self) -> None:
+        check_class_names(self.class_names)
 
     @property
     def num_classes(self) -> int:
@@ -214,6 +224,7 @@ def register_dataset(
     """
     train_split = _user_split(train, "train")
     names = tuple(str(label) for label in class_names) if class_names is not None else None
+    check_class_names(names or ())
     if names is None:
         names = tuple(str(label) for label in range(int(train_split.labels.max()) + 1))
     parts = {"train": train_split, "test": _user_split(test, "test")}

@@ -15,6 +15,7 @@ from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
 
 from mct_fast.data import Dataset, TableTransform
+from mct_fast.data.checks import check_class_names
 from mct_fast.data.transforms import Transform, transform_from_state
 from mct_fast.distilled.table import write_table
 from mct_fast.run.errors import InputError
@@ -33,6 +34,9 @@ class DistilledDataset:
     ``(n, features)``, of series ``(n, time, features)``;
     ``labels`` as :attr:`task` has them: ``(n,)`` int64, or ``(n, classes)``, ``(n, labels)`` or ``(n,)`` float32;
     ``syn_lr`` the learned step size; ``provenance`` says how it was made.
+
+    Raises :class:`InputError` if soft labels are none of its task (those of classes must be distributions), if there is not
+    one label an image, or if a class name stands twice.
     """
 
     images: Tensor
@@ -41,6 +45,15 @@ class DistilledDataset:
     transform: Transform
     class_names: tuple[str, ...]
     provenance: Mapping[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        check_class_names(self.class_names)
+        if len(self.labels) != len(self.images):
+            raise InputError(
+                f"labels: {len(self.labels)} labels for {len(self.images)} images of a distilled set; give one an image"
+            )
+        if self.labels.is_floating_point():
+            self.task.check(self.labels, self.task.num_outputs(self.num_classes))
 
     def __len__(self) -> int:
         return len(self.images)

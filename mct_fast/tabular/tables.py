@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
 MAX_LEVELS = 100
 """A column with more categories is taken for free text or an identifier, and refused."""
+_ROWS_A_VALUE = 5
 _TEST_SEED = 0  # fixed, so that the test split stays the same whatever split_seed is
 _SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
@@ -390,8 +391,22 @@ def encode_target(frame: pd.DataFrame, spec: TableSpec) -> tuple[Tensor, str, tu
         raise InputError(
             f"target {name!r} has {len(values):,} different values; it must be two or a few classes, so cut it into some"
         )
+    _refuse_continuous(name, values, len(texts))
     numbers = {value: number for number, value in enumerate(values)}
     return torch.tensor([numbers[text] for text in texts]), "classification", tuple(values)
+
+
+def _refuse_continuous(name: str, values: Sequence[str], rows: int) -> None:
+    """Refuses numbers of which hardly two are alike: with fewer than five rows a value no split could hold them all."""
+    kinds = [_natural(value) for value in values]
+    if rows >= _ROWS_A_VALUE * len(values) or any(word for word, _, _ in kinds):
+        return
+    broken = next((text for _, number, text in kinds if not number.is_integer()), None)
+    if broken is not None or rows < 2 * len(values):
+        raise InputError(
+            f"target {name!r} looks continuous: {len(values):,} different numbers in {rows:,} rows, such as "
+            f"{broken or values[0]}; cut it into two or a few classes"
+        )
 
 
 def _texts(values: pd.Series) -> list[str]:

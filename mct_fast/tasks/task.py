@@ -101,7 +101,7 @@ class Classification:
                 raise InputError(
                     f"labels: soft labels have shape {tuple(labels.shape)}; give (n, {num_outputs}), one column a class"
                 )
-            _check_finite(labels)
+            _check_distribution(labels)
             return
         if labels.dtype != torch.int64 or labels.ndim != 1:
             raise InputError(
@@ -274,6 +274,10 @@ class MultiLabel:
         return tuple(p * w for p, w in zip(pos, both, strict=True)), both
 
 
+_ROUNDING = 5e-3
+"""How far soft labels may miss a distribution: 200 classes in half precision, each to a relative 2^-11."""
+
+
 def task_named(name: str) -> Task:
     """The task called ``name``: classification, binary or multilabel."""
     return _task_class(name)()
@@ -320,6 +324,19 @@ def _check_weights(name: str, weights: tuple[float, ...]) -> None:
 def _check_finite(labels: Tensor) -> None:
     if not bool(torch.isfinite(labels).all()):
         raise InputError("labels: soft labels hold NaN or infinity; give finite weights")
+
+
+def _check_distribution(labels: Tensor) -> None:
+    """Raises :class:`InputError` unless each row holds weights of at least 0 that sum to 1, to rounding in half precision."""
+    _check_finite(labels)
+    if labels.numel() == 0:
+        return
+    low, sums = float(labels.min()), labels.double().sum(-1)
+    if low < -_ROUNDING or not bool(((sums - 1).abs() <= _ROUNDING).all()):
+        raise InputError(
+            f"labels: soft labels are no distributions over the classes (least {low:g}, rows sum to "
+            f"{float(sums.min()):g}..{float(sums.max()):g}); if they are logits, as DATM saves them, give labels.softmax(-1)"
+        )
 
 
 def _check_unit(labels: Tensor) -> None:

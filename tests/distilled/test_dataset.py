@@ -25,7 +25,7 @@ def made(kind: str = "normalize", soft: bool = False) -> DistilledDataset:
         "normalize": Normalize((0.5, 0.4, 0.3), (0.2, 0.3, 0.1)),
         "zca": ZCA.fit(torch.rand(200, 3, 6, 6, generator=g)),
     }[kind]
-    labels = torch.rand(4, 2, generator=g) if soft else torch.tensor([0, 0, 1, 1])
+    labels = torch.rand(4, 2, generator=g).softmax(-1) if soft else torch.tensor([0, 0, 1, 1])
     return DistilledDataset(
         transform.forward(raw[:4]), labels, 0.1 + 1e-17, transform, ("cat", "döner"), {"dataset": "toy", "n": [1, 2.5]}
     )
