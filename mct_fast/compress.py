@@ -24,6 +24,10 @@ from mct_fast.trajectory.encoding import find_encoding
 
 log = logging.getLogger("mct_fast")
 
+_ASSUMED = (
+    "the experts are taken for ConvNets with instance norm, ReLU and average pooling, which shapes do not tell from "
+    "group norm, batch norm, other activations or max pooling: where that is wrong, say --norm or --model"
+)
 _RECOGNISED = ("instance", "group", "layer", "none")
 MTT_EXPERTS_A_FILE = 10
 """What ``--save_interval`` of MTT's buffer.py is by default."""
@@ -63,7 +67,7 @@ def compress(
     """
     for argument, name in (("encoding", encoding), ("start_encoding", start_encoding)):
         find_encoding(name, argument)
-    norm = _check_norm(norm, model)
+    _check_norm(norm, model)
     canonical, _ = REGISTRY.find(dataset)  # a misspelt name would be noticed only when the store is used
     found = find(Path(source), files)
     fit = Fit(waypoints, schedule, smooth)
@@ -82,7 +86,9 @@ def compress(
                     first = expert
                     shapes = list(expert.shapes)
                     spec = (
-                        _full_spec(model, shapes) if model is not None else recognise_convnet(shapes, canonical, norm)
+                        _full_spec(model, shapes)
+                        if model is not None
+                        else recognise_convnet(shapes, canonical, norm or "instance")
                     )
                     kept_as = {
                         "keep_checkpoints": keep_checkpoints,
@@ -93,6 +99,8 @@ def compress(
                     where = None if data_path is None else str(Path(data_path).expanduser().absolute())
                     store = _begin(Path(out), spec, {"name": dataset, "data_path": where, "zca": zca}, recipe)
                     locked.enter_context(store.writing())
+                    if norm is None and model is None:
+                        log.warning(_ASSUMED)
                 _check_alike(f"{file} expert {index}", expert, first)
                 if number in store.experts:
                     _check_same(store, number, expert, file)
@@ -262,8 +270,8 @@ def _unrecognised(norm: str) -> InputError:
     )
 
 
-def _check_norm(norm: str | None, model: Mapping[str, Any] | None) -> str:
-    """The norm of a ConvNet that is recognised; an assumption is said."""
+def _check_norm(norm: str | None, model: Mapping[str, Any] | None) -> None:
+    """Raises :class:`InputError` if there is no ConvNet with ``norm`` to recognise."""
     if norm is not None and model is not None:
         raise InputError("norm: the model says its norm; leave one of the two out")
     if norm == "batch":
@@ -272,9 +280,3 @@ def _check_norm(norm: str | None, model: Mapping[str, Any] | None) -> str:
         )
     if norm not in (None, *_RECOGNISED):
         raise InputError(f"norm: unknown {norm!r}; choose one of {', '.join(_RECOGNISED)}")
-    if norm is None and model is None:
-        log.warning(
-            "the experts are taken for ConvNets with instance norm, ReLU and average pooling, which shapes do not tell from "
-            "group norm, batch norm, other activations or max pooling: where that is wrong, say --norm or --model"
-        )
-    return norm or "instance"

@@ -50,7 +50,7 @@ class DistilledDataset:
         check_class_names(self.class_names)
         if len(self.labels) != len(self.images):
             raise InputError(
-                f"labels: {len(self.labels)} labels for {len(self.images)} images of a distilled set; give one an image"
+                f"labels: {len(self.labels)} labels for {len(self.images)} images of a distilled set; give one label an image"
             )
         if self.labels.is_floating_point():
             self.task.check(self.labels, self.task.num_outputs(self.num_classes))
