@@ -5,8 +5,8 @@ need no memory in between. `mct_fast.students.planes` says in which order they r
 
 Names. S students of B images each; an image i belongs to student i // B. C channels (the width), K outputs. A plane of
 H x W pixels is pooled to PP = H/2 * W/2; its pixels are counted quad-major: quad q = (row parity, column parity), pooled
-pixel p. "Halves" are 16-bit numbers that stand for a float32: one fp16 (HALVES = 1, `fast`), or the sum of two bf16
-(HALVES = 2, `fine`), which lie side by side: a row of C numbers is C high parts, then C low parts.
+pixel p. "Halves" are fp16 numbers that stand for a float32: one (HALVES = 1, `fast`), or the sum of two (HALVES = 2, `fine`),
+which lie side by side: a row of C numbers is C high parts, then C low parts.
 
 Layouts:
 

@@ -1,4 +1,4 @@
-"""What the kernels of this package share: products of halves, sums over planes."""
+"""What the kernels of this package share: halves, and products of them."""
 
 from __future__ import annotations
 
@@ -18,12 +18,10 @@ def product(a, a_low, b, b_low, acc, HALVES: tl.constexpr):
 @triton.jit
 def halved(v, HALVES: tl.constexpr):
     """A float32 tile as halves: (high, low); low is high again where there is one half."""
+    high = v.to(tl.float16)
+    low = high
     if HALVES == 2:
-        high = v.to(tl.bfloat16)
-        low = (v - high.to(tl.float32)).to(tl.bfloat16)
-    else:
-        high = v.to(tl.float16)
-        low = high
+        low = (v - high.to(tl.float32)).to(tl.float16)
     return high, low
 
 
@@ -44,26 +42,3 @@ def store_halves(at, v, mask, row: tl.constexpr, HALVES: tl.constexpr):
     tl.store(at, high, mask=mask)
     if HALVES == 2:
         tl.store(at + row, low, mask=mask)
-
-
-@triton.jit
-def plane_sums(v, IMAGES: tl.constexpr):
-    """Sums of a tile (IMAGES * pixels, channels) over each image's pixels: (IMAGES, channels)."""
-    rows: tl.constexpr = v.shape[0] // IMAGES
-    if IMAGES == 1:
-        total = tl.sum(v, axis=0)[None, :]
-    else:
-        total = tl.sum(tl.reshape(v, (IMAGES, rows, v.shape[1])), axis=1)
-    return total
-
-
-@triton.jit
-def spread(s, like, IMAGES: tl.constexpr):
-    """A number a plane (IMAGES, channels) for every pixel of `like`."""
-    if IMAGES == 1:
-        out = s
-    else:
-        rows: tl.constexpr = like.shape[0] // IMAGES
-        wide = tl.broadcast_to(tl.expand_dims(s, 1), (IMAGES, rows, like.shape[1]))
-        out = tl.reshape(wide, like.shape)
-    return out

@@ -214,7 +214,7 @@ def first_tangent_backward_kernel(
 ):  # fmt: skip
     """Tangents of the gradients by W, gamma, beta of each image, and of that by its windows.
 
-    columns[program_id(1)] (S B, tiles, 4, 64, KP) holds these channels' part of the last: gzdot W^T + gz Wdot^T.
+    columns[program_id(1)] (S B, KP, tiles * 256) holds these channels' part of the last: gzdot W^T + gz Wdot^T.
     """
     image = tl.program_id(0).to(tl.int64)
     student = image // B
@@ -282,7 +282,8 @@ def first_tangent_backward_kernel(
             back = product(high_dot, low_dot, wt, wt_low, tl.zeros([TILE, KP], tl.float32), HALVES)
             back = product(high, low, wdt, wdt_low, back, HALVES)
             rows = tl.arange(0, TILE) + (tile * 4 + quad) * TILE
-            tl.store(columns + rows[:, None] * KP + tl.arange(0, KP)[None, :], back.to(columns.dtype.element_ty))
+            k = tl.arange(0, KP)[None, :]
+            tl.store(columns + k * (tiles * 4 * TILE) + rows[:, None], back.to(columns.dtype.element_ty))
     tl.store(w_parts + image * KP * C + tl.arange(0, KP)[:, None] * C + c[None, :], total)
 
 
@@ -295,7 +296,7 @@ def columns_kernel(
     image, channel = tl.program_id(0).to(tl.int64), tl.program_id(1)
     at = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     row, column = at // W + BORDER, at % W + BORDER
-    columns += image * tiles * 4 * TILE * KP + channel * 9
+    columns += (image * KP + channel * 9) * tiles * 4 * TILE
     total = tl.zeros([BLOCK], tl.float32)
     for tap in tl.static_range(9):
         r, c = row - (tap // 3 - 1), column - (tap % 3 - 1)
@@ -303,7 +304,7 @@ def columns_kernel(
         p = (r // 2) * PW + c // 2
         window = ((p // TILE) * 4 + (r % 2) * 2 + c % 2) * TILE + p % TILE
         for part in tl.static_range(PARTS):
-            here = columns + part * columns_stride + window * KP + tap
+            here = columns + part * columns_stride + tap * tiles * 4 * TILE + window
             total += tl.load(here, mask=inside, other=0).to(tl.float32)
     total = total / tl.load(tau + image // B)
     tl.store(gx + (image * CHANNELS + channel) * H * W + at, total, mask=at < H * W)

@@ -10,7 +10,7 @@ import triton
 import triton.language as tl
 
 from mct_fast.kernels.planes.common import halved, load_halves, product
-from mct_fast.kernels.planes.plane import norm_backward, norm_tangent_backward, planes_of
+from mct_fast.kernels.planes.plane import norm_backward, norm_tangent_backward, plane_of
 
 
 @triton.jit
@@ -195,16 +195,16 @@ def _add_features(g, w, acc, image, p, c, F, K, C: tl.constexpr):
 def top_backward_kernel(
     gl, theta, xhat, rstd, gz, gp, gamma_parts, beta_parts, gamma_sums, beta_sums, B, F, K, PH, PW,
     theta_stride, w_at, gamma_at, beta_at,
-    C: tl.constexpr, BC: tl.constexpr, ROWS: tl.constexpr, IMAGES: tl.constexpr, HALVES: tl.constexpr,
+    C: tl.constexpr, BC: tl.constexpr, ROWS: tl.constexpr, HALVES: tl.constexpr,
 ):  # fmt: skip
     """The outputs' cotangent through the classifier and the last block's norm."""
-    student, image, p, real = planes_of(B, PH * PW, IMAGES, ROWS)
+    student, image, p, real = plane_of(B, PH * PW, ROWS)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     acc = tl.zeros([ROWS, BC], tl.float32)
     g = _add_features(gl, theta + student * theta_stride + w_at, acc, image, p, c, F, K, C)
     norm_backward(
         g, theta, xhat, rstd, gz, gp, gamma_parts, beta_parts, gamma_sums, beta_sums, image, p, real, c, student,
-        B, PH, PW, theta_stride, gamma_at, beta_at, C, IMAGES, HALVES,
+        PH, PW, theta_stride, gamma_at, beta_at, C, HALVES,
     )  # fmt: skip
 
 
@@ -212,15 +212,15 @@ def top_backward_kernel(
 def top_tangent_backward_kernel(
     gl, gldot, theta, dot, xhat, rstd, xhatdot, rstd_dot, gp, gamma_sums, beta_sums, gzdot, gamma_parts, beta_parts,
     B, F, K, PH, PW, theta_stride, w_at, gamma_at, beta_at,
-    C: tl.constexpr, BC: tl.constexpr, ROWS: tl.constexpr, IMAGES: tl.constexpr, HALVES: tl.constexpr,
+    C: tl.constexpr, BC: tl.constexpr, ROWS: tl.constexpr, HALVES: tl.constexpr,
 ):  # fmt: skip
     """The tangent of `top_backward`."""
-    student, image, p, real = planes_of(B, PH * PW, IMAGES, ROWS)
+    student, image, p, real = plane_of(B, PH * PW, ROWS)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     acc = tl.zeros([ROWS, BC], tl.float32)
     acc = _add_features(gldot, theta + student * theta_stride + w_at, acc, image, p, c, F, K, C)
     gdot = _add_features(gl, dot + student * theta_stride + w_at, acc, image, p, c, F, K, C)
     norm_tangent_backward(
         gdot, theta, dot, xhat, rstd, xhatdot, rstd_dot, gp, gamma_sums, beta_sums, gzdot, gamma_parts, beta_parts,
-        image, p, real, c, student, B, PH, PW, theta_stride, gamma_at, beta_at, C, IMAGES, HALVES,
+        image, p, real, c, student, PH, PW, theta_stride, gamma_at, beta_at, C, HALVES,
     )  # fmt: skip

@@ -18,31 +18,21 @@ def _part_of(width: int, most: int) -> int:
 
 
 @dataclass(frozen=True)
-class PlaneTiles:
-    """Of a kernel that has whole planes on chip.
+class Tiles:
+    """How a kernel shares channels.
 
     Attributes:
         channels: BC, of a program.
-        depth: BK, channels that a product sums at once.
-        images: planes of a program.
-        rows: pixels of a product, `images` planes of a power of two of pooled pixels.
         warps, stages: as Triton has them.
+        depth: BK, channels that a product sums at once.
+        rows: pixels of a product; for kernels with whole planes, a power of two that holds the pooled plane.
     """
 
     channels: int
-    depth: int
-    images: int
-    rows: int
     warps: int
-    stages: int
-
-
-@dataclass(frozen=True)
-class FirstTiles:
-    """Of the first block's kernels."""
-
-    channels: int
-    warps: int
+    stages: int = 3
+    depth: int = 0
+    rows: int = 0
 
 
 @dataclass(frozen=True)
@@ -57,39 +47,73 @@ class WeightTiles:
     stages: int
 
 
-def plane(width: int, pooled: int, batch: int, halves: int, sums: int) -> PlaneTiles:
-    """`sums` accumulators of rows x channels numbers are held at once."""
-    each = max(16, _power_of_two(pooled))
-    few = batch < 32
-    images = 1 if few or each >= 64 else 64 // each
-    rows = images * each
-    most = 32 if few else 64
-    while most > 16 and rows * most * sums > 64 * 64 * 4:
-        most //= 2
-    channels = _part_of(width, most)
-    warps = 8 if rows * channels * sums >= 64 * 32 * 4 else 4
-    depth = _part_of(width, 64 if halves == 1 else 32)
-    return PlaneTiles(channels, depth, images, rows, warps, 3)
+SHARED_BYTES = 200 << 10
+"""Of a program's shared memory, of which an sm_90 has 227 KiB; what does not fit takes a smaller step."""
+
+FEW = 32
+"""Images of a student below which a plane is shared by as many programs as can be."""
 
 
-def first(width: int, batch: int) -> FirstTiles:
-    """The first block's planes are walked in tiles of 64 pooled pixels."""
-    return FirstTiles(_part_of(width, 16 if batch < 32 else 64), 4)
+def _rows(pooled: int) -> int:
+    return max(16, _power_of_two(pooled))
 
 
-def rows(width: int, pixels: int, halves: int) -> PlaneTiles:
+def _depth(width: int, halves: int, rows: int, channels: int, stages: int, most: int) -> int:
+    """The longest step that fits: `rows` of pixels and `channels` of weights, for each stage."""
+    depth = _part_of(width, most)
+    while depth > 16 and stages * (rows + channels) * depth * 2 * halves > SHARED_BYTES:
+        depth //= 2
+    return depth
+
+
+def convolution(width: int, pooled: int, batch: int, halves: int) -> Tiles:
+    """Of a block and its tangent, which hold four accumulators of rows x channels: one a quad."""
+    rows = _rows(pooled)
+    if batch < FEW:
+        channels, warps, most = (16, 4, 64) if rows >= 64 else (32, 4, 64)
+    else:
+        channels, warps, most = (64, 8, 64) if rows >= 64 else (128, 4, 128)
+    while channels > 16 and rows * channels > 64 * 64:
+        channels //= 2
+    channels = _part_of(width, channels)
+    if rows * channels >= 64 * 64:
+        warps = 8
+    return Tiles(channels, warps, 3, _depth(width, halves, 4 * rows, channels, 3, most), rows)
+
+
+def transposed(width: int, pooled: int, batch: int, halves: int, tangent: bool) -> Tiles:
+    """Of the way back through a convolution and a block."""
+    rows = _rows(pooled)
+    channels = 16 if batch < FEW and rows >= 64 else 64
+    while channels > 16 and rows * channels > 64 * 64:
+        channels //= 2
+    channels = _part_of(width, channels)
+    warps = 8 if tangent and rows * channels >= 64 * 64 else 4
+    return Tiles(channels, warps, 3, _depth(width, halves, rows, channels, 3, 64), rows)
+
+
+def top(width: int, pooled: int, batch: int) -> Tiles:
+    """Of the way back through the classifier and the last block's norm."""
+    return Tiles(_part_of(width, 16 if batch < FEW else 32), 4, 3, 0, _rows(pooled))
+
+
+def first(width: int, batch: int, forward: bool = False) -> Tiles:
+    """Of the first block, whose planes are walked in tiles of 64 pooled pixels."""
+    return Tiles(_part_of(width, 16 if batch < FEW else 64 if forward else 32), 4)
+
+
+def input_grad(width: int, pixels: int, halves: int) -> Tiles:
     """Of the input gradient in front of the first block: any rows of all images, `pixels` of a student."""
-    few = pixels < 64 * 132
-    channels = _part_of(width, 64 if few else 128)
-    return PlaneTiles(channels, _part_of(width, 64 if halves == 1 else 32), 1, 64 if few else 128, 4 if few else 8, 3)
+    rows, most, warps = (64, 64, 4) if pixels < 64 * 132 else (128, 128, 8)
+    channels = _part_of(width, most)
+    return Tiles(channels, warps, 3, _depth(width, halves, rows, channels, 3, 64), rows)
 
 
 def weight(width: int, pixels: int, halves: int) -> WeightTiles:
     """`pixels` of a student, whose sum is split into parts so that the multiprocessors are busy."""
-    inputs = _part_of(width, 64)
-    outputs = _part_of(width, 64)
-    tiles = 3 * (width // inputs) * (width // outputs)
+    channels = _part_of(width, 64)
+    programs = 3 * (width // channels) ** 2
     at_once = 64 if halves == 1 else 32
-    parts = max(1, min(264 // tiles, pixels // (4 * at_once)))
+    parts = max(1, min(264 // programs, pixels // (2 * at_once)))
     chunk = -(-pixels // (parts * at_once)) * at_once
-    return WeightTiles(inputs, outputs, at_once, chunk, 4, 3)
+    return WeightTiles(channels, channels, at_once, chunk, 4, 3)

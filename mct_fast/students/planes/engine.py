@@ -6,7 +6,8 @@ from the device and nothing waits for it, so a whole match can be captured as a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,7 +22,7 @@ from mct_fast.students.planes.memory import Parts, Precision, Step, TangentStep
 EPS = 1e-5
 """PyTorch's default epsilon of the instance norm, which the reference ConvNet uses."""
 
-PARTS_AT_ONCE = 16
+PARTS_AT_ONCE = 8
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Engine:
         self._index = self.layout.index.to(device)
         self._inverse = self.layout.inverse.to(device)
         self._parts: dict[tuple[int, int], Parts] = {}
+        self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
 
     # ---- parameters ----
 
@@ -175,13 +177,14 @@ class Engine:
     def forward(self, w: Weights, x: Batch, step: Step, students: int, batch: int) -> None:
         """Outputs of the students on their batches, and what the other sweeps read."""
         g = self.geometry
-        t = tiles.first(g.width, batch)
+        t = tiles.first(g.width, batch, forward=True)
         first.first_forward_kernel[(students * batch, g.width // t.channels)](
             x.patches, x.sums, w.half, w.values, step.h[0], step.mean, step.rstd[0], step.px, batch, g.tiles,
             *g.sides[1], *self._places(0), EPS, **self._first(t),
         )  # fmt: skip
         for i in range(1, g.depth):
-            grid, constants = self._plane(i, batch, students, sums=4)
+            t = tiles.convolution(g.width, g.pooled(i), batch, self.how.halves)
+            grid, constants = self._tiled(t, students * batch)
             plane.plane_forward_kernel[grid](
                 step.h[i - 1], self._w(w.half, i), w.values, step.xhat[i], step.rstd[i], step.h[i], batch,
                 *g.sides[i + 1], *self._places(i), EPS, BORDER=int(i + 1 < g.depth), **constants,
@@ -200,9 +203,9 @@ class Engine:
             batch, g.outputs, g.outputs, **self._loss_constants(batch),
         )  # fmt: skip
         if gradients:
-            self._head_weight(step.gl, step.h[-1], step.gl, step.h[-1], arena, parts, students, batch, pair=False)
-        grid, constants = self._plane(top, batch, students, sums=2)
-        constants.pop("BK")
+            with self._beside():
+                self._head_weight(step.gl, step.h[-1], step.gl, step.h[-1], arena, parts, students, batch, pair=False)
+        grid, constants = self._tiled(tiles.top(g.width, g.pooled(top), batch), students * batch)
         head.top_backward_kernel[grid](
             step.gl, w.values, step.xhat[top], step.rstd[top], step.gz[top], step.gp[top],
             *self._norm_parts(arena, parts, top), step.gamma[top], step.beta[top], batch, g.features, g.outputs,
@@ -211,9 +214,11 @@ class Engine:
         for i in range(top, 0, -1):
             if gradients:
                 h, gz = step.h[i - 1], step.gz[i]
-                self._weight_grad(i, h, gz, h, gz, arena, parts, students, batch, pair=False)
+                with self._beside():
+                    self._weight_grad(i, h, gz, h, gz, arena, parts, students, batch, pair=False)
             if i > 1:
-                grid, constants = self._plane(i - 1, batch, students, sums=2)
+                t = tiles.transposed(g.width, g.pooled(i - 1), batch, self.how.halves, tangent=False)
+                grid, constants = self._tiled(t, students * batch)
                 plane.plane_backward_kernel[grid](
                     step.gz[i], self._w(w.half, i), w.values, step.xhat[i - 1], step.rstd[i - 1], step.gz[i - 1],
                     step.gp[i - 1], *self._norm_parts(arena, parts, i - 1), step.gamma[i - 1], step.beta[i - 1],
@@ -227,6 +232,7 @@ class Engine:
             arena[parts.at["w0"] :], *self._norm_parts(arena, parts, 0), step.gamma[0], step.beta[0], batch, g.tiles,
             *g.sides[1], *self._places(0), **self._first(t),
         )  # fmt: skip
+        self._together()
 
     def tangent(
         self, w: Weights, dot: Weights, x: Batch, y: Tensor, step: Step, t: TangentStep, arena: Tensor,
@@ -244,7 +250,7 @@ class Engine:
         )  # fmt: skip
         self._tangent_backward(w, dot, x, step, t, arena, parts, students, batch, curvature=curvature)
         size = g.image_size[0] * g.image_size[1]
-        block = min(1024, 1 << (size - 1).bit_length())
+        block = min(128 if batch < tiles.FEW else 256, 1 << (size - 1).bit_length())
         first.columns_kernel[(students * batch, g.channels, _blocks(size, block))](
             t.columns, step.tau, gx, batch, g.tiles, *g.sides[1], *g.image_size, t.columns.stride(0), BORDER=g.border,
             CHANNELS=g.channels, KP=g.window, PARTS=self.columns(batch), BLOCK=block,
@@ -260,7 +266,8 @@ class Engine:
             t.zdot_mean, t.zdot_slope, batch, g.tiles, *g.sides[1], *self._places(0), **self._first(f),
         )  # fmt: skip
         for i in range(1, g.depth):
-            grid, constants = self._plane(i, batch, students, sums=4)
+            block = tiles.convolution(g.width, g.pooled(i), batch, self.how.halves)
+            grid, constants = self._tiled(block, students * batch)
             plane.plane_tangent_kernel[grid](
                 step.h[i - 1], t.h[i - 1], self._w(w.half, i), self._w(dot.half, i), w.values, dot.values,
                 step.xhat[i], step.rstd[i], t.xhat[i], t.rstd[i], t.h[i], batch, *g.sides[i + 1], *self._places(i),
@@ -274,9 +281,9 @@ class Engine:
     ) -> None:  # fmt: skip
         g, top = self.geometry, self.geometry.depth - 1
         if curvature:
-            self._head_weight(t.gl, step.h[-1], step.gl, t.h[-1], arena, parts, students, batch, pair=True)
-        grid, constants = self._plane(top, batch, students, sums=2)
-        constants.pop("BK")
+            with self._beside():
+                self._head_weight(t.gl, step.h[-1], step.gl, t.h[-1], arena, parts, students, batch, pair=True)
+        grid, constants = self._tiled(tiles.top(g.width, g.pooled(top), batch), students * batch)
         head.top_tangent_backward_kernel[grid](
             step.gl, t.gl, w.values, dot.values, step.xhat[top], step.rstd[top], t.xhat[top], t.rstd[top],
             step.gp[top], step.gamma[top], step.beta[top], t.gz[top], *self._norm_parts(arena, parts, top), batch,
@@ -285,11 +292,12 @@ class Engine:
         )  # fmt: skip
         for i in range(top, 0, -1):
             if curvature:
-                self._weight_grad(
-                    i, step.h[i - 1], t.gz[i], t.h[i - 1], step.gz[i], arena, parts, students, batch, pair=True
-                )  # fmt: skip
+                h, hdot, gz, gzdot = step.h[i - 1], t.h[i - 1], step.gz[i], t.gz[i]
+                with self._beside():
+                    self._weight_grad(i, h, gzdot, hdot, gz, arena, parts, students, batch, pair=True)
             if i > 1:
-                grid, constants = self._plane(i - 1, batch, students, sums=2)
+                back = tiles.transposed(g.width, g.pooled(i - 1), batch, self.how.halves, tangent=True)
+                grid, constants = self._tiled(back, students * batch)
                 plane.plane_tangent_backward_kernel[grid](
                     step.gz[i], t.gz[i], self._w(w.half, i), self._w(dot.half, i), w.values, dot.values,
                     step.xhat[i - 1], step.rstd[i - 1], t.xhat[i - 1], t.rstd[i - 1], step.gp[i - 1],
@@ -306,6 +314,21 @@ class Engine:
             *self._norm_parts(arena, parts, 0), t.columns, batch, g.tiles, *g.sides[1], *self._places(0),
             t.columns.stride(0), **self._first(f),
         )  # fmt: skip
+        self._together()
+
+    @contextmanager
+    def _beside(self) -> Iterator[None]:
+        """Launches that the rest of a sweep does not wait for: on a stream of their own, until `_together`."""
+        if self._side is None:
+            yield
+            return
+        self._side.wait_stream(torch.cuda.current_stream(self.device))
+        with torch.cuda.stream(self._side):
+            yield
+
+    def _together(self) -> None:
+        if self._side is not None:
+            torch.cuda.current_stream(self.device).wait_stream(self._side)
 
     # ---- arguments that launches share ----
 
@@ -327,23 +350,22 @@ class Engine:
     def _norm_parts(self, arena: Tensor, parts: Parts, block: int) -> tuple[Tensor, Tensor]:
         return arena[parts.at[f"gamma{block}"] :], arena[parts.at[f"beta{block}"] :]
 
-    def _first(self, t: tiles.FirstTiles) -> dict[str, Any]:
+    def _first(self, t: tiles.Tiles) -> dict[str, Any]:
         g = self.geometry
         return dict(C=g.width, KP=g.window, BC=t.channels, HALVES=self.how.halves, num_warps=t.warps)
 
-    def _plane(self, block: int, batch: int, students: int, sums: int) -> tuple[tuple[int, int], dict[str, Any]]:
-        g = self.geometry
-        t = tiles.plane(g.width, g.pooled(block), batch, self.how.halves, sums)
-        grid = students * _blocks(batch, t.images), g.width // t.channels
-        return grid, dict(
-            C=g.width, BC=t.channels, BK=t.depth, ROWS=t.rows, IMAGES=t.images, HALVES=self.how.halves,
-            num_warps=t.warps, num_stages=t.stages,
+    def _tiled(self, t: tiles.Tiles, images: int) -> tuple[tuple[int, int], dict[str, Any]]:
+        """Grid and constants of a kernel whose programs have an image's planes of some channels."""
+        width = self.geometry.width
+        depth = {"BK": t.depth} if t.depth else {}
+        return (images, width // t.channels), dict(
+            C=width, BC=t.channels, ROWS=t.rows, HALVES=self.how.halves, num_warps=t.warps, num_stages=t.stages, **depth
         )  # fmt: skip
 
     def _loss_constants(self, batch: int) -> dict[str, Any]:
         columns = 1 << (self.geometry.outputs - 1).bit_length()
         rows = max(1, min(1 << (batch - 1).bit_length(), 4096 // columns))
-        return dict(BINARY=self._loss.binary, ROWS=rows, COLS=columns, num_warps=4)
+        return dict(BINARY=self._loss.binary, ROWS=rows, COLS=columns, num_warps=4 if batch < tiles.FEW else 8)
 
     def _outputs(
         self,
@@ -361,7 +383,7 @@ class Engine:
         block = min(16, 1 << (g.outputs - 1).bit_length())
         head.outputs_kernel[(students * batch, _blocks(g.outputs, block))](
             h, hdot, values, dot, out, batch, g.features, g.outputs, self.layout.size, self.layout.at("w"),
-            self.layout.at("b"), PAIR=pair, C=g.width, BK=block, BF=256, HALVES=self.how.halves, num_warps=4,
+            self.layout.at("b"), PAIR=pair, C=g.width, BK=block, BF=1024, HALVES=self.how.halves, num_warps=8,
         )  # fmt: skip
 
     def _head_weight(
@@ -393,7 +415,7 @@ class Engine:
     ) -> None:
         g = self.geometry
         rows, columns = g.sides[1]
-        t = tiles.rows(g.width, batch * rows * columns, self.how.halves)
+        t = tiles.input_grad(g.width, batch * rows * columns, self.how.halves)
         plane.input_grad_kernel[(_blocks(batch * rows * columns, t.rows), g.width // t.channels, students)](
             gz, w, gz2, w2, gp, batch, rows, columns, self.how.halves * self.layout.size, PAIR=pair, C=g.width,
             BC=t.channels, BK=t.depth, ROWS=t.rows, HALVES=self.how.halves, num_warps=t.warps, num_stages=t.stages,
