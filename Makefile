@@ -37,7 +37,7 @@ format: install
 	$(BIN)/ruff format .
 
 bench: install
-	$(BIN)/python -m bench
+	$(BIN)/python -m bench all
 
 install: $(VENV)/.installed
 

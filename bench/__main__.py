@@ -1,8 +1,11 @@
-"""All benchmarks in their short forms: ``python -m bench [--reference PATH] [--mct PATH] [--out FOLDER]``.
+"""``python -m bench`` says which benchmarks there are; ``python -m bench all`` runs them in their short forms.
 
 The numbers of ``docs/performance.md`` come from the long forms: ``python -m bench.vs_mtt --help`` and so on.
 """
 
+from __future__ import annotations
+
+import importlib
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,10 +15,12 @@ import tyro
 
 from bench import experts, ops, storage, vs_mtt
 
+NAMES = ("vs_mtt", "experts", "ops", "storage", "clinical", "study", "gpu")
+
 
 @dataclass(frozen=True)
 class Arguments:
-    """What to compare with, and where to leave the results."""
+    """All benchmarks in their short forms."""
 
     reference: str | None = None
     """A clone of GeorgeCazenavette/mtt-distillation."""
@@ -28,9 +33,25 @@ class Arguments:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Runs all; returns the first exit status that is not 0."""
-    arguments = tyro.cli(Arguments, args=words, prog="python -m bench", description=__doc__)
+    """Lists, or runs all; returns the first exit status that is not 0."""
+    words = list(sys.argv[1:] if words is None else words)
+    if not words:
+        for name in NAMES:
+            print(f"python -m bench.{name:<10} {_says(name)}")
+        return 0
+    if words[0] == "all":
+        return _all(tyro.cli(Arguments, args=words[1:], prog="python -m bench all"))
+    print(f"bench: error: {words[0]}: no such command; use 'all', or one of: python -m bench.NAME", file=sys.stderr)
+    return 2
 
+
+def _says(name: str) -> str:
+    """The first line of a benchmark's documentation."""
+    module = importlib.import_module(f"bench.{name}.__main__" if name == "study" else f"bench.{name}")
+    return (module.__doc__ or "").split("\n")[0]
+
+
+def _all(arguments: Arguments) -> int:
     def common(name: str) -> list[str]:
         return [
             *(["--threads", str(arguments.threads)] if arguments.threads is not None else []),

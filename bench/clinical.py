@@ -11,16 +11,14 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import cached_property
+from dataclasses import dataclass, replace
+from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean, pstdev
 from typing import Any
 
-import tyro
-
-from bench import document, machine, tables
-from bench.work import work_folder
+from bench import document, tables
+from bench.harness import Pieces, Report, command, work_folder
 from mct_fast.data import Dataset, TableSpec
 from mct_fast.distill import DistillConfig, distill
 from mct_fast.distilled import DistilledDataset
@@ -28,7 +26,6 @@ from mct_fast.evaluate import EvalConfig, EvalResult, evaluate_random_real, eval
 from mct_fast.experts import ExpertConfig, expert_spec, expert_task, load_for, train_experts
 from mct_fast.experts.bezier import BezierConfig, fit_bezier
 from mct_fast.run.errors import InputError
-from mct_fast.run.files import read_json, write_json
 from mct_fast.run.progress import for_stream
 from mct_fast.tasks import format_metric, metric_label
 from mct_fast.trajectory import TrajectoryStore
@@ -129,18 +126,12 @@ class Bench:
 
     def rows(self) -> Iterator[dict[str, Any]]:
         """The results, each kept when it is there."""
-        yield self._kept("all", lambda: self._row(ALL, len(self.dataset.train), None, self._on_all_rows()))
+        pieces = Pieces(self.folder, f"{self.case.title}, seed {self.seed}")
+        yield pieces.found("all", lambda: self._row(ALL, len(self.dataset.train), None, self._on_all_rows()))
         for ipc in self.case.ipc:
             for name, changes in ARMS.items():
-                yield self._kept(f"{ipc}-{name}", lambda n=name, c=changes, i=ipc: self._distilled(n, c, i))
-            yield self._kept(f"{ipc}-random", lambda i=ipc: self._random(i))
-
-    def _kept(self, name: str, work: Any) -> dict[str, Any]:
-        file = self.folder / f"{name}.json"
-        if not file.exists():
-            tables.note(f"{self.case.title}, seed {self.seed}: {name}")
-            write_json(file, work())
-        return read_json(file)
+                yield pieces.found(f"{ipc}-{name}", partial(self._distilled, name, changes, ipc))
+            yield pieces.found(f"{ipc}-random", partial(self._random, ipc, pieces))
 
     def _row(self, name: str, rows: int, ipc: int | None, found: EvalResult) -> dict[str, Any]:
         return {**self._where(name, rows, ipc), **found.json()}
@@ -156,9 +147,9 @@ class Bench:
         best = {"iteration": found["iteration"], "nearest_real": _brief(found["nearest_real"])}
         return {**self._where(name, len(made), ipc), **found["test"], **best}
 
-    def _random(self, ipc: int) -> dict[str, Any]:
+    def _random(self, ipc: int, pieces: Pieces) -> dict[str, Any]:
         """As many random rows, a fresh draw for each network."""
-        learned = [read_json(self.folder / f"{ipc}-{name}.json")["lr"] for name in ARMS]
+        learned = [pieces.done()[f"{ipc}-{name}"]["lr"] for name in ARMS]
         found = evaluate_random_real(
             ipc,
             self.dataset,
@@ -208,22 +199,16 @@ COLUMNS = ("set", "metric", "rows", RANDOM, *ARMS, ALL, "seeds")
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Runs; returns 0, or 2 after wrong input."""
-    arguments = tyro.cli(Arguments, args=words, prog="python -m bench.clinical", description=__doc__)
-    machine.set_threads(arguments.threads)
-    console, circumstances = tables.console(), machine.circumstances()
-    tables.headline(console, circumstances)
-    try:
-        with work_folder(arguments.work) as folder:
-            rows = [row for bench in _benches(arguments, folder) for row in bench.rows()]
-    except InputError as error:
-        print(f"bench.clinical: error: {error}", file=sys.stderr)
-        return 2
+    """Returns the exit status."""
+    return command("clinical", Arguments, _run, words, __doc__)
+
+
+def _run(arguments: Arguments, report: Report) -> int:
+    with work_folder(arguments.work) as folder:
+        rows = [row for bench in _benches(arguments, folder) for row in bench.rows()]
     lines = summary(rows)
-    console.print(tables.table("Networks trained on", COLUMNS, lines, "test split; mean ± standard deviation of seeds"))
-    if arguments.json is not None:
-        shown = {key: value for key, value in asdict(arguments).items() if key not in ("work", "docs")}
-        tables.write(arguments.json, tables.document("clinical", shown, circumstances, rows))
+    report.show(tables.table("Networks trained on", COLUMNS, lines, "test split; mean ± standard deviation of seeds"))
+    report.keep(rows)
     if arguments.docs is not None:
         document.replace_section(arguments.docs, SECTION, document.table(COLUMNS, lines))
     return 0

@@ -9,21 +9,19 @@ weights, batch and augmentation is compared first; if it differs nothing is time
 import sys
 from argparse import Namespace
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
 
 import torch
-import tyro
-from rich.console import Console
 from torch import Tensor, nn
 
-from bench import machine, reference, tables
+from bench import reference, tables
 from bench.gate import relative
+from bench.harness import Report, UnequalError, command
 from bench.problem import FULL_DSA, Setting
 from bench.timing import Samples, alternate, clock
 from mct_fast.data import DSA, AugmentPlan, load_dataset
 from mct_fast.models import FunctionalModel
-from mct_fast.run.errors import InputError
 from mct_fast.students import student_for
 from mct_fast.tasks import Classification
 from mct_fast.training import SGD, FlatStack, ModuleStack, NetworkStack, Schedule, train_epochs
@@ -84,38 +82,27 @@ class Trainer:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Runs; returns 0, 1 where a step differs, 2 after wrong input."""
-    arguments = tyro.cli(Arguments, args=words, prog="python -m bench.experts", description=__doc__)
-    reference.hush()
-    try:
-        return _run(arguments)
-    except InputError as error:
-        print(f"bench.experts: error: {error}", file=sys.stderr)
-        return 2
+    """Returns the exit status."""
+    return command("experts", Arguments, _run, words, __doc__)
 
 
-def _run(arguments: Arguments) -> int:
-    machine.set_threads(arguments.threads)
-    console, circumstances = tables.console(), machine.circumstances()
-    tables.headline(console, circumstances)
+def _run(arguments: Arguments, report: Report) -> int:
     images, labels = _data(arguments)
     trainers = {"mct_fast": _ours(arguments, images, labels), "plain": _plain(arguments, images, labels)}
     if arguments.reference is not None:
         trainers["mtt"] = _mtt(arguments, images, labels)
     errors = check(trainers, arguments, images, labels)
     for name, error in errors.items():
-        console.print(f"one step, {name}: the update differs by {error:.1e} (at most {TOLERANCE:g})", highlight=False)
+        report.show(f"one step, {name}: the update differs by {error:.1e} (at most {TOLERANCE:g})")
     if not all(error <= TOLERANCE for error in errors.values()):
-        print("bench.experts: a training step differs, so nothing is timed", file=sys.stderr)
-        return 1
+        raise UnequalError("a training step differs")
     runs = {name: trainer.epoch for name, trainer in trainers.items()}
     expected = {name: clock(run) for name, run in runs.items()}  # warm-up
     samples = alternate(runs, expected, arguments.rounds, arguments.budget)
     results = [_row(name, trainers, samples, len(images)) for name in trainers]
-    _show(console, arguments, results)
-    if arguments.json is not None:
-        circumstances["gate"] = errors
-        tables.write(arguments.json, tables.document("experts", asdict(arguments), circumstances, results))
+    report.show(_shown(arguments, results))
+    report.circumstances["gate"] = errors
+    report.keep(results)
     return 0
 
 
@@ -255,7 +242,7 @@ def _row(name: str, trainers: dict[str, Trainer], samples: dict[str, Samples], c
     }
 
 
-def _show(console: Console, arguments: Arguments, results: Sequence[dict[str, Any]]) -> None:
+def _shown(arguments: Arguments, results: Sequence[dict[str, Any]]) -> Any:
     rows = []
     for result in results:
         rate, paired = result["images_a_second"], result["paired"]
@@ -275,7 +262,7 @@ def _show(console: Console, arguments: Arguments, results: Sequence[dict[str, An
         f"ConvNet depth {arguments.depth} width {arguments.width}, DSA {arguments.dsa_strategy}"
     )
     columns = ("trainer", "images/s", "least to greatest", "n", "ours is faster by", "within rounds")
-    console.print(tables.table(title, columns, rows))
+    return tables.table(title, columns, rows)
 
 
 if __name__ == "__main__":

@@ -54,7 +54,7 @@ class Case:
             ops.sgd_step_(*narrow)
             ops.sgd_step_.reference(*wide)
             return max(_relative(n, w) for n, w in zip(_tensors(narrow)[:3:2], _tensors(wide)[:3:2], strict=True))
-        wanted = _tensors(getattr(ops, self.op).reference(*wide))
+        wanted = _tensors(ops.OPERATORS[self.op].reference(*wide))
         return max(_relative(f, w) for f, w in zip(_tensors(self.run()), wanted, strict=True))
 
 
@@ -161,66 +161,33 @@ def _blocks(rand: Rand, shape: tuple[int, ...]) -> Iterator[Case]:
 
 
 def _classifier(rand: Rand, s: int, b: int, features: int, classes: int = 10) -> Iterator[Case]:
+    """The last layer with cross-entropy, and with binary cross-entropy of each output."""
     h, w, bias = rand(s, b, features), rand(s, classes, features) / features**0.5, rand(s, classes)
-    hdot, wdot, biasdot = (rand(*t.shape) for t in (h, w, bias))
+    dots = [rand(*t.shape) for t in (h, w, bias)]
     rows = torch.arange(s * b, device=h.device).view(s, b) % classes
     y = F.one_hot(rows, classes).float()
-    text = f"{s}x{b}x{features} to {classes}"
+    weights = torch.full((2, classes), 1.0 / classes, device=h.device)
+    text, flops = f"{s}x{b}x{features} to {classes}", 2.0 * s * b * features * classes
+    points, directions = list(zip(h, w, bias, strict=True)), list(zip(*dots, strict=True))
+    leaves = [tuple(t.detach().requires_grad_() for t in point) for point in points]
+    losses = {"linear_ce": (F.cross_entropy, rows, ()), "linear_bce": (F.binary_cross_entropy_with_logits, y, weights)}
+    for op, (criterion, labels, extra) in losses.items():
 
-    def loss(point: Sequence[Tensor], row: Tensor) -> Tensor:
-        h, w, bias = point
-        return F.cross_entropy(F.linear(h, w, bias), row)
+        def loss(h: Tensor, w: Tensor, bias: Tensor, row: Tensor, criterion: Any = criterion) -> Tensor:
+            return criterion(F.linear(h, w, bias), row)
 
-    leaves = [tuple(t.detach().requires_grad_() for t in point) for point in zip(h, w, bias, strict=True)]
+        def gradient(loss: Any = loss, labels: Tensor = labels) -> list[Any]:
+            return [torch.autograd.grad(loss(*leaf, row), leaf) for leaf, row in zip(leaves, labels, strict=True)]
 
-    def gradient() -> list[Any]:
-        return [torch.autograd.grad(loss(leaf, row), leaf) for leaf, row in zip(leaves, rows, strict=True)]
+        def tangent(loss: Any = loss, labels: Tensor = labels) -> list[Any]:
+            rows = zip(points, directions, labels, strict=True)
+            of_three = grad(loss, argnums=(0, 1, 2))
+            return [jvp(lambda *at, row=row: of_three(*at, row), point, dot) for point, dot, row in rows]
 
-    def tangent() -> list[Any]:
-        out = []
-        for i, row in enumerate(rows):
-
-            def gradient_at(h: Tensor, w: Tensor, bias: Tensor, row: Tensor = row) -> Any:
-                return grad(loss)((h, w, bias), row)
-
-            out.append(jvp(gradient_at, (h[i], w[i], bias[i]), (hdot[i], wdot[i], biasdot[i])))
-        return out
-
-    flops = 2.0 * s * b * features * classes
-    yield Case("linear_ce", text, (h, w, bias, y), gradient, 3 * flops)
-    args = (h, hdot, w, wdot, bias, biasdot, y)
-    yield Case("linear_ce_tangent", text, args, tangent, 8 * flops, note="PyTorch: jvp of grad, with the value itself")
-    yield from _binary(h, w, bias, hdot, wdot, biasdot, y, text, flops)
-
-
-def _binary(
-    h: Tensor, w: Tensor, bias: Tensor, hdot: Tensor, wdot: Tensor, biasdot: Tensor, y: Tensor, text: str, flops: float
-) -> Iterator[Case]:
-    """The same layer with binary cross-entropy of each output."""
-    weights = torch.full((2, y.shape[2]), 1.0 / y.shape[2])
-
-    def loss(point: Sequence[Tensor], row: Tensor) -> Tensor:
-        h, w, bias = point
-        return F.binary_cross_entropy_with_logits(F.linear(h, w, bias), row)
-
-    leaves = [tuple(t.detach().requires_grad_() for t in point) for point in zip(h, w, bias, strict=True)]
-
-    def gradient() -> list[Any]:
-        return [torch.autograd.grad(loss(leaf, row), leaf) for leaf, row in zip(leaves, y, strict=True)]
-
-    def tangent() -> list[Any]:
-        out = []
-        for i, row in enumerate(y):
-
-            def gradient_at(h: Tensor, w: Tensor, bias: Tensor, row: Tensor = row) -> Any:
-                return grad(loss)((h, w, bias), row)
-
-            out.append(jvp(gradient_at, (h[i], w[i], bias[i]), (hdot[i], wdot[i], biasdot[i])))
-        return out
-
-    yield Case("linear_bce", text, (h, w, bias, y, *weights), gradient, 3 * flops)
-    args = (h, hdot, w, wdot, bias, biasdot, y, *weights)
-    yield Case("linear_bce_tangent", text, args, tangent, 8 * flops, note="PyTorch: jvp of grad, with the value itself")
+        yield Case(op, text, (h, w, bias, y, *extra), gradient, 3 * flops)
+        pairs = (t for pair in zip((h, w, bias), dots, strict=True) for t in pair)
+        note = "PyTorch: jvp of grad, with the value itself"
+        yield Case(f"{op}_tangent", text, (*pairs, y, *extra), tangent, 8 * flops, note=note)
 
 
 def _flat(rand: Rand, s: int, width: int, image_size: int) -> Iterator[Case]:
@@ -255,7 +222,7 @@ def _augmentation(rand: Rand, s: int, b: int, side: int) -> Iterator[Case]:
         plan = DSA(kind).plan(s, 1, b, (3, side, side), torch.Generator().manual_seed(2))
         kinds, params = (t.to(x.device) for t in plan.table(0))
         for op in ("dsa", "dsa_transpose"):
-            plain = getattr(ops, op).reference
+            plain = ops.OPERATORS[op].reference
             args = (x, kinds, params)
             yield Case(op, f"{s}x{b}x3x{side}x{side}, {kind}", args, lambda plain=plain, args=args: plain(*args))
 

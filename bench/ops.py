@@ -11,13 +11,12 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
-import tyro
 
-from bench import ceilings, machine, tables
+from bench import ceilings, tables
 from bench.ceilings import Ceilings
+from bench.harness import Report, UnequalError, command
 from bench.op_cases import Case, cases
 from bench.timing import Spread, interleave
-from mct_fast.run.errors import InputError
 
 TOLERANCE = {"cpu": 1e-4, "cuda": 2e-3}
 """Relative, for float32; on a processor Winograd's convolutions are at 1e-6, on a GPU tf32 keeps ten bits of the factors."""
@@ -62,35 +61,25 @@ class Row:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Runs; returns 0, 1 where a result differs from the reference, 2 after wrong input."""
-    arguments = tyro.cli(Arguments, args=words, prog="python -m bench.ops", description=__doc__)
-    try:
-        machine.check_device(arguments.device)
-    except InputError as error:
-        print(f"bench.ops: error: {error}", file=sys.stderr)
-        return 2
-    machine.set_threads(arguments.threads)
-    console, circumstances = tables.console(), machine.circumstances()
+    """Returns the exit status."""
+    return command("ops", Arguments, _run, words, __doc__)
+
+
+def _run(arguments: Arguments, report: Report) -> int:
     tolerance = TOLERANCE[torch.device(arguments.device).type]
-    tables.headline(console, circumstances)
     with torch.no_grad():
         wrong = [f"{c.op} {c.shape}: error {e:.1e}" for c in _cases(arguments) if not (e := c.error()) <= tolerance]
     if wrong:
-        print("bench.ops: results differ from the reference, so nothing is timed\n" + "\n".join(wrong), file=sys.stderr)
-        return 1
+        raise UnequalError("results differ from the reference (" + "; ".join(wrong) + ")")
     limits = ceilings.measure(arguments.device)
-    console.print(
+    report.show(
         f"ceilings: copy {limits.copy / 1e9:.1f} GB/s (read and written), "
-        f"{limits.flops / 1e9:.0f} GFLOP/s ({limits.how})",
-        highlight=False,
+        f"{limits.flops / 1e9:.0f} GFLOP/s ({limits.how})"
     )
     rows = [measured(case, limits, arguments.seconds) for case in _cases(arguments)]
-    console.print(_shown(rows))
-    if arguments.json is not None:
-        circumstances["ceilings"] = asdict(limits)
-        tables.write(
-            arguments.json, tables.document("ops", asdict(arguments), circumstances, [asdict(r) for r in rows])
-        )
+    report.show(_shown(rows))
+    report.circumstances["ceilings"] = asdict(limits)
+    report.keep([asdict(row) for row in rows])
     return 0
 
 

@@ -13,6 +13,7 @@ import torch
 from bench import gate, memory, tables
 from bench.contestants import OURS, Contestant, Iterate, Outcome, judge
 from bench.gate import FIRST_STEPS, Verdict
+from bench.harness import UnequalError
 from bench.machine import available_memory
 from bench.memory import Peak
 from bench.problem import Setting, build
@@ -25,11 +26,11 @@ _GROWTH = 26
 """Bytes that MTT's graph takes for each value of a first block's output, roughly: says when to look more closely."""
 
 
-class GateError(Exception):
+class GateError(UnequalError):
     """Somebody computes something else: nothing is timed."""
 
     def __init__(self, verdict: Verdict) -> None:
-        super().__init__(f"{', '.join(verdict.failed)}: losses or gradients differ, so nothing is timed")
+        super().__init__(f"{', '.join(verdict.failed)}: losses or gradients differ")
         self.verdict = verdict
 
 

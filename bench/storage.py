@@ -16,18 +16,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-import tyro
-from rich.console import Console
 
-from bench import machine, tables
+from bench import tables
+from bench.harness import Pieces, Report, command, work_folder
 from bench.timing import Spread, clock
-from bench.work import work_folder
 from mct_fast.data import Dataset, load_dataset
 from mct_fast.demo import DISTILL, EXPERTS
 from mct_fast.distill import DistillConfig, distill
 from mct_fast.experts import ExpertConfig, expert_spec, train_experts
 from mct_fast.models import FunctionalModel, build_model
-from mct_fast.run.errors import InputError
 from mct_fast.run.folder import Run
 from mct_fast.run.progress import for_stream
 from mct_fast.run.seeds import derive_seed, generator
@@ -114,29 +111,19 @@ DIGITS_DISTILL = replace(DISTILL, expert_epochs=2.0, eval_it=0)  # the demonstra
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Runs; returns 0, or 2 after wrong input."""
-    arguments = tyro.cli(Arguments, args=words, prog="python -m bench.storage", description=__doc__)
-    try:
-        with work_folder(arguments.work) as folder:
-            return _run(arguments, folder)
-    except InputError as error:
-        print(f"bench.storage: error: {error}", file=sys.stderr)
-        return 2
+    """Returns the exit status."""
+    return command("storage", Arguments, _run, words, __doc__)
 
 
-def _run(arguments: Arguments, folder: Path) -> int:
-    machine.set_threads(arguments.threads)
-    console, circumstances = tables.console(), machine.circumstances()
-    tables.headline(console, circumstances)
+def _run(arguments: Arguments, report: Report) -> int:
     results: list[dict[str, Any]] = []
-    for part in arguments.parts:
-        found = _PARTS[part](arguments, folder)
-        _SHOW[part](console, found)
-        results.append({"part": part, "rows": found})
-        if arguments.json is not None:
-            shown = {key: value for key, value in asdict(arguments).items() if key != "work"}
-            shown["cifar"] = arguments.cifar is not None
-            tables.write(arguments.json, tables.document("storage", shown, circumstances, results))
+    with work_folder(arguments.work) as folder:
+        for name in arguments.parts:
+            part = _PARTS[name]
+            found = part.measure(arguments, folder)
+            report.show(part.table(found))
+            results.append({"part": name, "rows": found})
+            report.keep(results)
     return 0
 
 
@@ -206,7 +193,7 @@ def made_up_store(
     return store
 
 
-def _show_sizes(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
+def _sizes_table(rows: Sequence[Mapping[str, Any]]) -> Any:
     cells = [
         [
             str(row["network"]),
@@ -223,7 +210,7 @@ def _show_sizes(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
     caption = (
         f"everything in the folder, theta_0 as a seed, stores of {rows[0]['experts']} experts; MTT: published bytes"
     )
-    console.print(tables.table("Bytes on disk", columns, cells, caption))
+    return tables.table("Bytes on disk", columns, cells, caption)
 
 
 # Accuracy
@@ -251,32 +238,31 @@ def accuracy(arguments: Arguments, folder: Path) -> list[dict[str, Any]]:
 def _study(study: Study, seeds: int, folder: Path) -> list[dict[str, Any]]:
     config = replace(study.experts, keep_checkpoints=True, encoding="float32")
     experts = train_experts(config, folder / "experts", study.dataset, progress=for_stream())
+    pieces = Pieces(folder / "pieces", study.title)
     rows = []
     for encoding in ENCODINGS:
         store = encoded(experts, folder / encoding, encoding, config.seed)
-        finals = []
+        costs = {
+            "dataset": study.title,
+            "encoding": encoding,
+            "network": expert_spec(config, study.dataset),
+            "experts": len(store),
+            "expert_accuracy": [store.info(i)["accuracy"] for i in range(len(store))],
+            "bytes": store.nbytes,
+            "bytes_a_parameter": store.nbytes / (len(store) * sum(shape.numel() for shape in store.shapes)),
+            "error": asdict(Spread.of([e for i in range(len(store)) for e in encoding_errors(store.entry(i))])),
+        }
         for seed in range(seeds):
-            out = folder / f"run-{encoding}-{seed}"
-            distilling = replace(study.distill, seed=seed)
-            distill(distilling, store, study.dataset, out=out, resume=out.exists(), progress=for_stream())
-            finals.append(next(r for r in reversed(Run.open(out).metrics()) if r["kind"] == "final"))
-        rows += [
-            {
-                "dataset": study.title,
-                "encoding": encoding,
-                "network": expert_spec(config, study.dataset),
-                "experts": len(store),
-                "expert_accuracy": [store.info(i)["accuracy"] for i in range(len(store))],
-                "bytes": store.nbytes,
-                "bytes_a_parameter": store.nbytes / (len(store) * sum(shape.numel() for shape in store.shapes)),
-                "error": asdict(Spread.of([e for i in range(len(store)) for e in encoding_errors(store.entry(i))])),
-                "seed": seed,
-                "ipc": study.distill.ipc,
-                "final": final,
-            }
-            for seed, final in enumerate(finals)
-        ]
+            final = pieces.found(f"{encoding}-{seed}", partial(_distilled, study, store, seed, folder))
+            rows.append({**costs, "seed": seed, "ipc": study.distill.ipc, "final": final})
     return rows
+
+
+def _distilled(study: Study, store: TrajectoryStore, seed: int, folder: Path) -> dict[str, Any]:
+    out = folder / f"run-{store.path.name}-{seed}"
+    config = replace(study.distill, seed=seed)
+    distill(config, store, study.dataset, out=out, resume=out.exists(), progress=for_stream())
+    return next(r for r in reversed(Run.open(out).metrics()) if r["kind"] == "final")
 
 
 def encoded(source: TrajectoryStore, folder: Path, encoding: str, seed: int) -> TrajectoryStore:
@@ -304,7 +290,7 @@ def fewer_images(dataset: Dataset, images_a_class: int) -> Dataset:
     return replace(dataset, train=subset, fingerprint=digest)
 
 
-def _show_accuracy(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
+def _accuracy_table(rows: Sequence[Mapping[str, Any]]) -> Any:
     cells = []
     for row in rows:
         final, error = row["final"], row["error"]
@@ -328,7 +314,7 @@ def _show_accuracy(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
         "distilled, test %",
         "random real, test %",
     ]
-    console.print(tables.table("Distilled accuracy", columns, cells, caption))
+    return tables.table("Distilled accuracy", columns, cells, caption)
 
 
 # Reading
@@ -374,7 +360,7 @@ def _readings(folder: Path, count: int) -> dict[str, Spread]:
     return {"first": Spread.of(first), "cold": Spread.of(cold), "warm": Spread.of(warm)}
 
 
-def _show_reading(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
+def _reading_table(rows: Sequence[Mapping[str, Any]]) -> Any:
     cells = []
     for row in rows:
         limit = row["iteration_seconds"]
@@ -386,18 +372,19 @@ def _show_reading(console: Console, rows: Sequence[Mapping[str, Any]]) -> None:
         f"medians of {rows[0]['first']['count']}, share of an iteration of {rows[0]['iteration_seconds']:g} s; "
         "first: SHA-256 checked; cold: decoded again; warm: still in memory"
     )
-    console.print(tables.table("Reading a match", ["encoding", "first", "cold", "warm"], cells, caption))
+    return tables.table("Reading a match", ["encoding", "first", "cold", "warm"], cells, caption)
 
 
-_PARTS: dict[str, Callable[[Arguments, Path], list[dict[str, Any]]]] = {
-    "sizes": sizes,
-    "accuracy": accuracy,
-    "reading": reading,
-}
-_SHOW: dict[str, Callable[[Console, Sequence[Mapping[str, Any]]], None]] = {
-    "sizes": _show_sizes,
-    "accuracy": _show_accuracy,
-    "reading": _show_reading,
+@dataclass(frozen=True)
+class _Part:
+    measure: Callable[[Arguments, Path], list[dict[str, Any]]]
+    table: Callable[[Sequence[Mapping[str, Any]]], Any]
+
+
+_PARTS = {
+    "sizes": _Part(sizes, _sizes_table),
+    "accuracy": _Part(accuracy, _accuracy_table),
+    "reading": _Part(reading, _reading_table),
 }
 
 

@@ -13,12 +13,10 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import tyro
-from rich.console import Console
-
-from bench import accuracy, machine, reference, tables
+from bench import accuracy, tables
 from bench.contestants import OURS, contestants
 from bench.gate import FACTOR, FIRST_STEPS, Verdict
+from bench.harness import Report, command
 from bench.problem import FULL_DSA, RECIPES, Setting
 from bench.race import GateError, Result, Terms, race
 from bench.tables import number
@@ -98,59 +96,39 @@ class Arguments:
 
 
 def main(words: Sequence[str] | None = None) -> int:
-    """Runs; returns 0, 1 where results differ (or --accuracy fails), 2 after wrong input."""
-    arguments = tyro.cli(Arguments, args=words, prog="python -m bench.vs_mtt", description=__doc__)
-    reference.hush()
-    console = tables.console()
-    try:
-        return _run(arguments, console)
-    except InputError as error:
-        print(f"bench.vs_mtt: error: {error}", file=sys.stderr)
-        return 2
+    """Returns the exit status; 1 also where --accuracy fails."""
+    return command("vs_mtt", Arguments, _run, words, __doc__)
 
 
-def _run(arguments: Arguments, console: Console) -> int:
-    machine.check_device(arguments.device)
-    machine.set_threads(arguments.threads)
-    circumstances = machine.circumstances()
-    tables.headline(console, circumstances)
-    results: list[dict[str, Any]] = []
-    failed = False
-    if arguments.accuracy:
-        lines = []
-        for ipc in arguments.ipc:
-            lines += accuracy.compare(arguments.setting(ipc), arguments.steps, arguments.seeds)
-        console.print(accuracy.shown(lines))
-        results = [asdict(line) for line in lines]
-        failed = not all(line.passed for line in lines)
-        kind = "accuracy"
-    else:
-        kind = "vs_mtt"
-        entrants = contestants(arguments.reference, arguments.mct, arguments.tesla)
-        _check(arguments, list(entrants))
-        only = arguments.only and tuple(dict.fromkeys((OURS, *arguments.only)))
-        terms = Terms(
-            arguments.rounds,
-            arguments.budget,
-            only,
-            arguments.memory,
-            arguments.reference,
-            arguments.mct,
-            arguments.tesla,
-            arguments.threads,
-        )
-        for ipc in arguments.ipc:
-            try:
-                result = race(arguments.setting(ipc), entrants, terms)
-            except GateError as error:
-                console.print(_shown(error.verdict))
-                print(f"bench.vs_mtt: {error}", file=sys.stderr)
-                return 1
-            _show(console, result)
-            results.append(result.json())
-    if arguments.json is not None:
-        tables.write(arguments.json, tables.document(kind, asdict(arguments), circumstances, results))
-    return int(failed)
+def _run(arguments: Arguments, report: Report) -> int:
+    return _accuracy(arguments, report) if arguments.accuracy else _races(arguments, report)
+
+
+def _accuracy(arguments: Arguments, report: Report) -> int:
+    settings = [arguments.setting(ipc) for ipc in arguments.ipc]
+    lines = [line for s in settings for line in accuracy.compare(s, arguments.steps, arguments.seeds)]
+    report.show(accuracy.shown(lines))
+    report.keep([asdict(line) for line in lines], "accuracy")
+    return int(not all(line.passed for line in lines))
+
+
+def _races(arguments: Arguments, report: Report) -> int:
+    clones = {"mtt": arguments.reference, "mct": arguments.mct, "tesla": arguments.tesla}
+    entrants = contestants(**clones)
+    _check(arguments, list(entrants))
+    only = arguments.only and tuple(dict.fromkeys((OURS, *arguments.only)))
+    terms = Terms(arguments.rounds, arguments.budget, only, arguments.memory, threads=arguments.threads, **clones)
+    results = []
+    for ipc in arguments.ipc:
+        try:
+            result = race(arguments.setting(ipc), entrants, terms)
+        except GateError as error:
+            report.show(_shown(error.verdict))
+            raise
+        _show(report, result)
+        results.append(result.json())
+    report.keep(results)
+    return 0
 
 
 def _check(arguments: Arguments, names: list[str]) -> None:
@@ -163,9 +141,9 @@ def _check(arguments: Arguments, names: list[str]) -> None:
         raise InputError(f"rounds: got {arguments.rounds}; give at least 2")
 
 
-def _show(console: Console, result: Result) -> None:
+def _show(report: Report, result: Result) -> None:
     for verdict in result.gate:
-        console.print(_shown(verdict))
+        report.show(_shown(verdict))
     rows = []
     for row in result.rows:
         if row.seconds is None or row.paired is None:
@@ -189,10 +167,10 @@ def _show(console: Console, result: Result) -> None:
         f"{s.image_size}x{s.image_size}x{s.channels}, {s.device}, {s.dtype}"
     )
     columns = ("one iteration", "median", "least to greatest", "n", "/ ours", "within rounds", "peak memory", "/ ours")
-    console.print(tables.table(title, columns, rows, "peak memory: above what the process held after its setup"))
+    report.show(tables.table(title, columns, rows, "peak memory: above what the process held after its setup"))
     best = result.speedup()
     if best is not None:
-        console.print(f"{best[1]:.2f} times faster than {best[0]}, the faster of the eager exact rivals that ran")
+        report.show(f"{best[1]:.2f} times faster than {best[0]}, the faster of the eager exact rivals that ran")
 
 
 def _shown(verdict: Verdict) -> Any:

@@ -1,4 +1,4 @@
-"""``python -m bench.study NAME --out DIR [--data-path PATH]``: MTT and MCT on the same experts.
+"""MTT and MCT on the same experts, distilled and evaluated: ``python -m bench.study NAME --out DIR [--data-path PATH]``.
 
 A study that was killed goes on where it stopped when the same command is given again; a finished one is left as it is.
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from statistics import quantiles
 from typing import Any
 
+from bench.harness import Pieces
 from bench.study.plans import Arm, Study
+from bench.tables import note
 from mct_fast.run.errors import InputError
 from mct_fast.run.files import read_json
 from mct_fast.run.folder import Run
@@ -18,12 +20,15 @@ _ONCE = ("experts", "storage", "random", "paths", "step-sizes")
 _WHERE = ("machine", "versions", "compiled_kernels", "commit", "dirty")
 
 
+def pieces_of(study: Study, out: Path, say: Callable[[str], None] = note) -> Pieces:
+    """The parts of a study that are done, in its folder."""
+    return Pieces(out / "pieces", study.name, say)
+
+
 def collect(study: Study, out: Path) -> dict[str, Any]:
     """The results so far: ``experts``, ``storage``, ``random``, ``paths``, ``step_sizes`` (None: not done), ``runs``, and
     where and when they were ``made``."""
-    # A hidden file is one that is being written, by another process or by one that was killed.
-    files = sorted(file for file in (out / "pieces").glob("*.json") if not file.name.startswith("."))
-    done = {file.stem: read_json(file) for file in files}
+    done = pieces_of(study, out).done()
 
     def found(name: str) -> Any:
         return done[name]["found"] if name in done else None

@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from bench.machine import circumstances, code
-from bench.study.collect import collect
+from bench.study.collect import collect, pieces_of
 from bench.study.paths import path_scores, storage
 from bench.study.plans import STEP_SIZES, Arm, Study
 from mct_fast.data import Dataset
@@ -80,16 +80,18 @@ class Runner:
             InputError: the folder holds another study, or the data cannot be read.
         """
         self._claim()
+        kept = pieces_of(self.study, self.out, self._say)
         for piece in self.pieces():
-            file = self.out / "pieces" / f"{piece.name}.json"
-            if file.exists():
-                continue
-            self._say(f"{self.study.name}: {piece.name}")
-            where, began = {**circumstances(), **self._code}, time.perf_counter()
-            found = dict(piece.work())
-            write_json(file, {**where, "seconds": time.perf_counter() - began, "found": found})
-            self._collect()
+            if not kept.file(piece.name).exists():
+                kept.found(piece.name, partial(self._timed, piece))
+                self._collect()
         return self._collect()
+
+    def _timed(self, piece: Piece) -> Mapping[str, Any]:
+        """What a piece found, with when, where and at which commit."""
+        where, began = {**circumstances(), **self._code}, time.perf_counter()
+        found = dict(piece.work())
+        return {**where, "seconds": time.perf_counter() - began, "found": found}
 
     def pieces(self) -> Iterator[Piece]:
         """In the order in which partial results are worth most."""

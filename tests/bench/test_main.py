@@ -1,0 +1,25 @@
+"""``python -m bench`` knows every benchmark."""
+
+from __future__ import annotations
+
+import pytest
+
+from bench import __main__ as command
+from bench.machine import ROOT
+
+
+def test_every_benchmark_is_listed(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main([]) == 0
+    listed = {line.split()[2].removeprefix("bench."): line for line in capsys.readouterr().out.splitlines()}
+    files = [*(ROOT / "bench").glob("*.py"), *(ROOT / "bench").glob("*/__main__.py")]
+    runnable = {
+        file.stem for file in files if "\ndef main(" in file.read_text() and file.parent / "__main__.py" != file
+    }
+    runnable |= {file.parent.name for file in files if file.name == "__main__.py" and file.parent.name != "bench"}
+    assert set(listed) == runnable
+    assert all(len(line.split(maxsplit=3)[3]) > 20 for line in listed.values())
+
+
+def test_another_word_is_one_line(capsys: pytest.CaptureFixture[str]) -> None:
+    assert command.main(["nonsense"]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
