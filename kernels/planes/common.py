@@ -26,6 +26,20 @@ def halved(v, HALVES: tl.constexpr):
 
 
 @triton.jit
+def low_parts(which, row: tl.constexpr, HALVES: tl.constexpr):
+    """Of the products of two pairs, low x high, high x low, high x high: where the factors lie behind their high parts.
+
+    A long sum takes one product after the other: a loop with one product a step is what the compiler overlaps best.
+    """
+    first = 0
+    second = 0
+    if HALVES == 2:
+        first = tl.where(which == 0, row, 0)
+        second = tl.where(which == 1, row, 0)
+    return first, second
+
+
+@triton.jit
 def load_halves(at, row: tl.constexpr, HALVES: tl.constexpr):
     """The halves at `at`, whose low parts lie `row` numbers behind."""
     high = tl.load(at)

@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mct_fast.kernels.planes.common import load_halves, product, store_halves
+from mct_fast.kernels.planes.common import low_parts, store_halves
 
 
 @triton.jit
@@ -36,21 +36,23 @@ def _taps_of_quads(
     """a_q[p, co] += sum over taps and ci of x[2 p + q + tap, ci] w[tap, ci, co]; `wide` pixels a row of the image."""
     ROW: tl.constexpr = HALVES * C
     STEPS: tl.constexpr = C // BK
+    PRODUCTS: tl.constexpr = 3 if HALVES == 2 else 1
     k = tl.arange(0, BK)
     at_x = x + rows[:, None] + k[None, :]
     at_w = w + k[:, None] * ROW + c[None, :]
-    for i in range(9 * STEPS):
-        tap, first = i // STEPS, (i % STEPS) * BK
-        b, b_low = load_halves(at_w + (tap * C + first) * ROW, C, HALVES)
-        at = at_x + (((tap // 3) * wide + tap % 3) * ROW + first)
-        v0, v0_low = load_halves(at, C, HALVES)
-        v1, v1_low = load_halves(at + ROW, C, HALVES)
-        v2, v2_low = load_halves(at + wide * ROW, C, HALVES)
-        v3, v3_low = load_halves(at + (wide + 1) * ROW, C, HALVES)
-        a0 = product(v0, v0_low, b, b_low, a0, HALVES)
-        a1 = product(v1, v1_low, b, b_low, a1, HALVES)
-        a2 = product(v2, v2_low, b, b_low, a2, HALVES)
-        a3 = product(v3, v3_low, b, b_low, a3, HALVES)
+    for i in range(PRODUCTS * 9 * STEPS):
+        at_low, at_low_w = low_parts(i // (9 * STEPS), C, HALVES)
+        tap, first = (i // STEPS) % 9, (i % STEPS) * BK
+        b = tl.load(at_w + ((tap * C + first) * ROW + at_low_w))
+        at = at_x + (((tap // 3) * wide + tap % 3) * ROW + first + at_low)
+        v0 = tl.load(at)
+        v1 = tl.load(at + ROW)
+        v2 = tl.load(at + wide * ROW)
+        v3 = tl.load(at + (wide + 1) * ROW)
+        a0 = tl.dot(v0, b, a0)
+        a1 = tl.dot(v1, b, a1)
+        a2 = tl.dot(v2, b, a2)
+        a3 = tl.dot(v3, b, a3)
     return a0, a1, a2, a3
 
 
@@ -61,14 +63,16 @@ def taps_back(
     """acc[p, ci] += sum over taps and co of g[p - tap, co] w[tap, ci, co]: the transpose of a convolution."""
     ROW: tl.constexpr = HALVES * C
     STEPS: tl.constexpr = C // BK
+    PRODUCTS: tl.constexpr = 3 if HALVES == 2 else 1
     k = tl.arange(0, BK)
     at_g = g + rows[:, None] + k[None, :]
     at_w = w + c[None, :] * ROW + k[:, None]
-    for i in range(9 * STEPS):
-        tap, first = i // STEPS, (i % STEPS) * BK
-        b, b_low = load_halves(at_w + (tap * C * ROW + first), C, HALVES)
-        v, v_low = load_halves(at_g + (((2 - tap // 3) * wide + 2 - tap % 3) * ROW + first), C, HALVES)
-        acc = product(v, v_low, b, b_low, acc, HALVES)
+    for i in range(PRODUCTS * 9 * STEPS):
+        at_low, at_low_w = low_parts(i // (9 * STEPS), C, HALVES)
+        tap, first = (i // STEPS) % 9, (i % STEPS) * BK
+        b = tl.load(at_w + (tap * C * ROW + first + at_low_w))
+        v = tl.load(at_g + (((2 - tap // 3) * wide + 2 - tap % 3) * ROW + first + at_low))
+        acc = tl.dot(v, b, acc)
     return acc
 
 

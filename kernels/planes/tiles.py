@@ -58,15 +58,15 @@ def _rows(pooled: int) -> int:
     return max(16, _power_of_two(pooled))
 
 
-def _depth(width: int, halves: int, rows: int, channels: int, stages: int, most: int) -> int:
+def _depth(width: int, rows: int, channels: int, stages: int, most: int) -> int:
     """The longest step that fits: `rows` of pixels and `channels` of weights, for each stage."""
     depth = _part_of(width, most)
-    while depth > 16 and stages * (rows + channels) * depth * 2 * halves > SHARED_BYTES:
+    while depth > 16 and stages * (rows + channels) * depth * 2 > SHARED_BYTES:
         depth //= 2
     return depth
 
 
-def convolution(width: int, pooled: int, batch: int, halves: int) -> Tiles:
+def convolution(width: int, pooled: int, batch: int) -> Tiles:
     """Of a block and its tangent, which hold four accumulators of rows x channels: one a quad."""
     rows = _rows(pooled)
     if batch < FEW:
@@ -78,10 +78,10 @@ def convolution(width: int, pooled: int, batch: int, halves: int) -> Tiles:
     channels = _part_of(width, channels)
     if rows * channels >= 64 * 64:
         warps = 8
-    return Tiles(channels, warps, 3, _depth(width, halves, 4 * rows, channels, 3, most), rows)
+    return Tiles(channels, warps, 3, _depth(width, 4 * rows, channels, 3, most), rows)
 
 
-def transposed(width: int, pooled: int, batch: int, halves: int, tangent: bool) -> Tiles:
+def transposed(width: int, pooled: int, batch: int, tangent: bool) -> Tiles:
     """Of the way back through a convolution and a block."""
     rows = _rows(pooled)
     channels = 16 if batch < FEW and rows >= 64 else 64
@@ -89,7 +89,7 @@ def transposed(width: int, pooled: int, batch: int, halves: int, tangent: bool) 
         channels //= 2
     channels = _part_of(width, channels)
     warps = 8 if tangent and rows * channels >= 64 * 64 else 4
-    return Tiles(channels, warps, 3, _depth(width, halves, rows, channels, 3, 64), rows)
+    return Tiles(channels, warps, 3, _depth(width, rows, channels, 3, 64), rows)
 
 
 def top(width: int, pooled: int, batch: int) -> Tiles:
@@ -102,18 +102,18 @@ def first(width: int, batch: int, forward: bool = False) -> Tiles:
     return Tiles(_part_of(width, 16 if batch < FEW else 64 if forward else 32), 4)
 
 
-def input_grad(width: int, pixels: int, halves: int) -> Tiles:
+def input_grad(width: int, pixels: int) -> Tiles:
     """Of the input gradient in front of the first block: any rows of all images, `pixels` of a student."""
     rows, most, warps = (64, 64, 4) if pixels < 64 * 132 else (128, 128, 8)
     channels = _part_of(width, most)
-    return Tiles(channels, warps, 3, _depth(width, halves, rows, channels, 3, 64), rows)
+    return Tiles(channels, warps, 3, _depth(width, rows, channels, 3, 64), rows)
 
 
-def weight(width: int, pixels: int, halves: int) -> WeightTiles:
+def weight(width: int, pixels: int) -> WeightTiles:
     """`pixels` of a student, whose sum is split into parts so that the multiprocessors are busy."""
     channels = _part_of(width, 64)
     programs = 3 * (width // channels) ** 2
-    at_once = 64 if halves == 1 else 32
+    at_once = 64
     parts = max(1, min(264 // programs, pixels // (2 * at_once)))
     chunk = -(-pixels // (parts * at_once)) * at_once
     return WeightTiles(channels, channels, at_once, chunk, 4, 3)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mct_fast.kernels.planes.common import load_halves, product
+from mct_fast.kernels.planes.common import low_parts
 
 
 @triton.jit
@@ -15,24 +15,20 @@ def _three_taps(
 ):  # fmt: skip
     """a_t[ci, co] += sum over pixels of x[pixel + tap, ci] g[pixel, co], for three taps of a row that share g."""
     ROW: tl.constexpr = HALVES * C
+    PRODUCTS: tl.constexpr = 3 if HALVES == 2 else 1
     wide = W + 2
-    for start in range(first, last, BP):
-        row = start + tl.arange(0, BP)
+    steps = tl.cdiv(last - first, BP)
+    for i in range(PRODUCTS * steps):
+        at_low, at_low_g = low_parts(i // steps, C, HALVES)
+        row = first + (i % steps) * BP + tl.arange(0, BP)
         real = row < pixels
         row = tl.where(real, row, 0)
         corner = ((row // (H * W)) * ((H + 2) * wide) + (row % (H * W)) // W * wide + row % W) * ROW
-        at = g + (corner + (wide + 1) * ROW)[:, None] + co[None, :]
-        b = tl.load(at, mask=real[:, None], other=0)
-        b_low = b
-        if HALVES == 2:
-            b_low = tl.load(at + C, mask=real[:, None], other=0)
-        at = x + (corner + at_tap)[:, None] + ci[None, :]
-        v, v_low = load_halves(at, C, HALVES)
-        a0 = product(tl.trans(v), tl.trans(v_low), b, b_low, a0, HALVES)
-        v, v_low = load_halves(at + ROW, C, HALVES)
-        a1 = product(tl.trans(v), tl.trans(v_low), b, b_low, a1, HALVES)
-        v, v_low = load_halves(at + 2 * ROW, C, HALVES)
-        a2 = product(tl.trans(v), tl.trans(v_low), b, b_low, a2, HALVES)
+        b = tl.load(g + (corner + (wide + 1) * ROW + at_low_g)[:, None] + co[None, :], mask=real[:, None], other=0)
+        at = x + (corner + at_tap + at_low)[:, None] + ci[None, :]
+        a0 = tl.dot(tl.trans(tl.load(at)), b, a0)
+        a1 = tl.dot(tl.trans(tl.load(at + ROW)), b, a1)
+        a2 = tl.dot(tl.trans(tl.load(at + 2 * ROW)), b, a2)
     return a0, a1, a2
 
 

@@ -183,7 +183,7 @@ class Engine:
             *g.sides[1], *self._places(0), EPS, **self._first(t),
         )  # fmt: skip
         for i in range(1, g.depth):
-            t = tiles.convolution(g.width, g.pooled(i), batch, self.how.halves)
+            t = tiles.convolution(g.width, g.pooled(i), batch)
             grid, constants = self._tiled(t, students * batch)
             plane.plane_forward_kernel[grid](
                 step.h[i - 1], self._w(w.half, i), w.values, step.xhat[i], step.rstd[i], step.h[i], batch,
@@ -217,7 +217,7 @@ class Engine:
                 with self._beside():
                     self._weight_grad(i, h, gz, h, gz, arena, parts, students, batch, pair=False)
             if i > 1:
-                t = tiles.transposed(g.width, g.pooled(i - 1), batch, self.how.halves, tangent=False)
+                t = tiles.transposed(g.width, g.pooled(i - 1), batch, tangent=False)
                 grid, constants = self._tiled(t, students * batch)
                 plane.plane_backward_kernel[grid](
                     step.gz[i], self._w(w.half, i), w.values, step.xhat[i - 1], step.rstd[i - 1], step.gz[i - 1],
@@ -266,7 +266,7 @@ class Engine:
             t.zdot_mean, t.zdot_slope, batch, g.tiles, *g.sides[1], *self._places(0), **self._first(f),
         )  # fmt: skip
         for i in range(1, g.depth):
-            block = tiles.convolution(g.width, g.pooled(i), batch, self.how.halves)
+            block = tiles.convolution(g.width, g.pooled(i), batch)
             grid, constants = self._tiled(block, students * batch)
             plane.plane_tangent_kernel[grid](
                 step.h[i - 1], t.h[i - 1], self._w(w.half, i), self._w(dot.half, i), w.values, dot.values,
@@ -296,7 +296,7 @@ class Engine:
                 with self._beside():
                     self._weight_grad(i, h, gzdot, hdot, gz, arena, parts, students, batch, pair=True)
             if i > 1:
-                back = tiles.transposed(g.width, g.pooled(i - 1), batch, self.how.halves, tangent=True)
+                back = tiles.transposed(g.width, g.pooled(i - 1), batch, tangent=True)
                 grid, constants = self._tiled(back, students * batch)
                 plane.plane_tangent_backward_kernel[grid](
                     step.gz[i], t.gz[i], self._w(w.half, i), self._w(dot.half, i), w.values, dot.values,
@@ -334,7 +334,7 @@ class Engine:
 
     def _splits(self, block: int, batch: int) -> int:
         pixels = batch * self.geometry.sides[block][0] * self.geometry.sides[block][1]
-        return _blocks(pixels, tiles.weight(self.geometry.width, pixels, self.how.halves).chunk)
+        return _blocks(pixels, tiles.weight(self.geometry.width, pixels).chunk)
 
     def _w(self, half: Tensor, block: int) -> Tensor:
         """The halves from a block's weights on, students strided."""
@@ -403,7 +403,7 @@ class Engine:
     ) -> None:  # fmt: skip
         g = self.geometry
         rows, columns = g.sides[block]
-        t = tiles.weight(g.width, batch * rows * columns, self.how.halves)
+        t = tiles.weight(g.width, batch * rows * columns)
         programs = 3 * (g.width // t.inputs) * (g.width // t.outputs)
         weight.weight_grad_kernel[(programs, self._splits(block, batch), students)](
             x, gz, x2, gz2, arena[parts.at[f"w{block}"] :], batch, rows, columns, t.chunk, PAIR=pair, C=g.width,
@@ -415,7 +415,7 @@ class Engine:
     ) -> None:
         g = self.geometry
         rows, columns = g.sides[1]
-        t = tiles.input_grad(g.width, batch * rows * columns, self.how.halves)
+        t = tiles.input_grad(g.width, batch * rows * columns)
         plane.input_grad_kernel[(_blocks(batch * rows * columns, t.rows), g.width // t.channels, students)](
             gz, w, gz2, w2, gp, batch, rows, columns, self.how.halves * self.layout.size, PAIR=pair, C=g.width,
             BC=t.channels, BK=t.depth, ROWS=t.rows, HALVES=self.how.halves, num_warps=t.warps, num_stages=t.stages,
