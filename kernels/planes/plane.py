@@ -42,7 +42,7 @@ def _taps_of_quads(
     at_w = w + k[:, None] * ROW + c[None, :]
     for i in range(PRODUCTS * 9 * STEPS):
         at_low, at_low_w = low_parts(i // (9 * STEPS), C, HALVES)
-        tap, first = (i // STEPS) % 9, (i % STEPS) * BK
+        tap, first = i % 9, (i // 9) % STEPS * BK
         b = tl.load(at_w + ((tap * C + first) * ROW + at_low_w))
         at = at_x + (((tap // 3) * wide + tap % 3) * ROW + first + at_low)
         v0 = tl.load(at)
@@ -69,7 +69,7 @@ def taps_back(
     at_w = w + c[None, :] * ROW + k[:, None]
     for i in range(PRODUCTS * 9 * STEPS):
         at_low, at_low_w = low_parts(i // (9 * STEPS), C, HALVES)
-        tap, first = (i // STEPS) % 9, (i % STEPS) * BK
+        tap, first = i % 9, (i // 9) % STEPS * BK
         b = tl.load(at_w + (tap * C * ROW + first + at_low_w))
         v = tl.load(at_g + (((2 - tap // 3) * wide + 2 - tap % 3) * ROW + first + at_low))
         acc = tl.dot(v, b, acc)
