@@ -80,7 +80,7 @@ class Arguments:
     """These cases alone, by title."""
     seeds: int = 5
     """Seeds of each."""
-    iterations: int = DISTILL.iterations
+    iterations: int = DISTILL.optimizer.iterations
     """Iterations of each distillation."""
     work: str | None = None
     """Folder of what is finished; None takes a temporary one."""
@@ -118,9 +118,9 @@ class Bench:
     @property
     def evaluation(self) -> EvalConfig:
         return EvalConfig(
-            num_eval=DISTILL.num_eval,
-            epoch_eval_train=DISTILL.epoch_eval_train,
-            batch_train=DISTILL.batch_train,
+            num_eval=DISTILL.evaluation.num_eval,
+            epoch_eval_train=DISTILL.evaluation.epoch_eval_train,
+            batch_train=DISTILL.evaluation.batch_train,
             seed=self.seed,
         )
 

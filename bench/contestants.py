@@ -16,7 +16,7 @@ from mct_fast.distill import DistillConfig, adjoint_of
 from mct_fast.matching import Matcher
 from mct_fast.matching.adjoint import Adjoint, Exact, MatchingProblem, MatchResult, Truncated, Unrolled
 from mct_fast.matching.cuda_graph import Graphed
-from mct_fast.matching.targets import DenseTargets
+from mct_fast.matching.points import Points
 from mct_fast.models import FunctionalModel
 from mct_fast.students import GenericStudent, Student
 from mct_fast.tasks import Classification
@@ -95,10 +95,13 @@ def judge(problem: Problem, *, truncated: bool = False) -> Outcome:
 def _solve(problem: Problem, student: Student, adjoint: Adjoint, images: Tensor, syn_lr: Tensor) -> MatchResult:
     batches = problem.batches()
     task, plan = Classification(), problem.augmentation(batches)
-    ends = (problem.start[None], DenseTargets.of_values(problem.target[None]))
+    start, target = (Points.of_values(end[None]) for end in (problem.start, problem.target))
+    sizes = tuple((batches >= 0).sum(1).tolist())
     batches = batches.to(images.device)[None]
     found = adjoint.solve(
-        MatchingProblem(problem.model, student, task, images, problem.labels, syn_lr, *ends, batches, plan)
+        MatchingProblem(
+            problem.model, student, task, images, problem.labels, syn_lr, start, target, batches, sizes, plan
+        )
     )
     return found.mean()
 

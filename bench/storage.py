@@ -254,7 +254,7 @@ def _study(study: Study, seeds: int, folder: Path) -> list[dict[str, Any]]:
         }
         for seed in range(seeds):
             final = pieces.found(f"{encoding}-{seed}", partial(_distilled, study, store, seed, folder))
-            rows.append({**costs, "seed": seed, "ipc": study.distill.ipc, "final": final})
+            rows.append({**costs, "seed": seed, "ipc": study.distill.images.ipc, "final": final})
     return rows
 
 

@@ -42,7 +42,7 @@ def run_demo(
     began = time.perf_counter()
     store = train_experts(experts, out / "experts", progress=progress)
     trained = time.perf_counter()
-    distill(config, store, out=out / "run", progress=progress)
+    distill(config, store, out=out / "run", resume=Run.holds_one(out / "run"), progress=progress)
     page = write_report(out / "run")
     done = time.perf_counter()
     final = next(r for r in reversed(Run.open(out / "run").metrics()) if r["kind"] == "final")

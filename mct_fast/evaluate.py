@@ -12,7 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from statistics import fmean, pstdev
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -24,6 +24,7 @@ from mct_fast.run.distributed import Communicator, Single
 from mct_fast.run.errors import InputError
 from mct_fast.run.progress import Bar, Progress, quiet
 from mct_fast.run.seeds import derive_seed, generator
+from mct_fast.run.settings import at_least_one, check_choices, positive
 from mct_fast.tasks import Classification, Task, format_metric, metric_label, task_named
 from mct_fast.training import SGD, Schedule, build_stack, measures, named_spec, train_epochs
 
@@ -52,12 +53,17 @@ class EvalConfig:
     """Standard deviation of Gaussian noise on the batches of tables and series, which are standardised; 0: none."""
     dropout: float = 0.0
     """Share of units that MLP, GRU and TCN drop while they are trained here; students never do."""
-    select_on: str = "val"
+    select_on: Literal["val", "test"] = "val"
     """The split that picks the step size of the random-real baseline: 'val', or 'test' where that picked the images too."""
     seed: int = 0
     """Seed of initialisations, order and augmentation."""
     device: str = "cpu"
     """Where to compute, e.g. 'cpu' or 'cuda'."""
+
+    def __post_init__(self) -> None:
+        at_least_one(self, "num_eval", "epoch_eval_train", "batch_train")
+        positive(self, "lr_net")
+        check_choices(self)
 
 
 @dataclass(frozen=True)
@@ -278,7 +284,6 @@ def evaluate_random_real(
     Of the step sizes ``lrs`` the one that does best on ``config.select_on`` is used, so that the baseline is not
     handicapped by a step size learned for other images.  ``config.lr_net`` plays no part.
     """
-    check_evaluation(config)
     task = task or task_named(dataset.task)
     streams = [generator(config.seed, "random-real", i) for i in range(config.num_eval)]
     draws = [random_real(dataset.train, ipc, stream, task) for stream in streams]
@@ -304,7 +309,6 @@ class _Given:
 
     def train_and_score(self, own_lr: float, config: EvalConfig, splits: tuple[str, ...]) -> dict[str, EvalResult]:
         """Trains ``config.num_eval`` networks, this process its share, and scores them on each of ``splits``."""
-        check_evaluation(config)
         task, dataset = self.task, self.dataset
         held_out = {name: split_of(dataset, name) for name in splits}
         for name, split in held_out.items():
@@ -355,17 +359,6 @@ class _Given:
             split: measures(stack, data.images.to(config.device), data.labels.to(config.device), self.task)
             for split, data in held_out.items()
         }
-
-
-def check_evaluation(config: EvalConfig) -> None:
-    """Raises :class:`InputError` for a setting that cannot work, naming the field and the remedy."""
-    for name in ("num_eval", "epoch_eval_train", "batch_train"):
-        if getattr(config, name) < 1:
-            raise InputError(f"{name}: got {getattr(config, name)}; give at least 1")
-    if config.select_on not in ("val", "test"):
-        raise InputError(f"select_on: unknown {config.select_on!r}; choose 'val' or 'test'")
-    if config.lr_net is not None and not 0 < config.lr_net < math.inf:
-        raise InputError(f"lr_net: got {config.lr_net}; give a positive step size, or leave it out for the learned one")
 
 
 def _network(

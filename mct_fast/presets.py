@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from mct_fast.data.imagenet_subsets import IMAGENET_SUBSETS
@@ -80,74 +80,108 @@ def _experts(dataset: str, **changes: Any) -> ExpertConfig:
     return replace(recipe, **changes)
 
 
-# syn_steps, expert_epochs, max_start_epoch, lr_img, lr_lr, lr_teacher, batch_syn, zca
-_Row = tuple[int, float, float, float, float, float, "int | None", bool]
+@dataclass(frozen=True)
+class _Row:
+    """What a publication sets for a dataset and a number of images a class."""
 
-_MTT_ROWS: dict[tuple[str, int], _Row] = {
-    ("cifar10", 1): (50, 2, 2, 100, 1e-7, 0.01, None, True),
-    ("cifar10", 10): (30, 2, 20, 100, 1e-5, 0.001, None, True),
-    ("cifar10", 50): (30, 2, 40, 1000, 1e-5, 0.001, None, False),
-    ("cifar100", 1): (20, 3, 20, 1000, 1e-5, 0.01, None, True),
-    ("cifar100", 10): (20, 2, 20, 1000, 1e-5, 0.01, None, False),
-    ("cifar100", 50): (80, 2, 40, 1000, 1e-5, 0.01, 125, True),
-    ("tiny-imagenet", 1): (10, 2, 10, 10_000, 1e-4, 0.01, None, False),
-    ("tiny-imagenet", 10): (20, 2, 40, 10_000, 1e-4, 0.01, 200, False),
-    ("tiny-imagenet", 50): (20, 2, 40, 10_000, 1e-4, 0.01, 300, False),
-}
+    dataset: str
+    ipc: int
+    source: str
+    suffix: str = field(default="", kw_only=True)
+    waypoints: int | tuple[int, ...] = field(default=2, kw_only=True)
+    zca: bool = field(default=False, kw_only=True)
+    syn_steps: int = field(kw_only=True)
+    expert_epochs: float = field(kw_only=True)
+    max_start_epoch: float = field(kw_only=True)
+    lr_img: float = field(kw_only=True)
+    lr_lr: float = field(default=1e-5, kw_only=True)
+    lr_teacher: float = field(default=0.01, kw_only=True)
+    batch_syn: int | None = field(default=None, kw_only=True)
+
+    def named(self, method: str) -> str:
+        return f"{method}-{_SHORT.get(self.dataset, self.dataset)}-ipc{self.ipc}{self.suffix}"
+
+    def distill(self, **changes: Any) -> DistillConfig:
+        return DistillConfig(
+            ipc=self.ipc,
+            syn_steps=self.syn_steps,
+            expert_epochs=self.expert_epochs,
+            max_start_epoch=self.max_start_epoch,
+            lr_img=self.lr_img,
+            lr_lr=self.lr_lr,
+            lr_teacher=self.lr_teacher,
+            batch_syn=self.batch_syn,
+            iterations=5000,
+            **changes,
+        )
+
+
+_SHORT = {"tiny-imagenet": "tiny"}
+
+_MTT_ROWS = (
+    _Row("cifar10", 1, _MTT, syn_steps=50, expert_epochs=2, max_start_epoch=2, lr_img=100, lr_lr=1e-7, zca=True),
+    _Row("cifar10", 10, _MTT, syn_steps=30, expert_epochs=2, max_start_epoch=20, lr_img=100, lr_teacher=1e-3, zca=True),
+    _Row("cifar10", 50, _MTT, syn_steps=30, expert_epochs=2, max_start_epoch=40, lr_img=1000, lr_teacher=1e-3),
+    _Row("cifar100", 1, _MTT, syn_steps=20, expert_epochs=3, max_start_epoch=20, lr_img=1000, zca=True),
+    _Row("cifar100", 10, _MTT, syn_steps=20, expert_epochs=2, max_start_epoch=20, lr_img=1000),
+    _Row("cifar100", 50, _MTT, syn_steps=80, expert_epochs=2, max_start_epoch=40, lr_img=1000, batch_syn=125, zca=True),
+    _Row("tiny-imagenet", 1, _MTT, syn_steps=10, expert_epochs=2, max_start_epoch=10, lr_img=1e4, lr_lr=1e-4),
+    _Row(
+        "tiny-imagenet", 10, _MTT, syn_steps=20, expert_epochs=2, max_start_epoch=40, lr_img=1e4, lr_lr=1e-4, batch_syn=200
+    ),
+    _Row(
+        "tiny-imagenet", 50, _MTT, syn_steps=20, expert_epochs=2, max_start_epoch=40, lr_img=1e4, lr_lr=1e-4, batch_syn=300
+    ),
+)  # fmt: skip
 
 # Four smoothed waypoints are what the commands of its code ask for, and equally spaced; the paper describes two.
-_MCT_ROWS: dict[str, tuple[str, int, str, int | tuple[int, ...], _Row]] = {
-    "mct-cifar10-ipc1": ("cifar10", 1, _MCT_DOCSTRING, (0, 6, 25, 50), (50, 5, 3, 1000, 1e-7, 0.01, None, True)),
-    "mct-cifar10-ipc1-nozca": ("cifar10", 1, _MCT_COMMANDS, 4, (60, 6, 4, 1000, 1e-7, 0.01, None, False)),
-    "mct-cifar10-ipc10": ("cifar10", 10, _MCT_COMMANDS, 4, (30, 15, 8, 1000, 1e-5, 0.01, None, False)),
+_MCT_ROWS = (
+    _Row(
+        "cifar10", 1, _MCT_DOCSTRING, waypoints=(0, 6, 25, 50),
+        syn_steps=50, expert_epochs=5, max_start_epoch=3, lr_img=1000, lr_lr=1e-7, zca=True,
+    ),
+    _Row(
+        "cifar10", 1, _MCT_COMMANDS, waypoints=4, suffix="-nozca",
+        syn_steps=60, expert_epochs=6, max_start_epoch=4, lr_img=1000, lr_lr=1e-7,
+    ),
+    _Row("cifar10", 10, _MCT_COMMANDS, waypoints=4, syn_steps=30, expert_epochs=15, max_start_epoch=8, lr_img=1000),
     # The command says --lr_init 1e-3, which the code never reads: it runs with lr_teacher's default, 0.01.
-    "mct-cifar10-ipc50": ("cifar10", 50, _MCT_COMMANDS, 4, (30, 2, 40, 1000, 1e-5, 0.01, None, False)),
-    "mct-cifar100-ipc1": ("cifar100", 1, _MCT_ABLATION, 4, (40, 8, 20, 1000, 1e-5, 0.01, None, True)),
-    "mct-cifar100-ipc10": ("cifar100", 10, _MCT_ABLATION, 4, (30, 3, 20, 1000, 1e-5, 0.01, None, False)),
-    "mct-cifar100-ipc50": ("cifar100", 50, _MCT_ABLATION, 4, (50, 3, 40, 1000, 1e-5, 0.01, 125, True)),
-}
+    _Row("cifar10", 50, _MCT_COMMANDS, waypoints=4, syn_steps=30, expert_epochs=2, max_start_epoch=40, lr_img=1000),
+    _Row(
+        "cifar100", 1, _MCT_ABLATION, waypoints=4,
+        syn_steps=40, expert_epochs=8, max_start_epoch=20, lr_img=1000, zca=True,
+    ),
+    _Row("cifar100", 10, _MCT_ABLATION, waypoints=4, syn_steps=30, expert_epochs=3, max_start_epoch=20, lr_img=1000),
+    _Row(
+        "cifar100", 50, _MCT_ABLATION, waypoints=4,
+        syn_steps=50, expert_epochs=3, max_start_epoch=40, lr_img=1000, batch_syn=125, zca=True,
+    ),
+)  # fmt: skip
 
 # MTT's author names ConvNetD4 for Tiny-ImageNet (issue 6 of its repository); its commands for IPC 1 and 10 leave the default.
 _NETWORKS = {"tiny-imagenet": "ConvNetD4"}
 
 
-def _distill(ipc: int, row: _Row, **changes: Any) -> DistillConfig:
-    syn_steps, expert_epochs, max_start_epoch, lr_img, lr_lr, lr_teacher, batch_syn, _ = row
-    return DistillConfig(
-        ipc=ipc,
-        syn_steps=syn_steps,
-        expert_epochs=expert_epochs,
-        max_start_epoch=max_start_epoch,
-        lr_img=lr_img,
-        lr_lr=lr_lr,
-        lr_teacher=lr_teacher,
-        batch_syn=batch_syn,
-        iterations=5000,
-        **changes,
-    )
-
-
 def _mtt() -> Iterator[Preset]:
     path = {"trajectory": "discrete", "sampling": "integer"}
-    for (dataset, ipc), row in _MTT_ROWS.items():
-        network = _NETWORKS.get(dataset, "ConvNet")
-        experts = _experts(dataset, model=network, zca=row[-1], keep_checkpoints=True)
-        yield Preset(f"mtt-{_short(dataset)}-ipc{ipc}", _MTT, experts, _distill(ipc, row, **path))
+    for row in _MTT_ROWS:
+        network = _NETWORKS.get(row.dataset, "ConvNet")
+        experts = _experts(row.dataset, model=network, zca=row.zca, keep_checkpoints=True)
+        yield Preset(row.named("mtt"), row.source, experts, row.distill(**path))
     for subset in IMAGENET_SUBSETS:
-        for ipc, batch_syn in ((1, None), (10, 20)):
-            row = (20, 2.0, 10.0, 1e5, 1e-6, 0.01, batch_syn, False)
-            experts = _experts(subset, model="ConvNetD5", image_size=128, keep_checkpoints=True)
-            yield Preset(f"mtt-{subset}-ipc{ipc}", _MTT_IMAGENET, experts, _distill(ipc, row, **path))
+        experts = _experts(subset, model="ConvNetD5", image_size=128, keep_checkpoints=True)
+        for ipc, batch in ((1, None), (10, 20)):
+            row = _Row(
+                subset, ipc, _MTT_IMAGENET,
+                syn_steps=20, expert_epochs=2, max_start_epoch=10, lr_img=1e5, lr_lr=1e-6, batch_syn=batch,
+            )  # fmt: skip
+            yield Preset(row.named("mtt"), row.source, experts, row.distill(**path))
 
 
 def _mct() -> Iterator[Preset]:
-    for name, (dataset, ipc, source, waypoints, row) in _MCT_ROWS.items():
-        experts = _experts(dataset, zca=row[-1], waypoints=waypoints, smooth=True)
-        yield Preset(name, source, experts, _distill(ipc, row))
-
-
-def _short(dataset: str) -> str:
-    return {"tiny-imagenet": "tiny"}.get(dataset, dataset)
+    for row in _MCT_ROWS:
+        experts = _experts(row.dataset, zca=row.zca, waypoints=row.waypoints, smooth=True)
+        yield Preset(row.named("mct"), row.source, experts, row.distill())
 
 
 def _own() -> Iterator[Preset]:

@@ -213,7 +213,7 @@ def _fashion(ipc: int) -> Study:
     source = "width 128, KIP's paper (Nguyen et al. 2021), table 1"
     published = {1: {"DC": 70.5, "DSA": 70.6}, 10: {"DC": 82.3, "DSA": 84.6}}[ipc]
     cited = {f"{method}, {source}": percent for method, percent in published.items()}
-    return Study(f"fashion-ipc{ipc}", experts, common, _methods(common), (0, 1), common.eval_it * 2, cited)
+    return Study(f"fashion-ipc{ipc}", experts, common, _methods(common), (0, 1), common.evaluation.eval_it * 2, cited)
 
 
 def _scored(config: DistillConfig) -> DistillConfig:
@@ -223,7 +223,7 @@ def _scored(config: DistillConfig) -> DistillConfig:
 
 def _methods(common: DistillConfig) -> tuple[Arm, Arm]:
     """MCT and MTT in the same window: MTT draws its starts below a bound, which therefore lies one epoch later."""
-    epochs, latest = round(common.expert_epochs), round(common.max_start_epoch)
+    epochs, latest = round(common.path.expert_epochs), round(common.path.max_start_epoch)
     return mct(epochs, latest), mtt(epochs, latest + 1)
 
 

@@ -101,7 +101,7 @@ class Runner:
             if arm.experts:
                 yield Piece(arm.store, partial(self._experts, arm.store, arm.experts))
         for seed in self._seeds:
-            iterations = self.study.distill.iterations
+            iterations = self.study.distill.optimizer.iterations
             for stop in [*range(self.study.piece, iterations, self.study.piece), iterations]:
                 for arm in self.study.arms:
                     yield self._distilling(arm, seed, stop)
@@ -141,7 +141,9 @@ class Runner:
             out = self.out / "runs" / f"{arm.name}-{seed}"
             model = build_model(self.store.manifest["model"])
             paths = self._paths_of(arm)
-            distill(config, paths, self.dataset, model=model, out=out, until=stop, progress=self._progress)
+            distill(
+                config, paths, self.dataset, model=model, out=out, resume=Run.holds_one(out), until=stop, progress=self._progress
+            )  # fmt: skip
             iterations = [r for r in Run.open(out).metrics() if r["kind"] == "iter"]
             return {"arm": arm.name, "seed": seed, "iterations": len(iterations)}
 
@@ -154,7 +156,7 @@ class Runner:
         evaluation = evaluation_of(replace(config, seed=self.study.seeds[0]))
         model = self.store.manifest["model"]
         return evaluate_random_real(
-            config.ipc, self.dataset, evaluation, model=model, lrs=baseline_lrs(images), progress=self._progress
+            config.images.ipc, self.dataset, evaluation, model=model, lrs=baseline_lrs(images), progress=self._progress
         ).record()
 
     def _step_sizes(self) -> Mapping[str, Any]:
@@ -200,7 +202,7 @@ def _plan(study: Study) -> dict[str, Any]:
     plan = {
         "name": study.name,
         "experts": experts,
-        "distill": asdict(study.distill),
+        "distill": study.distill.flat(),
         "arms": arms,
         "seeds": list(study.seeds),
         "piece": study.piece,

@@ -186,14 +186,15 @@ def _distill(words: list[str]) -> None:
     def asked() -> tuple[DistillConfig, Path, Path]:
         """Configuration, store and run folder."""
         if given.resume is not None:
-            data_path = given.config.data_path
+            data_path = given.config.engine.data_path
             if given != Arguments(given.trajectories, resume=given.resume, config=DistillConfig(data_path=data_path)):
                 raise InputError(
                     "resume: a run goes on with its own settings; leave out every other option "
                     "but --trajectories and --data-path, for folders that have moved"
                 )
-            config, stored = stored_config(given.resume, DistillConfig)
-            config = dataclasses.replace(config, data_path=data_path or config.data_path)
+            config, stored = stored_config(given.resume)
+            if data_path is not None:
+                config = dataclasses.replace(config, data_path=data_path)
             return config, given.trajectories or stored, given.resume
         if given.trajectories is None:
             raise InputError("trajectories: missing; give --trajectories STORE and --out RUN, or --resume RUN")
@@ -397,11 +398,17 @@ def _presets(words: list[str]) -> None:
         ("preset", "N", "M", "starts", "lr_img", "lr_lr", "lr_teacher", "batch_syn", "zca", "waypoints", "source"),
     ]
     for known in presets():
-        c = known.distill
-        numbers = (c.syn_steps, f"{c.expert_epochs:g}", f"{c.min_start_epoch:g}-{c.max_start_epoch:g}", f"{c.lr_img:g}")
-        rest = (f"{c.lr_lr:g}", f"{c.lr_teacher:g}", c.batch_syn or "all", "yes" if known.experts.zca else "no")
+        path, student, steps = known.distill.path, known.distill.student, known.distill.optimizer
+        starts = f"{path.min_start_epoch:g}-{path.max_start_epoch:g}"
+        numbers = (student.syn_steps, f"{path.expert_epochs:g}", starts, f"{steps.lr_img:g}", f"{steps.lr_lr:g}")
+        rest = (f"{student.lr_teacher:g}", student.batch_syn or "all", "yes" if known.experts.zca else "no")
         rows.append(
-            (known.name, *map(str, (*numbers, *rest)), _waypoints(c.trajectory, known.experts.waypoints), known.source)
+            (
+                known.name,
+                *map(str, (*numbers, *rest)),
+                _waypoints(path.trajectory, known.experts.waypoints),
+                known.source,
+            )
         )
     print_rows(rows)
     print(

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import tyro
 
 from mct_fast.run.errors import InputError
+from mct_fast.run.settings import check_choice, choices
 
 T = TypeVar("T")
 
@@ -22,7 +23,7 @@ def parse(command: str, arguments: type[T], words: list[str], default: T | None 
 
     What ``words`` leave out is taken from ``default``, or from the defaults of the class.
     """
-    _refuse_unknown_options(arguments, words)
+    _refuse(arguments, words)
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
@@ -33,7 +34,14 @@ def parse(command: str, arguments: type[T], words: list[str], default: T | None 
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise InputError(_first_sentence(complaint.getvalue(), command)) from None
+        raise _said_by_settings(stop) or InputError(_first_sentence(complaint.getvalue(), command)) from None
+
+
+def _said_by_settings(error: BaseException | None) -> InputError | None:
+    """What settings said against their values, behind tyro's exit."""
+    while error is not None and not isinstance(error, InputError):
+        error = error.__context__
+    return error
 
 
 def preset_in(words: Sequence[str]) -> Any:
@@ -49,26 +57,31 @@ def preset_in(words: Sequence[str]) -> Any:
     return None if chosen is None else preset(chosen)
 
 
-def _refuse_unknown_options(arguments: type, words: Iterable[str]) -> None:
-    known = set(_options(arguments))
-    for word in words:
+def _refuse(arguments: type, words: Sequence[str]) -> None:
+    """Raises :class:`InputError` for an option that there is not, or a value that is none of an option's choices."""
+    known = dict(_options(arguments))
+    for word, following in zip(words, (*words[1:], ""), strict=False):
         if word == "--":
             return
         if not word.startswith("--") or word == "--help":
             continue
-        name = word[2:].partition("=")[0].replace("-", "_")
+        name, equals, value = word[2:].partition("=")
+        name = name.replace("-", "_")
         if name not in known:
             raise InputError(f"unknown option --{name}{nearest(name, known, '--')}")
+        if name in choices(known[name]):
+            check_choice(known[name], name, value if equals else following)
 
 
-def _options(arguments: type) -> Iterator[str]:
+def _options(arguments: type) -> Iterator[tuple[str, type]]:
+    """Every option with the dataclass that it is a field of."""
     for field in dataclasses.fields(arguments):
         if dataclasses.is_dataclass(field.default) and not isinstance(field.default, type):
             yield from _options(type(field.default))
         else:
-            yield field.name
+            yield field.name, arguments
             if isinstance(field.default, bool):
-                yield f"no_{field.name}"
+                yield f"no_{field.name}", arguments
 
 
 def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:

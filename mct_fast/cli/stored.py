@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from mct_fast.run.errors import InputError
 
-T = TypeVar("T")
 
-
-def stored_config(path: Path, kind: type[T]) -> tuple[T, Path]:
-    """The frozen configuration of a run, and its trajectory store."""
+def stored_config(path: Path) -> tuple[Any, Path]:
+    """The configuration of a run as it was frozen, a ``DistillConfig``, and its trajectory store."""
+    from mct_fast.distill import DistillConfig
     from mct_fast.run.folder import Run
 
-    config = dict(Run.open(path).config)
+    config = Run.open(path).config
     trajectories = config.get("trajectories")
     if trajectories is None:
         raise InputError(f"resume: {path} was made from trajectories in memory; go on with distill(..., resume=True)")
-    names = {field.name for field in dataclasses.fields(kind)}  # pyright: ignore[reportArgumentType]
-    return kind(**{name: value for name, value in config.items() if name in names}), Path(trajectories)
+    return DistillConfig.of(config), Path(trajectories)
 
 
 def distilled_at(path: Path) -> tuple[Any, Path | None]:

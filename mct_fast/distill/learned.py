@@ -5,7 +5,6 @@ Each is an object with its own state, which a checkpoint keeps.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from typing import Protocol
 
@@ -54,12 +53,12 @@ class Labels(Protocol):
         """One descent step along ``grad``, dloss/dvalue; None for hard classes."""
         ...
 
-    def tensors(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         """The state, for a checkpoint."""
         ...
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        """Takes back what :meth:`tensors` gave."""
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Goes back to what :meth:`state_dict` gave."""
         ...
 
 
@@ -72,10 +71,10 @@ class HardLabels:
     def step(self, grad: Tensor | None) -> None:
         pass
 
-    def tensors(self) -> dict[str, Tensor]:
+    def state_dict(self) -> dict[str, Tensor]:
         return {}
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
         pass
 
 
@@ -96,17 +95,17 @@ class SoftLabels:
         return self._link.forward(self._z)
 
     def step(self, grad: Tensor | None) -> None:
-        if self._lr == 0 or grad is None or not bool(torch.isfinite(grad).all()):
+        if self._lr == 0 or grad is None:
             return
         self._velocity = self._momentum * self._velocity + self._link.pull(self.value, grad)
         self._z = self._z - self._lr * self._velocity
 
-    def tensors(self) -> dict[str, Tensor]:
-        return {"labels.z": self._z, "labels.velocity": self._velocity}
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"z": self._z, "velocity": self._velocity}
 
-    def restore(self, tensors: Mapping[str, Tensor]) -> None:
-        self._z = tensors["labels.z"].to(self._z.device)
-        self._velocity = tensors["labels.velocity"].to(self._z.device)
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        self._z = tensors["z"].to(self._z.device)
+        self._velocity = tensors["velocity"].to(self._z.device)
 
 
 def assigned(images: Tensor, model: FunctionalModel, experts: Sequence[Trajectory], link: Link) -> Tensor:
@@ -135,8 +134,3 @@ class ImageAverage:
         """Takes in the pixels after ``iteration``, counted from 1."""
         decay = min(self._decay, (1 + iteration) / (10 + iteration))
         self.value.lerp_(images.detach(), 1 - decay)
-
-    @staticmethod
-    def check(decay: float) -> bool:
-        """Whether ``decay`` is one."""
-        return 0 <= decay < 1 and math.isfinite(decay)

@@ -3,42 +3,43 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import Tensor
 
 from mct_fast.run.errors import InputError
-
-SAMPLINGS = ("continuous", "integer")
+from mct_fast.run.settings import check_choices, not_negative
 
 
 @dataclass(frozen=True)
 class SegmentSampler:
-    """Draws (start, target) in epochs.
+    """Which path, and which segments of it: a match starts at a random time and should arrive expert_epochs later.
 
-    ``continuous``: start ~ U[min_start_epoch, bound], real (MCT, "continuous sampling").  ``integer``: a whole epoch
-    from min_start_epoch up to but excluding the bound, as MTT draws it.  The target lies ``expert_epochs`` later, at most
-    at the path's end.  With ``growth_iterations`` > 0 the bound rises linearly from ``initial_start_epoch`` to
-    ``max_start_epoch`` over that many iterations ("floating upper bound" of MCT, growing window of DATM), and the earliest
-    start from ``initial_min_start_epoch`` (None: fixed) to ``min_start_epoch``.
+    The target lies at most at the path's end.  While the window of starts grows, its bounds rise linearly ("floating upper
+    bound" of MCT, growing window of DATM).
     """
 
-    expert_epochs: float
-    max_start_epoch: float
+    expert_epochs: float = 2.0
+    """M: how many expert epochs ahead the target lies; may be a fraction on a convex path."""
+    max_start_epoch: float = 10.0
+    """Latest start on the expert's path, in epochs (integer sampling excludes it)."""
     min_start_epoch: float = 0.0
-    sampling: str = "continuous"
+    """Earliest start, in epochs."""
+    sampling: Literal["continuous", "integer"] = "continuous"
+    """Starts: 'continuous' (real times) or 'integer' (whole epochs)."""
     growth_iterations: int = 0
+    """Iterations over which the latest start grows to max_start_epoch (floating upper bound); 0: fixed."""
     initial_start_epoch: float = 0.0
+    """Latest start at the first iteration when it grows."""
     initial_min_start_epoch: float | None = None
+    """Earliest start at the first iteration when it grows, too; None: min_start_epoch throughout."""
+    trajectory: Literal["convex", "discrete", "bezier"] = "convex"
+    """The expert's path: 'convex' (MCT), 'discrete' (MTT; the store must hold checkpoints) or 'bezier' (control points)."""
 
-    def check(self, epochs: int, *, continuous_path: bool) -> None:
-        """Raises :class:`InputError` if no segment of a path of ``epochs`` fits."""
-        if self.sampling not in SAMPLINGS:
-            raise InputError(f"sampling: unknown {self.sampling!r}; choose one of {', '.join(SAMPLINGS)}")
-        if not 0 < self.expert_epochs <= epochs:
-            raise InputError(
-                f"expert_epochs: {self.expert_epochs:g} does not fit a path of {epochs} epochs; give above 0, at most {epochs}"
-            )
+    def __post_init__(self) -> None:
+        check_choices(self)
+        not_negative(self, "growth_iterations")
         if not 0 <= self.min_start_epoch <= self.max_start_epoch:
             raise InputError(
                 f"min_start_epoch: {self.min_start_epoch:g} is not in 0..max_start_epoch ({self.max_start_epoch:g}); lower it"
@@ -48,6 +49,19 @@ class SegmentSampler:
             raise InputError(
                 f"initial_min_start_epoch: {first:g} is not in 0..min_start_epoch ({self.min_start_epoch:g}); lower it"
             )
+        if self.sampling == "integer":
+            whole = all(float(v).is_integer() for v in (self.expert_epochs, self.min_start_epoch, self.max_start_epoch))
+            if not whole or self.max_start_epoch <= self.min_start_epoch:
+                raise InputError(
+                    "sampling: 'integer' needs whole epochs and max_start_epoch above min_start_epoch; round or use 'continuous'"
+                )
+
+    def check(self, epochs: int, *, continuous_path: bool) -> None:
+        """Raises :class:`InputError` if no segment of a path of ``epochs`` fits."""
+        if not 0 < self.expert_epochs <= epochs:
+            raise InputError(
+                f"expert_epochs: {self.expert_epochs:g} does not fit a path of {epochs} epochs; give above 0, at most {epochs}"
+            )
         if self.min_start_epoch >= epochs:
             raise InputError(
                 f"min_start_epoch: {self.min_start_epoch:g} leaves nothing of a path of {epochs} epochs; give less than {epochs}"
@@ -56,13 +70,7 @@ class SegmentSampler:
             raise InputError(
                 f"max_start_epoch: {self.max_start_epoch:g} exceeds the path's {epochs} epochs; give at most {epochs}"
             )
-        if self.sampling == "integer":
-            whole = all(float(v).is_integer() for v in (self.expert_epochs, self.min_start_epoch, self.max_start_epoch))
-            if not whole or self.max_start_epoch <= self.min_start_epoch:
-                raise InputError(
-                    "sampling: 'integer' needs whole epochs and max_start_epoch above min_start_epoch; round or use 'continuous'"
-                )
-        elif not continuous_path:
+        if self.sampling == "continuous" and not continuous_path:
             raise InputError(
                 "sampling: 'continuous' needs a convex trajectory; use sampling='integer' with checkpoints"
             )

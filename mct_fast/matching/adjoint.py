@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from mct_fast.data.augment import AugmentPlan
-from mct_fast.matching.targets import Targets
+from mct_fast.matching.points import Points
 from mct_fast.models import FunctionalModel
 from mct_fast.run.distributed import Communicator
 from mct_fast.students import PlaneStudent, Student, Tape
@@ -62,11 +62,11 @@ class StudentGradients:
         """Those of no student of ``problem``."""
         labels = problem.labels if problem.labels.is_floating_point() else None
         return StudentGradients(
-            problem.start.new_zeros(0),
+            problem.images.new_zeros(0),
             problem.images.new_zeros(0, *problem.images.shape),
-            problem.start.new_zeros(0, dtype=torch.float64),
+            problem.images.new_zeros(0, dtype=torch.float64),
             None if labels is None else labels.new_zeros(0, *labels.shape),
-            problem.start[:0],
+            problem.images.new_zeros(0, problem.start.shape[1]),
         )
 
     def gathered(self, communicator: Communicator, count: int) -> StudentGradients:
@@ -102,7 +102,10 @@ class Augmentation(Protocol):
 
 @dataclass(frozen=True)
 class MatchingProblem:
-    """One matching problem, checked: shapes as in :func:`mct_fast.matching.match`, S always present."""
+    """One matching problem, checked: shapes as in :func:`mct_fast.matching.match`, S always present.
+
+    ``sizes``: images in the batch of each step, the same for all students.
+    """
 
     model: FunctionalModel
     student: Student
@@ -110,10 +113,11 @@ class MatchingProblem:
     images: Tensor
     labels: Tensor
     syn_lr: Tensor
-    start: Tensor
-    target: Targets
+    start: Points
+    target: Points
     batches: Tensor
-    augment: AugmentPlan | None
+    sizes: tuple[int, ...]
+    augment: Augmentation | None
 
     @property
     def num_students(self) -> int:
@@ -128,24 +132,19 @@ class MatchingProblem:
         if students == range(self.num_students):
             return self
         rows = slice(students.start, students.stop)
-        augment = None if self.augment is None else AugmentPlan(self.augment.draws[rows])
-        return replace(
-            self, start=self.start[rows], target=self.target.of(rows), batches=self.batches[rows], augment=augment
-        )
+        augment = AugmentPlan(self.augment.draws[rows]) if isinstance(self.augment, AugmentPlan) else self.augment
+        start, target = self.start.of(rows), self.target.of(rows)
+        return replace(self, start=start, target=target, batches=self.batches[rows], augment=augment)
 
     @cached_property
-    def sizes(self) -> tuple[int, ...]:
-        """Images in the batch of each step, the same for all students."""
-        return tuple((self.batches[0] >= 0).sum(1).tolist())
-
-    def fix_shapes(self, like: MatchingProblem) -> None:
-        """Takes over from ``like``, of the same shapes, what must be known before a recording: no device is asked."""
-        self.__dict__.update(sizes=like.sizes)
+    def theta(self) -> Tensor:
+        """The parameters ``(S, P)`` that students start from; not to be written to."""
+        return self.start.dense()
 
     @cached_property
     def denominator(self) -> Tensor:
         """|start - target|^2 of each student, ``(S,)``."""
-        return self.target.distance(self.start, self.start.new_ones(self.num_students))[0]
+        return self.target.distance(self.theta, self.theta.new_ones(self.num_students))[0]
 
     def indices(self, step: int) -> Tensor:
         """Rows ``(S, b)`` of the synthetic set used at ``step``; a shorter batch is padded by -1 at its end."""
@@ -206,11 +205,12 @@ class Unrolled:
 
     @staticmethod
     def _unroll(problem: MatchingProblem, s: int, images: Tensor, labels: Tensor, syn_lr: Tensor) -> Tensor:
-        theta = problem.start[s].detach().requires_grad_()
+        theta = problem.theta[s].detach().requires_grad_()
         for step in range(problem.syn_steps):
             rows = problem.indices(step)[s]
             x = images[rows]
             if problem.augment is not None:
+                assert isinstance(problem.augment, AugmentPlan)  # this one is never recorded
                 x = problem.augment.draws[s][step].apply(x)
             loss = problem.task.loss(problem.model(theta, x), labels[rows])
             (g,) = torch.autograd.grad(loss, theta, create_graph=True)
@@ -256,7 +256,7 @@ def _sweep(problem: MatchingProblem, *, carry_curvature: bool, keep_bytes: int) 
         engine = student.engine(problem.images.device)
         return StudentGradients(*sweep(problem, engine, carry_curvature=carry_curvature, keep_bytes=keep_bytes))
     minus_alpha = -alpha.reshape(1, 1)
-    path = [problem.start]
+    path = [problem.theta]
     tapes: dict[int, Tape] = {}
     for step in range(problem.syn_steps):
         batch = problem.batch(step, problem.images, problem.labels)

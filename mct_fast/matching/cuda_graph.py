@@ -1,7 +1,8 @@
 """A whole match as one CUDA graph: its thousand launches are recorded once a shape and replayed with one call.
 
 What a graph reads and writes lies at fixed addresses, so a match copies its inputs into buffers, replays, and copies its
-results out. Sampling stays outside: batches and augmentation are inputs like the others.
+results out. Sampling stays outside: batches and augmentation are inputs like the others, and so are the stored models around
+start and target with their weights, between which the recorded match interpolates.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from torch import Tensor
 from mct_fast import ops
 from mct_fast.data.augment import AugmentPlan
 from mct_fast.matching.adjoint import Adjoint, MatchingProblem, StudentGradients
-from mct_fast.matching.targets import DenseTargets
+from mct_fast.matching.points import Points
 from mct_fast.students import FusedStudent, MicroBatched, PlaneStudent
 
 log = logging.getLogger("mct_fast")
 
-_INPUTS = ("images", "labels", "syn_lr", "start", "batches")
+_INPUTS = ("images", "labels", "syn_lr", "batches")
 
 Run = Callable[[], StudentGradients]
 
@@ -98,22 +99,22 @@ class _Recording:
 
     def __init__(self, adjoint: Adjoint, recorder: Recorder, problem: MatchingProblem) -> None:
         self._inputs = {name: getattr(problem, name).clone() for name in _INPUTS}
-        self._tables = None if problem.augment is None else _Tables.of(problem.augment, problem.images.device)
-        self._target = DenseTargets.of_values(problem.target.dense().clone())
-        held = replace(problem, **self._inputs, target=self._target, augment=self._tables)
+        plan = problem.augment
+        self._tables = _Tables.of(plan, problem.images.device) if isinstance(plan, AugmentPlan) else None
+        self._ends = _Ends.of(problem)
+        start, target = self._ends.start, self._ends.target
+        held = replace(problem, **self._inputs, start=start, target=target, augment=self._tables)
 
         def run() -> StudentGradients:
-            fresh = replace(held)  # nothing computed from an earlier run's inputs
-            fresh.fix_shapes(problem)
-            return adjoint.solve(fresh)
+            return adjoint.solve(replace(held))  # a fresh one: nothing computed from an earlier run's inputs
 
         self._results, self._replay = recorder.record(run)
 
     def __call__(self, problem: MatchingProblem) -> StudentGradients:
         for name, buffer in self._inputs.items():
             buffer.copy_(getattr(problem, name), non_blocking=True)
-        self._target.values.copy_(problem.target.dense(), non_blocking=True)
-        if self._tables is not None and problem.augment is not None:
+        self._ends.copy_(problem)
+        if self._tables is not None and isinstance(problem.augment, AugmentPlan):
             self._tables.copy_(problem.augment)
         self._replay()
         found = self._results
@@ -121,6 +122,43 @@ class _Recording:
         copies = (t.clone() for t in (found.loss, found.grad_images, found.grad_lr, found.final_params))
         loss, images, lr, params = copies
         return StudentGradients(loss, images, lr, labels, params)
+
+
+@dataclass(frozen=True)
+class _Ends:
+    """Buffers of both ends: of each stored model one, which start and target share as those of ``like`` do."""
+
+    start: Points
+    target: Points
+    models: tuple[Tensor, ...]
+
+    @staticmethod
+    def of(like: MatchingProblem) -> _Ends:
+        copies = {id(model): model.clone() for model in _models(like)}
+        start, target = (
+            replace(end.on(lambda model: copies[id(model)]), weights=end.weights.clone(), offsets=end.offsets.clone())
+            for end in (like.start, like.target)
+        )
+        return _Ends(start, target, tuple(copies.values()))
+
+    def copy_(self, problem: MatchingProblem) -> None:
+        for own, model in zip(self.models, _models(problem), strict=True):
+            own.copy_(model, non_blocking=True)
+        self.start.weights.copy_(problem.start.weights, non_blocking=True)
+        self.target.weights.copy_(problem.target.weights, non_blocking=True)
+
+
+def _models(problem: MatchingProblem) -> list[Tensor]:
+    """The stored models around start and target, each once."""
+    given = (problem.start.origin, problem.start.end, problem.target.origin, problem.target.end)
+    return list({id(model): model for model in given}.values())
+
+
+def _shared(problem: MatchingProblem) -> tuple[int, ...]:
+    """Which of :func:`_models` stands in each of the four places."""
+    given = (problem.start.origin, problem.start.end, problem.target.origin, problem.target.end)
+    order = [id(model) for model in _models(problem)]
+    return tuple(order.index(id(model)) for model in given)
 
 
 @dataclass(frozen=True)
@@ -160,4 +198,5 @@ class _Tables:
 def _key(problem: MatchingProblem) -> Any:
     """What a recording depends on beside the values of its inputs."""
     tensors = tuple((t.shape, t.dtype, t.device) for t in (getattr(problem, name) for name in _INPUTS))
-    return id(problem.student), tensors, problem.sizes, problem.augment is None
+    ends = (problem.start.shape, problem.start.sizes, problem.target.sizes, _shared(problem))
+    return id(problem.student), tensors, ends, problem.sizes, problem.augment is None

@@ -10,15 +10,17 @@ from torch import Tensor, nn
 
 from mct_fast.data.augment import AugmentPlan
 from mct_fast.matching.adjoint import ADJOINTS, Adjoint, MatchingProblem, MatchResult, StudentGradients, Unrolled
-from mct_fast.matching.targets import DenseTargets, targets_of
+from mct_fast.matching.points import Points
 from mct_fast.models import FunctionalModel
 from mct_fast.run.distributed import Communicator, Single
 from mct_fast.run.errors import InputError
 from mct_fast.students import MicroBatched, Student, check_pieces, student_for
 from mct_fast.tasks import Classification, Task
 from mct_fast.trajectory import PathPoint
+from mct_fast.trajectory.point import same_form
 
-__all__ = ["MatchResult", "Matcher", "match"]
+Ends = Tensor | PathPoint | Sequence[PathPoint]
+"""Parameters ``(P,)`` or ``(S, P)``, or points of paths, one a student."""
 
 
 def match(
@@ -26,8 +28,8 @@ def match(
     images: Tensor,
     labels: Tensor,
     syn_lr: float | Tensor,
-    start: Tensor,
-    target: Tensor | PathPoint | Sequence[PathPoint],
+    start: Ends,
+    target: Ends,
     batches: Tensor,
     *,
     augment: AugmentPlan | None = None,
@@ -39,8 +41,8 @@ def match(
     ``images (n, C, H, W)`` (or rows ``(n, features)``, series ``(n, time, features)``, as the model takes them) float32 or
     float64; ``labels`` as ``task`` has them: ``(n,)`` int64, or float of the images' dtype, ``(n, classes)`` for classes,
     ``(n,)`` or ``(n, 1)`` for a binary task, ``(n, k)`` for k labels; ``task`` is cross-entropy over classes by default;
-    ``syn_lr`` the positive step size alpha; ``start``, ``target`` ``(P,)`` or ``(S, P)``, the same dtype; ``target`` also
-    as points of paths (``path.point(t)``), one a student, which are interpolated while the loss is summed up and never made;
+    ``syn_lr`` the positive step size alpha; ``start``, ``target`` ``(P,)`` or ``(S, P)``, the same dtype, or points of paths
+    (``path.point(t)``), one a student: a GPU interpolates a target while it sums up the loss, and never makes it;
     ``batches`` int64 ``(syn_steps, b)`` or ``(S, syn_steps, b)`` with rows of ``images``, no row twice in a batch;
     a shorter batch is padded with -1 at its end.  ``augment`` holds the drawn augmentation of every student and step.
     ``adjoint`` is ``"exact"`` (default), ``"unrolled"`` (exact, memory grows with syn_steps) or ``"truncated"``
@@ -84,8 +86,8 @@ class Matcher:
         images: Tensor,
         labels: Tensor,
         syn_lr: float | Tensor,
-        start: Tensor,
-        target: Tensor | PathPoint | Sequence[PathPoint],
+        start: Ends,
+        target: Ends,
         batches: Tensor,
         *,
         augment: AugmentPlan | None = None,
@@ -93,48 +95,63 @@ class Matcher:
         """See :func:`match`."""
         images, labels = images.detach(), labels.detach()
         _check_images(images)
-        start = _per_student("start", start, self._model.num_params, images)
-        points = targets_of(target, images)
-        if isinstance(points, Tensor):
-            points = DenseTargets.of_values(_per_student("target", points, self._model.num_params, images))
-        if points.shape != tuple(start.shape):
-            raise InputError(
-                f"target: holds {points.shape[0]} students of {points.shape[1]} parameters but start holds "
-                f"{start.shape[0]} of {start.shape[1]}; give equally many"
-            )
-        batches = _check_batches(batches, len(start), len(images))
+        ends = _points(start, target, self._model.num_params, images)
+        count = ends[0].shape[0]
+        batches, sizes = _check_batches(batches, count, len(images))
         alpha = _check_syn_lr(syn_lr, images)
         if len(labels) != len(images):
             raise InputError(f"labels: {len(labels)} labels for {len(images)} images; give one a image")
-        self._check_labels(images, labels, start)
+        self._check_labels(images, labels, ends[0])
         if augment is not None:
             _check_augment(augment, *batches.shape[:2])
-        problem = MatchingProblem(
-            self._model,
-            self._student(images.device),
-            self._task,
-            images,
-            labels,
-            alpha,
-            start,
-            points,
-            batches,
-            augment,
-        )
+        problem = self._problem(images, labels, alpha, *ends, batches, sizes, augment)
         if not bool((problem.denominator > 0).all()):
             raise InputError("target: equals start, so the loss is undefined; pick a target further along the path")
-        mine = self._communicator.share(len(start))
+        return self._solve(problem)
+
+    def trusted(
+        self,
+        images: Tensor,
+        labels: Tensor,
+        syn_lr: float,
+        start: Sequence[PathPoint],
+        target: Sequence[PathPoint],
+        batches: Tensor,
+        *,
+        sizes: tuple[int, ...],
+        augment: AugmentPlan | None = None,
+    ) -> MatchResult:
+        """The same without a check, for a loop that makes its arguments itself: nothing is read from the device.
+
+        ``batches (S, syn_steps, b)``; ``sizes``: images in the batch of each step, the same for all students.
+        """
+        alpha = torch.full((), syn_lr, dtype=images.dtype, device=images.device)
+        first, last = Points.of_paths(start, target)
+        return self._solve(self._problem(images, labels, alpha, first, last, batches, sizes, augment))
+
+    def _problem(
+        self, images: Tensor, labels: Tensor, alpha: Tensor, start: Points, target: Points, batches: Tensor,
+        sizes: tuple[int, ...], augment: AugmentPlan | None,
+    ) -> MatchingProblem:  # fmt: skip
+        student = self._student(images.device)
+        return MatchingProblem(
+            self._model, student, self._task, images, labels, alpha, start, target, batches, sizes, augment
+        )
+
+    def _solve(self, problem: MatchingProblem) -> MatchResult:
+        count = problem.num_students
+        mine = self._communicator.share(count)
         found = self._adjoint.solve(problem.of(mine)) if mine else StudentGradients.none(problem)
-        return found.gathered(self._communicator, len(start)).mean()
+        return found.gathered(self._communicator, count).mean()
 
     def _student_on(self, device: torch.device) -> Student:
         student = student_for(self._model, self._task, device)
         return student if self._micro_batch is None else MicroBatched(student, self._micro_batch)
 
-    def _check_labels(self, images: Tensor, labels: Tensor, start: Tensor) -> None:
+    def _check_labels(self, images: Tensor, labels: Tensor, start: Points) -> None:
         try:
             with torch.no_grad():
-                num_outputs = self._model(start[0], images[:1]).shape[-1]
+                num_outputs = self._model(start.of(slice(0, 1)).dense()[0], images[:1]).shape[-1]
         except RuntimeError as error:
             reason = str(error).splitlines()[0]
             raise InputError(
@@ -164,6 +181,38 @@ def _check_images(images: Tensor) -> None:
         raise InputError("images: hold NaN or infinity; remove or repair these pixels")
 
 
+def _points(start: Ends, target: Ends, num_params: int, images: Tensor) -> tuple[Points, Points]:
+    """Both ends in one form, checked; points of paths may share their models."""
+    given = {"start": start, "target": target}
+    paths = {name: _of_paths(name, end, images) for name, end in given.items() if not isinstance(end, Tensor)}
+    made = dict(zip(paths, Points.of_paths(*paths.values()), strict=True)) if paths else {}
+    for name, end in given.items():
+        if isinstance(end, Tensor):
+            made[name] = Points.of_values(_per_student(name, end, num_params, images))
+    for name in paths:
+        if made[name].shape[1] != num_params:
+            raise InputError(f"{name}: points of {made[name].shape[1]} parameters but the model has {num_params}")
+    first, last = made["start"], made["target"]
+    if last.shape != first.shape:
+        raise InputError(
+            f"target: holds {last.shape[0]} students of {last.shape[1]} parameters but start holds "
+            f"{first.shape[0]} of {first.shape[1]}; give equally many"
+        )
+    return first, last
+
+
+def _of_paths(name: str, end: PathPoint | Sequence[PathPoint], images: Tensor) -> list[PathPoint]:
+    points = [end] if isinstance(end, PathPoint) else list(end)
+    same_form(points, name)
+    for model in (model for point in points for model in point.models):
+        if model.dtype != images.dtype or model.device != images.device:
+            raise InputError(
+                f"{name}: holds {model.dtype} on {model.device} but images are {images.dtype} on {images.device}; "
+                "bring it there with point.to(device, dtype)"
+            )
+    return points
+
+
 def _per_student(name: str, params: Tensor, num_params: int, images: Tensor) -> Tensor:
     stacked = params.detach()[None] if params.ndim == 1 else params.detach()
     if stacked.ndim != 2 or stacked.shape[1] != num_params or len(stacked) == 0:
@@ -177,7 +226,8 @@ def _per_student(name: str, params: Tensor, num_params: int, images: Tensor) -> 
     return stacked.contiguous()
 
 
-def _check_batches(batches: Tensor, num_students: int, num_images: int) -> Tensor:
+def _check_batches(batches: Tensor, num_students: int, num_images: int) -> tuple[Tensor, tuple[int, ...]]:
+    """``(S, syn_steps, b)``, and how many images each step has."""
     if batches.dtype != torch.int64 or batches.ndim not in (2, 3):
         raise InputError(
             f"batches: got {batches.dtype} of shape {tuple(batches.shape)}; give int64 (syn_steps, b) or (S, syn_steps, b)"
@@ -201,7 +251,7 @@ def _check_batches(batches: Tensor, num_students: int, num_images: int) -> Tenso
     ordered = stacked.sort(2).values
     if bool(((ordered[..., 1:] == ordered[..., :-1]) & (ordered[..., 1:] >= 0)).any()):
         raise InputError("batches: a row appears twice in one batch; draw each batch without replacement")
-    return stacked
+    return stacked, tuple(sizes[0].tolist())
 
 
 def _check_syn_lr(syn_lr: float | Tensor, images: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ import json
 import math
 import os
 import platform
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -48,7 +48,10 @@ class Product(Protocol):
 
 
 class Unkept:
-    """In place of a :class:`Run` where nothing is to be written."""
+    """In place of a :class:`Run` where nothing is to be written: there is none, or it is ``elsewhere``, another process's."""
+
+    def __init__(self, *, elsewhere: bool = False) -> None:
+        self.elsewhere = elsewhere
 
     def log(self, **metrics: Any) -> None:
         pass
@@ -74,16 +77,11 @@ class Run:
             InputError: the folder cannot be written, holds other files, or holds a run with another configuration.
         """
         path = Path(path)
-        plain = json.loads(json.dumps(config))  # tuples become lists, as they will be read back
-        if (path / CONFIG).exists():
+        if cls.holds_one(path):
             run = cls.open(path)
-            differing = sorted(k for k in {*plain, *run.config} if plain.get(k) != run.config.get(k))
-            if differing:
-                name = differing[0]
-                raise InputError(
-                    f"out: {path} holds a run with another {name} ({run.config.get(name)!r}, not {plain.get(name)!r}); "
-                    "choose another folder, or delete this one"
-                )
+            differing = run.differing(config)
+            if differing is not None:
+                raise InputError(f"out: {path} holds a run with {differing}; choose another folder, or delete this one")
             return run
         try:
             path.mkdir(parents=True, exist_ok=True)
@@ -95,8 +93,22 @@ class Run:
         if strangers:
             raise InputError(f"out: {path} holds other files ({strangers[0]}); choose a new or an empty folder")
         write_json(path / ENVIRONMENT, environment())
+        plain = _as_read_back(config)
         write_json(path / CONFIG, plain)  # last: a folder with a configuration is a run
         return cls(path, plain)
+
+    @staticmethod
+    def holds_one(path: str | Path) -> bool:
+        """Whether the folder ``path`` holds a run."""
+        return (Path(path) / CONFIG).exists()
+
+    def differing(self, config: Mapping[str, Any], moved: Collection[str] = ()) -> str | None:
+        """A setting, not one of ``moved``, in which this run differs from ``config``, in words; None: there is none."""
+        plain = _as_read_back(config)
+        for name in sorted({*plain, *self.config} - {*moved}):
+            if plain.get(name) != self.config.get(name):
+                return f"another {name} ({self.config.get(name)!r}, not {plain.get(name)!r})"
+        return None
 
     @classmethod
     def open(cls, path: str | Path) -> Run:
@@ -226,6 +238,11 @@ class Run:
 def _half_begun(name: str) -> bool:
     """Whether a file may be what :meth:`Run.create` had written when it was killed."""
     return name == ENVIRONMENT or (name.startswith((".environment-", ".config-")) and name.endswith(".json"))
+
+
+def _as_read_back(config: Mapping[str, Any]) -> dict[str, Any]:
+    """``config`` as JSON gives it back: tuples become lists."""
+    return json.loads(json.dumps(config))
 
 
 def environment() -> dict[str, Any]:

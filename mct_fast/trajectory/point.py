@@ -69,12 +69,12 @@ def bezier_weights(share: float, layers: int) -> Tensor:
     return torch.tensor(row, dtype=torch.float64)[:, None].expand(3, layers)
 
 
-def same_form(points: Sequence[PathPoint]) -> tuple[torch.Size, ...]:
-    """The common shapes of ``points``.
+def same_form(points: Sequence[PathPoint], argument: str = "target") -> tuple[torch.Size, ...]:
+    """The common shapes of ``points``; ``argument``: how the message of an error calls them.
 
     Raises:
         InputError: there are none, or they belong to different networks.
     """
     if not points or any(point.shapes != points[0].shapes for point in points):
-        raise InputError("target: points of different networks; give points of paths of one network")
+        raise InputError(f"{argument}: points of different networks; give points of paths of one network")
     return points[0].shapes

@@ -217,7 +217,7 @@ def test_ablations_change_one_thing_each(finished: Path) -> None:
     store, digits = TrajectoryStore.open(finished / "experts"), load_for(TOY.experts)
     for arm in ablations(base):
         config, plain = arm.config(common, 0, None), base.config(common, 0, None)
-        changed = {name for name in vars(plain) if getattr(config, name) != getattr(plain, name)}
+        changed = {name for name, value in plain.flat().items() if config.flat()[name] != value}
         path_changed = arm.path != base.path
         expected = {"mct-integer": {"sampling", "max_start_epoch"}, "mct-truncated": {"adjoint"}}
         assert changed == expected.get(arm.name, set()) and path_changed == (arm.name not in expected)

@@ -15,7 +15,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-import mct_fast.distill.loop
+import mct_fast.distill.matches
+import mct_fast.distill.selection
 import mct_fast.evaluate
 from mct_fast.data import Dataset, load_dataset
 from mct_fast.distill import DistillConfig, DistilledDataset, distill
@@ -24,6 +25,7 @@ from mct_fast.evaluate import EvalConfig, evaluate
 from mct_fast.experts import ExpertConfig, train_experts
 from mct_fast.matching import Matcher
 from mct_fast.matching.adjoint import MatchResult
+from mct_fast.matching.points import Points
 from mct_fast.run.errors import InputError
 from mct_fast.run.folder import Run
 from mct_fast.trajectory import ConvexTrajectory, TrajectoryStore
@@ -67,16 +69,22 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     seen: list[Call] = []
 
     class Recorder(Matcher):
-        def __call__(
-            self, images: Tensor, labels: Tensor, syn_lr: Any, start: Tensor, target: Any, batches: Tensor, **kw: Any
-        ) -> MatchResult:
-            result = super().__call__(images, labels, syn_lr, start, target, batches, **kw)
-            seen.append(
-                Call(images.detach().clone(), syn_lr, start, target, batches, kw["augment"] is not None, result)
-            )
+        def __call__(self, *args: Any, augment: Any = None) -> MatchResult:
+            return self.seen(super().__call__(*args, augment=augment), *args, augmented=augment is not None)
+
+        def trusted(self, *args: Any, **kw: Any) -> MatchResult:
+            return self.seen(super().trusted(*args, **kw), *args, augmented=kw["augment"] is not None)
+
+        @staticmethod
+        def seen(
+            result: MatchResult, images: Tensor, labels: Tensor, syn_lr: float, start: Any, target: Any, batches: Tensor,
+            *, augmented: bool,
+        ) -> MatchResult:  # fmt: skip
+            start, target = (points.dense() for points in Points.of_paths(start, target))
+            seen.append(Call(images.detach().clone(), syn_lr, start, target, batches, augmented, result))
             return result
 
-    monkeypatch.setattr(mct_fast.distill.loop, "Matcher", Recorder)
+    monkeypatch.setattr(mct_fast.distill.matches, "Matcher", Recorder)
     return seen
 
 
@@ -318,6 +326,59 @@ def test_a_finished_run_is_not_done_again(digits: Dataset, store: TrajectoryStor
     assert len(final) == 1 and 0 <= final[0]["test_mean"] <= 1 and final[0]["num_eval"] == 2
 
 
+def test_without_resume_a_run_is_left_alone_unless_it_is_this_one_and_finished(
+    digits: Dataset, store: TrajectoryStore, tmp_path: Path
+) -> None:
+    run = tmp_path / "run"
+    distill(TINY, store, digits, out=run, until=2)
+    before = {f: f.read_bytes() for f in run.rglob("*") if f.is_file()}
+    with pytest.raises(InputError, match=f"^out: {run} holds a run that is not finished; .*--resume {run}") as caught:
+        distill(TINY, store, digits, out=run)
+    assert "\n" not in str(caught.value) and before == {f: f.read_bytes() for f in run.rglob("*") if f.is_file()}
+    made = distill(TINY, store, digits, out=run, resume=True)
+    counter = Killer()
+    again = distill(TINY, store, digits, out=run, progress=counter)
+    assert counter.names == [] and torch.equal(again.images, made.images)
+
+
+@pytest.mark.parametrize(
+    "lost", ["images", "best_images", "optimizer.momentum_buffer", "labels.z", "average", "best", "seconds"]
+)
+def test_a_checkpoint_of_another_release_is_refused_in_one_line(
+    lost: str, digits: Dataset, store: TrajectoryStore, tmp_path: Path
+) -> None:
+    config = replace(TINY, ema=0.5, lr_label=1.0)
+    distill(config, store, digits, out=tmp_path / "run", until=2)
+    run = Run.open(tmp_path / "run")
+    saved = run.load_checkpoint()
+    assert saved is not None
+    tensors, numbers = saved
+    if lost in numbers:
+        del numbers[lost]
+    elif lost == "optimizer.momentum_buffer":
+        tensors["images"] = tensors["images"][:3]
+    else:
+        del tensors[lost]
+    run.save_checkpoint(tensors, numbers)
+    with pytest.raises(InputError, match="^resume: the checkpoint in ") as caught:
+        distill(config, store, digits, out=tmp_path / "run", resume=True)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_checkpoint_with_an_average_that_nobody_asked_for(
+    digits: Dataset, store: TrajectoryStore, tmp_path: Path
+) -> None:
+    """Earlier releases kept the average of the pixels always."""
+    whole = distill(TINY, store, digits, out=tmp_path / "whole")
+    distill(TINY, store, digits, out=tmp_path / "run", until=2)
+    run = Run.open(tmp_path / "run")
+    saved = run.load_checkpoint()
+    assert saved is not None and "average" not in saved[0]
+    run.save_checkpoint({**saved[0], "average": saved[0]["images"].clone()}, saved[1])
+    resumed = distill(TINY, store, digits, out=tmp_path / "run", resume=True)
+    assert torch.equal(resumed.images, whole.images)
+
+
 def test_moved_run_and_store_can_be_gone_on_with(digits: Dataset, store: TrajectoryStore, tmp_path: Path) -> None:
     distill(TINY, store, digits, out=tmp_path / "whole")
     with pytest.raises(Killed):
@@ -360,6 +421,13 @@ def spoil(kind: str, result: MatchResult) -> MatchResult:
         bad = result.grad_images.clone()
         bad[3, 0, 2, 2] = math.nan
         return replace(result, grad_images=bad)
+    if kind.startswith("labels"):
+        assert result.grad_labels is not None
+        bad = torch.full_like(result.grad_labels, 3e38)  # finite, but a step along it is not
+        bad[:, ::2] *= -1
+        if kind == "labels-nan":
+            bad[1, 2] = math.nan
+        return replace(result, grad_labels=bad)
     if kind == "pixels-overflow":  # finite, but a step along it is not
         return replace(result, grad_images=torch.full_like(result.grad_images, 3e38))
     return replace(result, grad_lr=torch.tensor(-math.inf))
@@ -375,24 +443,34 @@ def spoil(kind: str, result: MatchResult) -> MatchResult:
         ("pixels-nan", "adam"),
         ("pixels-overflow", "sgd"),  # Adam's step is bounded, whatever the gradient
         ("lr-inf", "sgd"),
+        ("labels-nan", "sgd"),
+        ("labels-nan", "adam"),
+        ("labels-overflow", "sgd"),
     ],
 )
 def test_a_bad_iteration_is_skipped_and_counted(
     kind: str, optimizer: str, digits: Dataset, store: TrajectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    given: list[tuple[Tensor, float]] = []
+    given: list[tuple[Tensor, Tensor, float]] = []
 
     class Spoiler(Matcher):
-        def __call__(self, images: Tensor, *args: Any, **kw: Any) -> MatchResult:
-            given.append((images.detach().clone(), args[1]))
-            result = super().__call__(images, *args, **kw)
+        def __call__(self, *args: Any, **kw: Any) -> MatchResult:
+            return self.spoiled(super().__call__(*args, **kw), *args)
+
+        def trusted(self, *args: Any, **kw: Any) -> MatchResult:
+            return self.spoiled(super().trusted(*args, **kw), *args)
+
+        @staticmethod
+        def spoiled(result: MatchResult, images: Tensor, labels: Tensor, syn_lr: float, *_: Any) -> MatchResult:
+            given.append((images.detach().clone(), labels.clone(), syn_lr))
             return spoil(kind, result) if len(given) in (1, 3) else result
 
-    monkeypatch.setattr(mct_fast.distill.loop, "Matcher", Spoiler)
+    monkeypatch.setattr(mct_fast.distill.matches, "Matcher", Spoiler)
     lr = 20.0 if optimizer == "sgd" else 0.05
     config = replace(TINY, eval_it=0, img_optimizer=optimizer, lr_img=lr)
+    config = replace(config, lr_label=5.0) if "labels" in kind else config
     distill(config, store, digits, out=tmp_path / "run")
-    same = [torch.equal(a[0], b[0]) and a[1] == b[1] for a, b in itertools.pairwise(given)]
+    same = [torch.equal(a[0], b[0]) and torch.equal(a[1], b[1]) and a[2] == b[2] for a, b in itertools.pairwise(given)]
     assert same == [True, False, True, False]
     log = records(tmp_path / "run", "iter")
     assert [r["skipped"] for r in log] == [1, 1, 2, 2, 2]
@@ -441,14 +519,14 @@ def test_the_best_images_on_the_chosen_split_are_kept(
     digits: Dataset, store: TrajectoryStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     means = iter([0.2, 0.7, 0.7, 0.4])  # iterations 0, 2, 4, 5
-    real = mct_fast.distill.loop.evaluate_splits
+    real = mct_fast.distill.selection.evaluate_splits
     splits = []
 
     def scripted(*args: Any, **kw: Any) -> Any:
         splits.extend(kw["splits"])
         return {split: replace(r, scores=(next(means),)) for split, r in real(*args, **kw).items()}
 
-    monkeypatch.setattr(mct_fast.distill.loop, "evaluate_splits", scripted)
+    monkeypatch.setattr(mct_fast.distill.selection, "evaluate_splits", scripted)
     made = distill(replace(TINY, select_on="test"), store, digits, out=tmp_path / "run")
     assert splits == ["test"] * 4, "what picked the images is not trained again"
     final = records(tmp_path / "run", "final")[0]
@@ -494,7 +572,7 @@ def test_what_was_scored_is_not_trained_again(
     monkeypatch.setattr(mct_fast.evaluate._Given, "train_and_score", lambda *a: trained.append(a) or real(*a))
     config = replace(TINY, eval_test=True, random_real=False)
     distill(config, store, digits, out=tmp_path / "run", until=3)
-    made = distill(config, store, digits, out=tmp_path / "run")
+    made = distill(config, store, digits, out=tmp_path / "run", resume=True)
     assert len(trained) == len(records(tmp_path / "run", "eval"))
     final = records(tmp_path / "run", "final")[0]
     assert made.provenance["test"]["scores"] == final["test_scores"] and "random_real_mean" not in final
@@ -522,13 +600,13 @@ def test_a_run_in_pieces_is_the_run_in_one(
 ) -> None:
     whole = distill(TINY, store, digits, out=tmp_path / "whole")
     for stop in stops:
-        distill(TINY, store, digits, out=tmp_path / "pieces", until=stop)
+        distill(TINY, store, digits, out=tmp_path / "pieces", until=stop, resume=stop != stops[0])
         done = [record["iteration"] for record in records(tmp_path / "pieces", "iter")]
         assert len(done) == min(stop, TINY.iterations)
         # What is due at the stop has been evaluated, and only once.
         seen = [record["iteration"] for record in records(tmp_path / "pieces", "eval")]
         assert seen == [i for i in (0, 2, 4, 5) if i <= stop]
-    made = distill(TINY, store, digits, out=tmp_path / "pieces")
+    made = distill(TINY, store, digits, out=tmp_path / "pieces", resume=True)
     assert torch.equal(made.images, whole.images) and made.syn_lr == whole.syn_lr
     assert records(tmp_path / "pieces") == records(tmp_path / "whole")
     assert torch.equal(final_images(tmp_path / "pieces"), final_images(tmp_path / "whole"))
@@ -539,9 +617,9 @@ def test_two_processes_cannot_write_one_run(digits: Dataset, store: TrajectorySt
     before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
     taken = rf"^out: {tmp_path / 'run'} is being written by process {os.getpid()}"
     with Run.open(tmp_path / "run").held(), pytest.raises(InputError, match=taken):
-        distill(TINY, store, digits, out=tmp_path / "run")
+        distill(TINY, store, digits, out=tmp_path / "run", resume=True)
     assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
-    distill(TINY, store, digits, out=tmp_path / "run")
+    distill(TINY, store, digits, out=tmp_path / "run", resume=True)
     with Run.open(tmp_path / "run").held():  # a finished one is only read
         distill(TINY, store, digits, out=tmp_path / "run")
     assert not (tmp_path / "run" / ".lock").exists()
@@ -568,8 +646,8 @@ def test_levers_survive_pauses_to_the_same_bits(
     config = replace(TINY, **LEVERS[lever])
     whole = distill(config, store, digits, out=tmp_path / "whole")
     for stop in (1, 3, 4):
-        distill(config, store, digits, out=tmp_path / "pieces", until=stop)
-    made = distill(config, store, digits, out=tmp_path / "pieces")
+        distill(config, store, digits, out=tmp_path / "pieces", until=stop, resume=stop > 1)
+    made = distill(config, store, digits, out=tmp_path / "pieces", resume=True)
     assert torch.equal(made.images, whole.images) and torch.equal(made.labels, whole.labels)
     assert records(tmp_path / "pieces") == records(tmp_path / "whole")
     plain = distill(TINY, store, digits, out=tmp_path / "plain")

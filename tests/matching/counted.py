@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_iter
 
 from bench.problem import Setting
 from mct_fast.matching.adjoint import Adjoint, MatchingProblem
-from mct_fast.matching.targets import DenseTargets
+from mct_fast.matching.points import Points
 from mct_fast.models import FunctionalModel
 from mct_fast.students import FusedStudent, GenericStudent, MicroBatched, Student
 from mct_fast.tasks import Classification
@@ -70,7 +70,7 @@ class Count:
 def count(setting: Setting, adjoint: Adjoint, *, micro_batch: int | None = None, fused: bool = True) -> Count:
     """What one match of ``setting`` holds at most; ``fused`` on the project's operators, else on PyTorch's."""
     problem = _problem(setting, micro_batch=micro_batch, fused=fused)
-    named = (problem.images, problem.labels, problem.start, problem.target.dense(), problem.batches)
+    named = (problem.images, problem.labels, problem.start.dense(), problem.target.dense(), problem.batches)
     meter = Meter()
     for tensor in (*named, problem.syn_lr):
         meter.ignore(tensor)
@@ -88,12 +88,10 @@ def _problem(setting: Setting, *, micro_batch: int | None, fused: bool) -> Match
     labels = torch.empty(setting.num_images, dtype=torch.int64, device="meta")
     ends = torch.empty(2, 1, model.num_params, device="meta")
     batches = torch.empty(1, setting.syn_steps, setting.batch_syn, dtype=torch.int64, device="meta")
-    target = DenseTargets.of_values(ends[1])
+    start, target = map(Points.of_values, ends)
+    sizes = (setting.batch_syn,) * setting.syn_steps
     alpha = torch.empty((), device="meta")
-    shapes = torch.zeros(1, setting.syn_steps, setting.batch_syn, dtype=torch.int64)
-    problem = MatchingProblem(model, student, Classification(), images, labels, alpha, ends[0], target, batches, None)
-    problem.fix_shapes(replace(problem, batches=shapes))
-    return problem
+    return MatchingProblem(model, student, Classification(), images, labels, alpha, start, target, batches, sizes, None)
 
 
 def extrapolated(setting: Setting, adjoint: Adjoint, **how: Any) -> Count:

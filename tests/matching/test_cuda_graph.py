@@ -16,6 +16,7 @@ from mct_fast.matching import Matcher, MatchResult
 from mct_fast.matching.adjoint import Exact, MatchingProblem, StudentGradients
 from mct_fast.matching.cuda_graph import CudaGraphs, Graphed
 from mct_fast.models import ConvNet, FunctionalModel
+from mct_fast.trajectory import ConvexTrajectory, DiscreteTrajectory
 
 MODEL = ConvNet(depth=2, width=5, channels=3, image_size=8, num_classes=4)
 kernels = pytest.mark.skipif(not ops.extension_loaded(), reason="the compiled extension is not installed")
@@ -80,6 +81,34 @@ def test_a_replay_is_the_match_of_its_own_inputs(soft: bool, dsa: bool) -> None:
     assert (recorder.recorded, recorder.replayed) == (1, 4)
 
 
+def on_paths(kind: str, seed: int, *, students: int = 2, device: str = "cpu") -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """:func:`arguments` with ends that are points of paths: of one path, or of different pieces or checkpoints of it."""
+    (images, labels, lr, start, target, rows), named = arguments(seed, students=students, device=device)
+    shapes = FunctionalModel(MODEL).shapes
+    middle = start + 0.3 * (target - start).flip(1)
+    checkpoints = [torch.stack(rows) for rows in zip(start, middle, target, strict=True)]
+    if kind == "discrete":
+        paths = [DiscreteTrajectory(points, shapes) for points in checkpoints]
+        times = (0, 2)
+    else:
+        pace = torch.tensor([0.0, 1.0, 2.0]).double().expand(len(shapes), 3)
+        paths = [ConvexTrajectory(points, pace, shapes) for points in checkpoints]
+        times = (0.25 + 0.1 * seed, 0.7) if kind == "one piece" else (0.5, 1.5 + 0.1 * seed)
+    ends = [[path.point(t) for path in paths] for t in times]
+    return (images, labels, lr, *ends, rows), named
+
+
+@kernels
+@pytest.mark.parametrize("kind", ["one piece", "two pieces", "discrete"])
+def test_a_recording_interpolates_between_the_models_of_its_own_inputs(kind: str) -> None:
+    recorder = Again()
+    graphed, plain = Matcher(MODEL, adjoint=Graphed(Exact(), recorder)), Matcher(MODEL, adjoint=Exact())
+    for seed in range(3):
+        args, named = on_paths(kind, seed)
+        same(graphed(*args, **named), plain(*args, **named))
+    assert (recorder.recorded, recorder.replayed) == (1, 3)
+
+
 @kernels
 def test_each_shape_has_its_recording_and_the_oldest_goes() -> None:
     recorder = Again()
@@ -138,6 +167,17 @@ def test_a_graph_gives_the_bits_of_the_launches(soft: bool, micro_batch: int | N
         wanted = plain(*args, **named)
         same(graphed(*args, **named), wanted)
         same(plain(*args, **named), wanted)  # twice the same bits
+    assert graphs.recorded == 1
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["one piece", "two pieces", "discrete"])
+def test_a_graph_interpolates_as_the_launches_do(kind: str) -> None:
+    graphs = Watched()
+    graphed, plain = Matcher(MODEL, adjoint=Graphed(Exact(), graphs)), Matcher(MODEL, adjoint=Exact())
+    for seed in range(3):
+        args, named = on_paths(kind, seed, device="cuda")
+        same(graphed(*args, **named), plain(*args, **named))
     assert graphs.recorded == 1
 
 

@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from mct_fast.matching import match
+from mct_fast.matching.points import Points
 from mct_fast.models import MLP, FunctionalModel
 from mct_fast.run.errors import InputError
 from mct_fast.tasks import Binary
@@ -44,10 +45,11 @@ def run(kind: str, dtype: torch.dtype, students: int, *, points: bool, adjoint: 
     times = [3 + (0 if kind == "discrete" else 0.7 * s) for s in range(students)]
     target = [p.point(t) for p, t in zip(paths, times, strict=True)]
     dense = torch.stack([p.at(t) for p, t in zip(paths, times, strict=True)])
-    start = torch.stack([p.at(1) for p in paths])
+    begin = 1 if kind == "discrete" else 1.3
+    start = torch.stack([p.at(begin) for p in paths])
     rows = torch.arange(6).view(3, 2)
-    chosen = target if points else dense
-    return match(MODEL, images, labels, 0.5, start, chosen, rows, task=Binary(), adjoint=adjoint)
+    ends = ([p.point(begin) for p in paths], target) if points else (start, dense)
+    return match(MODEL, images, labels, 0.5, *ends, rows, task=Binary(), adjoint=adjoint)
 
 
 @pytest.mark.parametrize("students", [1, 3])
@@ -61,11 +63,44 @@ def test_points_equal_parameters(kind: str, students: int) -> None:
             assert (a - b).norm() <= tolerance * b.norm(), name
 
 
-@pytest.mark.parametrize("kind", ["discrete", "bezier"])
-def test_points_that_are_made_give_the_same_bits(kind: str) -> None:
+@pytest.mark.parametrize("kind", ["convex", "staged", "discrete", "bezier"])
+def test_on_a_processor_points_give_the_bits_of_the_parameters(kind: str) -> None:
     found, wanted = (run(kind, torch.float32, 2, points=points) for points in (True, False))
-    assert torch.equal(found.loss, wanted.loss)
-    assert torch.equal(found.grad_images, wanted.grad_images)
+    for name in ("loss", "grad_images", "grad_lr", "final_params"):
+        assert torch.equal(getattr(found, name), getattr(wanted, name)), name
+
+
+@pytest.mark.parametrize("kind", ["convex", "staged", "discrete", "bezier"])
+def test_a_point_is_that_of_its_path_bit_for_bit(kind: str) -> None:
+    times = [0, 2, EPOCHS] if kind == "discrete" else [0, 0.37, 1.9999, 2, 3.0, 4.21, EPOCHS]
+    paths = [path(kind, seed, torch.float32) for seed in range(2)]
+    for t in times:
+        (made,) = Points.of_paths([p.point(t) for p in paths])
+        assert torch.equal(made.dense(), torch.stack([p.at(t) for p in paths]))
+
+
+def test_ends_of_one_path_share_its_models() -> None:
+    lines = [path("convex", seed, torch.float32) for seed in range(2)]
+    start, target = Points.of_paths([p.point(1.5) for p in lines], [p.point(4.5) for p in lines])
+    assert start.origin is target.origin and start.end is target.end and start.origin is not start.end
+    alone, _ = Points.of_paths([lines[0].point(1.5)], [lines[0].point(3)])
+    assert alone.origin.data_ptr() == lines[0].waypoints.data_ptr(), "of one student nothing is copied"
+    some = start.of(slice(1, 2))
+    assert torch.equal(some.dense()[0], lines[1].at(1.5))
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["convex", "staged", "discrete", "bezier"])
+def test_on_a_gpu_points_agree_with_parameters(kind: str) -> None:
+    g = torch.Generator().manual_seed(5)
+    paths = [path(kind, seed, torch.float32).to("cuda") for seed in range(2)]
+    ends = [[p.point(t) for p in paths] for t in (1, 4)]
+    start, target = Points.of_paths(*ends)
+    theta = start.dense() + 0.01 * torch.randn(start.shape, generator=g).cuda()
+    scale = torch.full((2,), 3.0, device="cuda")
+    found, wanted = target.distance(theta, scale), Points.of_values(target.dense()).distance(theta, scale)
+    for a, b in zip(found, wanted, strict=True):
+        assert (a - b).norm() <= 1e-5 * b.norm()
 
 
 def test_the_unrolled_gradient_agrees() -> None:

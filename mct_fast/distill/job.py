@@ -1,0 +1,121 @@
+"""What a run is asked to do, and what it notes about itself: data, paths, network, task, provenance."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from mct_fast.data import Dataset, load_noted
+from mct_fast.distill.config import DistillConfig
+from mct_fast.distill.paths import ExpertPaths
+from mct_fast.distilled import DistilledDataset
+from mct_fast.models import FunctionalModel, build_model, model_spec
+from mct_fast.run.errors import InputError
+from mct_fast.run.progress import Progress
+from mct_fast.tasks import Task, task_from_state, task_named
+from mct_fast.trajectory import Trajectory, TrajectoryStore
+
+
+@dataclass(frozen=True)
+class Job:
+    """One run's settings and what they refer to, found and checked.
+
+    ``spec`` describes the network, which is ``module`` where the user brought one; ``origin`` is the store's folder.
+    """
+
+    config: DistillConfig
+    paths: ExpertPaths
+    dataset: Dataset
+    task: Task
+    spec: dict[str, Any]
+    module: nn.Module | None = None
+    origin: str | None = None
+
+    @classmethod
+    def find(
+        cls,
+        config: DistillConfig,
+        trajectories: TrajectoryStore | str | Path | Sequence[Trajectory],
+        dataset: Dataset | None,
+        module: nn.Module | None,
+        task: Task | None,
+        progress: Progress,
+    ) -> Job:
+        """Opens the store and loads the data that its manifest names, where they are not given.
+
+        Raises:
+            InputError: something is missing, or the data are not those that the experts saw.
+        """
+        engine = config.engine
+        source = TrajectoryStore.open(trajectories) if isinstance(trajectories, (str, Path)) else trajectories
+        if not isinstance(source, TrajectoryStore):
+            if module is None or dataset is None:
+                raise InputError(
+                    "model: paths given as a list name neither model nor dataset; pass model=... and dataset=..."
+                )
+            paths = ExpertPaths(source, config.path.trajectory, engine.device)
+            return cls(config, paths, dataset, task or task_named(dataset.task), _spec_of(module), module)
+        noted = source.manifest["dataset"]
+        if dataset is None:
+            dataset = load_noted(noted, data_path=engine.data_path, device=engine.device, progress=progress)
+        if noted.get("fingerprint") not in (None, dataset.fingerprint):
+            raise InputError(
+                f"dataset: {dataset.name} is not the data the experts were trained on (fingerprints differ); "
+                "load it with the same splits and transform, or train experts on it"
+            )
+        task = task or task_from_state(source.manifest.get("task"), dataset.task)
+        paths = ExpertPaths(source, config.path.trajectory, engine.device)
+        # Absolute: a run may be resumed from another working directory.
+        return cls(config, paths, dataset, task, source.manifest["model"], module, str(source.path.absolute()))
+
+    @property
+    def network(self) -> nn.Module | dict[str, Any]:
+        """What evaluation networks are built from."""
+        return self.spec if self.module is None else self.module
+
+    def student(self) -> FunctionalModel:
+        """The student's network as a function of its parameters."""
+        return FunctionalModel(build_model(self.spec) if self.module is None else self.module)
+
+    def described(self) -> dict[str, Any]:
+        """What makes two runs the same: the configuration of a run folder."""
+        return {
+            **self.config.flat(),
+            "trajectories": self.origin,
+            "experts": len(self.paths),
+            "model": self.spec,
+            "dataset": self.dataset.name,
+            "fingerprint": self.dataset.fingerprint,
+            "task": self.task.state(),
+        }
+
+    def distilled(self, images: Tensor, labels: Tensor, syn_lr: float, iteration: int) -> DistilledDataset:
+        """The set of ``iteration`` with where it comes from."""
+        dataset = self.dataset
+        provenance = {
+            "dataset": dataset.name,
+            "fingerprint": dataset.fingerprint,
+            "model": self.spec,
+            "config": self.config.flat(),
+            "iteration": iteration,
+            "experts": len(self.paths),
+            "image_shape": list(dataset.image_shape),
+            "task": self.task.state(),
+        }
+        if dataset.kind != "images":
+            data = {name: value for name, value in dataset.source.items() if name != "data_path"}
+            provenance |= {"target": list(dataset.target), "data": data}
+        return DistilledDataset(
+            images.detach().cpu().clone(), labels.cpu(), syn_lr, dataset.transform, dataset.class_names, provenance
+        )
+
+
+def _spec_of(module: nn.Module) -> dict[str, Any]:
+    try:
+        return model_spec(module)
+    except InputError:  # a module of the user's own: described by its name alone
+        return {"name": type(module).__name__}
