@@ -19,12 +19,9 @@ SCHEMA = "mct_fast.bench/1"
 """``kind`` names the benchmark; ``machine``, ``versions``, ``commit``, ``dirty``, ``date`` stand beside ``results``."""
 
 
-_PATHS = ("reference", "mct", "tesla", "data_path", "json", "out")
-
-
-def _without_folders(name: str, value: Any) -> Any:
+def _without_folders(value: Any) -> Any:
     """Arguments that name places keep the last part: where a machine keeps things is nobody's business."""
-    return Path(value).name if name in _PATHS and value is not None else value
+    return Path(value).name if isinstance(value, (str, Path)) and "/" in str(value) else value
 
 
 def document(
@@ -35,7 +32,7 @@ def document(
         "schema": SCHEMA,
         "kind": kind,
         **circumstances,
-        "arguments": {k: _without_folders(k, v) for k, v in arguments.items()},
+        "arguments": {k: _without_folders(v) for k, v in arguments.items()},
     }
     return _jsonable({**head, "results": list(results)})
 

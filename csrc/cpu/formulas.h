@@ -3,7 +3,7 @@
 //
 // xhat = (z - mean) rstd, u = gamma xhat + beta, a = relu(u), p = pool(a); a trailing dot is a tangent, a leading g a
 // cotangent; `share` is what each pixel of a pool's window gets of its cotangent, `count` the pixels of a plane. Derivations
-// stand in mct_fast/ops/__init__.py.
+// stand in mct_fast/ops.
 
 namespace mct::MCT_ISA {
 

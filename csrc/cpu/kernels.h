@@ -1,4 +1,4 @@
-// The CPU operators that are not convolutions, for float and double; formulas in mct_fast/ops/__init__.py.
+// The CPU operators that are not convolutions, for float and double; formulas in mct_fast/ops.
 //
 // Contiguous arrays but for parameters, whose student stride is given ("_s"); null stands for an absent argument.
 // Outputs must not overlap inputs. The same call gives the same bits, whatever the number of threads.

@@ -139,9 +139,10 @@ def block_tangent(
     betadot: Channels | None,
     pool: bool,
 ) -> tuple[Pooled, Statistic, Statistic]:
-    """Tangent of `block_forward`: with xhatdot = rstd (zdot - mean zdot - xhat mean(xhat zdot)),
+    """Tangent of `block_forward`.
 
-    pdot = pool((gammadot xhat + gamma xhatdot + betadot) [u > 0]).
+    pdot = pool((gammadot xhat + gamma xhatdot + betadot) [u > 0]), where xhatdot = rstd (zdot - mean zdot -
+    xhat mean(xhat zdot)).
 
     Args:
         z: As in `block_forward`.
@@ -188,13 +189,12 @@ def block_tangent_backward(
     betadot: Channels | None,
     pool: bool,
 ) -> tuple[Planes, Planes, Channels, Channels]:
-    """Tangents of `block_backward`'s results. With gu and q as there, rdot = -rstd^2 mean(xhat zdot) and
-
-    qdot = gamma gudot + gammadot gu:
+    """Tangents of `block_backward`'s results.
 
     gzdot = rdot (q - mean q - xhat mean(q xhat))
     + rstd (qdot - mean qdot - xhatdot mean(q xhat) - xhat mean(qdot xhat + q xhatdot)),
-    ggammadot = sum(gudot xhat + gu xhatdot), gbetadot = sum gudot.
+    ggammadot = sum(gudot xhat + gu xhatdot), gbetadot = sum gudot, where gu and q are as there,
+    rdot = -rstd^2 mean(xhat zdot) and qdot = gamma gudot + gammadot gu.
 
     Args:
         gp: Cotangent of p, (S, B, H', W', C).
