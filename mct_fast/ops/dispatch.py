@@ -111,6 +111,7 @@ def register(operators: Iterable[Operator[..., Any]]) -> torch.library.Library:
     library = torch.library.Library(NAMESPACE, "DEF")
     for op in operators:
         library.define(op.signature.schema)
+        op.overload = getattr(torch.ops.mct_fast, op.name).default
         torch.library.register_fake(f"{NAMESPACE}::{op.name}", op.signature.fake, lib=library)
         library.impl(op.name, op.autograd(), "Autograd", with_keyset=True)
         for key in ("AutocastCPU", "AutocastCUDA"):

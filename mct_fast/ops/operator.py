@@ -33,7 +33,10 @@ class Operator(Generic[P, R]):
             serves a device that has no kernel.
         signature: Its arguments, and their checks.
         name: Its name in the namespace ``torch.ops.mct_fast``.
+        overload: What the dispatcher knows by that name, once it is defined there.
     """
+
+    overload: Any
 
     def __init__(self, function: Callable[P, R], signature: Signature, derivative: Derivative | None) -> None:
         functools.update_wrapper(self, function)
@@ -43,13 +46,11 @@ class Operator(Generic[P, R]):
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
         return self.overload(*args, **kwargs)
 
+    def __reduce__(self) -> str:
+        return self.name  # as a function: by where it is found
+
     def __repr__(self) -> str:
         return f"<operator {NAMESPACE}::{self.name}>"
-
-    @functools.cached_property
-    def overload(self) -> Any:
-        """What the dispatcher knows by the operator's name."""
-        return getattr(getattr(torch.ops, NAMESPACE), self.name).default
 
     def checked(self, *args: Any) -> Any:
         """`reference` with its arguments checked."""

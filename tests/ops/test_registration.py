@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import copy
 import inspect
+import pickle
 import re
 import subprocess
 import sys
@@ -52,6 +54,22 @@ def test_every_operator_is_public_and_documented(op: str) -> None:
     assert re.search(r"\n    Args:\n.*\n(    Returns:\n|    No derivative)", getattr(ops, op).__doc__, re.DOTALL)
     for name in argument_names(op):
         assert f"        {name}: " in getattr(ops, op).__doc__, name
+
+
+def test_an_operator_is_pickled_and_copied_as_a_function_is(op: str) -> None:
+    operator = getattr(ops, op)
+    assert pickle.loads(pickle.dumps(operator)) is copy.deepcopy(operator) is operator  # noqa: S301 (our own bytes)
+
+
+def test_a_compiled_function_holds_the_operator_whole(op: str, make: Any, odd: Any) -> None:
+    torch.compiler.reset()  # one function for all operators: its variants are limited
+    compiled = torch.compile(lambda *args: getattr(ops, op)(*args), fullgraph=True, backend="aot_eager")
+    args, same = make(odd).of(op), make(odd).of(op)
+    found, wanted = compiled(*args), getattr(ops, op)(*same)
+    if wanted is None:
+        found, wanted = args[0], same[0]
+    for a, b in zip(*((t,) if isinstance(t, Tensor) else t for t in (found, wanted)), strict=True):
+        assert torch.equal(a, b)
 
 
 def test_opcheck(op: str, dims: Any, make: Any) -> None:
