@@ -62,16 +62,16 @@ def contestants(mtt: str | None = None, mct: str | None = None, tesla: str | Non
     MCT's official code took TESLA's loop over as it is: they differ in the networks and augmentation that they import.
     """
     found = [
-        Contestant(OURS, "mct_fast, exact", _ours(adjoint_of(DistillConfig()))),
-        Contestant("mct_fast_lean", "mct_fast, exact, nothing kept", _ours(_recorded(Exact(keep_bytes=0)))),
-        Contestant("unrolled", "plain PyTorch, double backward", _ours(Unrolled()), grows=True),
+        Contestant(OURS, "mct_fast, exact", ours(adjoint_of(DistillConfig()))),
+        Contestant("mct_fast_lean", "mct_fast, exact, nothing kept", ours(_recorded(Exact(keep_bytes=0)))),
+        Contestant("unrolled", "plain PyTorch, double backward", ours(Unrolled()), grows=True),
         Contestant("torch_func", "torch.func, jvp of grad", _torch_func(compiled=False)),
         Contestant("torch_compile", "the same, torch.compile", _torch_func(compiled=True)),
     ]
     if mtt is not None:
         found.append(Contestant("mtt", "mtt-distillation", _reference(mtt, reference.mtt_iteration), grows=True))
     if mct is not None or tesla is not None:
-        truncated = _ours(adjoint_of(DistillConfig(adjoint="truncated")))
+        truncated = ours(adjoint_of(DistillConfig(adjoint="truncated")))
         found.append(Contestant("mct_fast_truncated", "mct_fast, truncated", truncated, gradient="truncated"))
     for name, title, path in (("mct", "MCT, official (truncated)", mct), ("tesla", "TESLA (truncated)", tesla)):
         if path is not None:
@@ -113,7 +113,9 @@ def _updated(learned: Learned, result: MatchResult) -> Outcome:
     return Outcome(result.loss[0], result.grad_images, result.grad_lr)
 
 
-def _ours(adjoint: Adjoint) -> Callable[[Problem], Iterate]:
+def ours(adjoint: Adjoint) -> Callable[[Problem], Iterate]:
+    """An iteration by our matcher with that adjoint."""
+
     def build(problem: Problem) -> Iterate:
         matcher = Matcher(problem.model, adjoint=adjoint)
         learned = Learned.of(problem, LR_IMG, LR_LR)

@@ -80,6 +80,21 @@ def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], cap
     return shown
 
 
+def rows(title: str, results: Sequence[Mapping[str, Any]]) -> Table:
+    """Results of any kind as they are: a line a result, its name first."""
+    names = list(dict.fromkeys(key for result in results for key in result if key != "name"))
+    lines = [[str(result["name"]), *(_short(result.get(name)) for name in names)] for result in results]
+    return table(title, ("", *names), lines)
+
+
+def _short(value: Any) -> str:
+    if isinstance(value, Mapping):
+        return (
+            f"{_short(value['median'])} ({_short(value['least'])} to {_short(value['greatest'])}, n = {value['count']})"
+        )
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
 def seconds(value: float) -> str:
     """``2.61 s``, ``45.1 ms``, ``12.0 us``."""
     for unit, scale in (("s", 1.0), ("ms", 1e-3)):

@@ -30,6 +30,29 @@ def permute_kernel(
 
 
 @triton.jit
+def point_kernel(
+    origin, end, weights, index, layers, out, half, source_size, size, students, count,
+    C: tl.constexpr, HALVES: tl.constexpr,
+):  # fmt: skip
+    """out[s, i] = weights[0, s, l] origin[s, j] + weights[1, s, l] end[s, j], and its halves; 0 where j = index[i] is -1.
+
+    layers[i] is the tensor l of the `count` tensors that number i belongs to.
+    """
+    student = tl.program_id(1).to(tl.int64)
+    i = tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
+    inside = i < size
+    at = tl.load(index + i, mask=inside, other=-1)
+    layer = student * count + tl.load(layers + i, mask=inside, other=0)
+    some = at >= 0
+    first = tl.load(weights + layer, mask=some, other=0)
+    second = tl.load(weights + students * count + layer, mask=some, other=0)
+    v = first * tl.load(origin + student * source_size + at, mask=some, other=0)
+    v += second * tl.load(end + student * source_size + at, mask=some, other=0)
+    tl.store(out + student * size + i, v, mask=inside)
+    store_halves(half + student * size * HALVES + (i // C) * (HALVES * C) + i % C, v, inside, C, HALVES)
+
+
+@triton.jit
 def update_kernel(
     before, arena, table, alpha, tau, after, half, size, C: tl.constexpr, HALVES: tl.constexpr, PARTS: tl.constexpr,
     GRADIENT: tl.constexpr,

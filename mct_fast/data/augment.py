@@ -42,6 +42,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any, Protocol
 
 import torch
@@ -418,6 +419,13 @@ class AugmentPlan:
         """Kind ids (S,) int64 and parameters (S, b, 4) float32 of one step."""
         tables = [row[step].table() for row in self.draws]
         return torch.tensor([kind for kind, _ in tables]), torch.stack([params for _, params in tables])
+
+    @cached_property
+    def flat(self) -> tuple[Tensor, Tensor]:
+        """Of all steps: kinds (steps, S), and the parameters one after the other, step by step and student by student."""
+        rows = list(zip(*self.draws, strict=True))
+        kinds = torch.tensor([[draw.table()[0] for draw in row] for row in rows])
+        return kinds, torch.cat([draw.table()[1].reshape(-1) for row in rows for draw in row])
 
     def tables(self, steps: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
         """Those of several steps of equally large batches on ``device``: kinds (steps S,), parameters (steps S, b, 4)."""

@@ -28,8 +28,25 @@ class Segment:
     target: float
 
 
+@dataclass(frozen=True)
+class _Drawn:
+    """All that is random in an iteration's match; ``stream`` goes on where the draws ended."""
+
+    iteration: int
+    segments: Sequence[Segment]
+    starts: Sequence[PathPoint]
+    targets: Sequence[PathPoint]
+    rows: Tensor
+    sizes: tuple[int, ...]
+    plan: AugmentPlan | None
+    stream: torch.Generator
+
+
 class Matches:
-    """Draws and solves the matches of a run.  All that is random in iteration i comes from (seed, i): nothing is carried over."""
+    """Draws and solves the matches of a run.  All that is random in iteration i comes from (seed, i): nothing is carried over.
+
+    On a GPU the next match is drawn while the device works on this one.
+    """
 
     def __init__(self, job: Job, communicator: Communicator) -> None:
         config = job.config
@@ -45,29 +62,44 @@ class Matches:
         chosen = config.augmentation
         self._augment = augmentation(job.dataset.kind, chosen.dsa, chosen.dsa_strategy, chosen.jitter)
         self._checked = False
+        self._next: _Drawn | None = None
 
     def solve(self, state: State) -> tuple[MatchResult, Segment]:
         """The match of the iteration that ``state`` is at, and the segment of its first student."""
-        config, iteration = self._config, state.iteration
+        ready, self._next = self._next, None
+        count = len(state.images)
+        drawn = (
+            ready if ready is not None and ready.iteration == state.iteration else self._draw(state.iteration, count)
+        )
+
+        def match(images: Tensor, labels: Tensor, rows: Tensor) -> MatchResult:
+            given = (images, labels, state.step_size.value, drawn.starts, drawn.targets, rows)
+            if self._checked:
+                return self._matcher.trusted(*given, sizes=drawn.sizes, augment=drawn.plan)
+            self._checked = True  # what is made here is the same kind of thing every time
+            return self._matcher(*given, augment=drawn.plan)
+
+        images = state.images.detach()
+        result = self._layout.match(images, state.labels.value, drawn.rows, drawn.stream, match)
+        if images.is_cuda:
+            self._next = self._draw(state.iteration + 1, count)
+        return result, drawn.segments[0]
+
+    def _draw(self, iteration: int, count: int) -> _Drawn:
+        """The draws of an iteration over ``count`` images."""
+        config = self._config
         stream = generator(config.engine.seed, "iteration", iteration)
         segments, batches = [], []
-        count = len(state.images)
         for student in range(config.student.students):
             segments.append(self._segment(iteration, student, stream))
             batches.append(draw_batches(count, config.student.batch_syn or count, config.student.syn_steps, stream))
-        plan = self._plan(batches, stream)
-        starts, targets = zip(*map(self._ends, segments), strict=True)
         sizes = tuple((batches[0] >= 0).sum(1).tolist())
-
-        def match(images: Tensor, labels: Tensor, rows: Tensor) -> MatchResult:
-            given = (images, labels, state.step_size.value, starts, targets, rows)
-            if self._checked:
-                return self._matcher.trusted(*given, sizes=sizes, augment=plan)
-            self._checked = True  # what is made here is the same kind of thing every time
-            return self._matcher(*given, augment=plan)
-
+        plan = self._plan(sizes, stream)
+        if plan is not None and config.engine.device != "cpu" and self._job.dataset.kind == "images":
+            _ = plan.flat  # made now, while the device works
+        starts, targets = zip(*map(self._ends, segments), strict=True)
         rows = torch.stack(batches).to(config.engine.device)
-        return self._layout.match(state.images.detach(), state.labels.value, rows, stream, match), segments[0]
+        return _Drawn(iteration, segments, starts, targets, rows, sizes, plan, stream)
 
     def _segment(self, iteration: int, student: int, stream: torch.Generator) -> Segment:
         """Experts take turns in a fresh order each round."""
@@ -80,9 +112,8 @@ class Matches:
         path = self._job.paths[segment.expert]
         return path.point(segment.start), path.point(segment.target)
 
-    def _plan(self, batches: Sequence[Tensor], stream: torch.Generator) -> AugmentPlan | None:
+    def _plan(self, sizes: Sequence[int], stream: torch.Generator) -> AugmentPlan | None:
         if self._augment is None:
             return None
-        sizes = (batches[0] >= 0).sum(1).tolist()
-        shape = self._job.dataset.image_shape
-        return self._augment.plan(len(batches), self._config.student.syn_steps, sizes, shape, stream)
+        students, shape = self._config.student.students, self._job.dataset.image_shape
+        return self._augment.plan(students, self._config.student.syn_steps, sizes, shape, stream)

@@ -163,29 +163,32 @@ def _shared(problem: MatchingProblem) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class _Tables:
-    """An augmentation plan as tensors of a device: ``kinds (steps, S)`` and a table ``(S, b, 4)`` a step."""
+    """An augmentation plan on a device: ``kinds (steps, S)``, and the parameters of all steps one after the other.
+
+    ``params[step]`` is a table ``(S, b, 4)`` of it.
+    """
 
     kinds: Tensor
+    flat: Tensor
     params: tuple[Tensor, ...]
 
     @staticmethod
     def of(plan: AugmentPlan, device: torch.device) -> _Tables:
-        kinds, params = _Tables._on_the_host(plan)
-        return _Tables(kinds.to(device), tuple(table.to(device) for table in params))
-
-    @staticmethod
-    def _on_the_host(plan: AugmentPlan) -> tuple[Tensor, list[Tensor]]:
-        tables = [plan.table(step) for step in range(plan.steps)]
-        return torch.stack([kinds for kinds, _ in tables]), [params for _, params in tables]
+        kinds, params = plan.flat
+        flat = params.to(device).clone()
+        sizes = [len(plan.draws) * row.batch * 4 for row in plan.draws[0]]
+        tables = (part.view(len(plan.draws), -1, 4) for part in flat.split(sizes))
+        return _Tables(kinds.to(device).clone(), flat, tuple(tables))
 
     def copy_(self, plan: AugmentPlan) -> None:
-        kinds, params = self._on_the_host(plan)
-        self.kinds.copy_(kinds)
-        for own, table in zip(self.params, params, strict=True):
-            own.copy_(table)
+        kinds, params = plan.flat
+        self.kinds.copy_(kinds, non_blocking=True)
+        self.flat.copy_(params, non_blocking=True)
 
     def tables(self, steps: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]:
         """As :meth:`AugmentPlan.tables`; ``device`` is the tables' own."""
+        if len(steps) == len(self.params):
+            return self.kinds.view(-1), self.flat.view(len(steps) * self.kinds.shape[1], -1, 4)
         return torch.cat([self.kinds[step] for step in steps]), torch.cat([self.params[step] for step in steps])
 
     def apply(self, step: int, x: Tensor) -> Tensor:

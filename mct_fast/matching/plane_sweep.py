@@ -136,8 +136,9 @@ class _Sweep:
     def run(self) -> Gradients:
         problem, engine = self._problem, self._engine
         path, images = self._forward()
-        final = engine.unpack(path[-1].values)
-        loss, costate = problem.terminal(final)
+        final, start = engine.unpack(path[-1].values), engine.unpack(path[0].values)
+        distance, _ = problem.target.distance(start, start.new_ones(len(start)))
+        loss, costate = problem.target.distance(final, distance)
         sigma = power_of_two(costate)
         dot = engine.weights(problem.num_students)
         engine.pack(costate, dot, sigma)

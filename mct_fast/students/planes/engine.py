@@ -71,7 +71,7 @@ class Engine:
         self.layout = Layout(geometry)
         self._loss = loss
         self._index = self.layout.index.to(device)
-        self._inverse = self.layout.inverse.to(device)
+        self._inverse, self._layers = self.layout.inverse.to(device), self.layout.layers.to(device)
         self._parts: dict[tuple[int, int], Parts] = {}
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
 
@@ -88,6 +88,16 @@ class Engine:
     def pack(self, vector: Tensor, into: Weights, scale: Tensor | None = None) -> None:
         """``vector (S, P)`` in the model's order, times ``scale (S,)``."""
         self._permute(vector, self._index, into.values, into.half, scale)
+
+    def pack_point(self, origin: Tensor, end: Tensor, weights: Tensor, into: Weights) -> None:
+        """``weights[0] origin + weights[1] end`` of models ``(S, P)``; weights ``(2, S, L)`` of L tensors, or of all as one."""
+        students, size = into.values.shape
+        count = weights.shape[2]
+        layers = self._layers if count > 1 else torch.zeros_like(self._layers)
+        params.point_kernel[(_blocks(size, BLOCK), students)](
+            origin, end, weights, self._index, layers, into.values, into.half, origin.shape[1], size, students, count,
+            C=self.geometry.width, HALVES=self.how.halves,
+        )  # fmt: skip
 
     def unpack(self, values: Tensor) -> Tensor:
         """``(S, size)`` back in the model's order, ``(S, P)``."""

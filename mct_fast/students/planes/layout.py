@@ -93,6 +93,14 @@ class Layout:
         return index
 
     @cached_property
+    def layers(self) -> Tensor:
+        """``(size,)`` int64: which of the model's tensors each number belongs to; 0 for filling."""
+        layers = torch.zeros(self.size, dtype=torch.int64)
+        for layer, segment in enumerate(self.segments.values()):
+            layers[segment.start : segment.start + segment.size] = layer
+        return layers
+
+    @cached_property
     def inverse(self) -> Tensor:
         """``(P,)`` int64: the place of each of the model's numbers in the kernels' order."""
         inverse = torch.empty(self.num_params, dtype=torch.int64)
