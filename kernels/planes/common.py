@@ -40,6 +40,16 @@ def low_parts(which, row: tl.constexpr, HALVES: tl.constexpr):
 
 
 @triton.jit
+def add_product(a, b, acc, HALVES: tl.constexpr):
+    """acc + a b. The tensor cores' own sums drop bits below their largest term: fine ones are short and added up in float32."""
+    if HALVES == 2:
+        total = acc + tl.dot(a, b, max_num_imprecise_acc=16)  # not 0: the compiler would make it one long sum again
+    else:
+        total = tl.dot(a, b, acc)
+    return total
+
+
+@triton.jit
 def load_halves(at, row: tl.constexpr, HALVES: tl.constexpr):
     """The halves at `at`, whose low parts lie `row` numbers behind."""
     high = tl.load(at)

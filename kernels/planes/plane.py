@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mct_fast.kernels.planes.common import low_parts, store_halves
+from mct_fast.kernels.planes.common import add_product, low_parts, store_halves
 
 
 @triton.jit
@@ -49,10 +49,10 @@ def _taps_of_quads(
         v1 = tl.load(at + ROW)
         v2 = tl.load(at + wide * ROW)
         v3 = tl.load(at + (wide + 1) * ROW)
-        a0 = tl.dot(v0, b, a0)
-        a1 = tl.dot(v1, b, a1)
-        a2 = tl.dot(v2, b, a2)
-        a3 = tl.dot(v3, b, a3)
+        a0 = add_product(v0, b, a0, HALVES)
+        a1 = add_product(v1, b, a1, HALVES)
+        a2 = add_product(v2, b, a2, HALVES)
+        a3 = add_product(v3, b, a3, HALVES)
     return a0, a1, a2, a3
 
 

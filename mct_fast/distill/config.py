@@ -135,8 +135,8 @@ class EngineConfig:
 
     adjoint: Literal["exact", "unrolled", "truncated"] = "exact"
     """Gradient: 'exact', 'unrolled' (exact, memory grows with syn_steps) or 'truncated' (approximate)."""
-    keep_mb: int = 448
-    """Activations kept between the two sweeps, in MiB at most; the rest is computed again. Memory for speed."""
+    keep_mb: int | None = None
+    """Activations kept between the two sweeps, in MiB at most; the rest is computed again. None: 448, or an eighth of a GPU."""
     micro_batch: int | None = None
     """Images of a student's batch in the network at once; None: all. Bounds memory; the gradient is the same."""
     cuda_graphs: bool = True
@@ -152,7 +152,8 @@ class EngineConfig:
 
     def __post_init__(self) -> None:
         at_least_one(self, "checkpoint_every", "micro_batch")
-        not_negative(self, "keep_mb")
+        if self.keep_mb is not None:
+            not_negative(self, "keep_mb")
         check_choices(self)
 
 
@@ -208,8 +209,17 @@ def adjoint_of(config: DistillConfig) -> Adjoint:
     if engine.adjoint == "unrolled":  # autograd's graph is another at every iteration
         return ADJOINTS[engine.adjoint]
     strategy = Exact if engine.adjoint == "exact" else Truncated
-    sweep = strategy(keep_bytes=engine.keep_mb << 20)
+    sweep = strategy(keep_bytes=_keep_bytes(engine))
     return Graphed(sweep) if engine.cuda_graphs else sweep
+
+
+def _keep_bytes(engine: EngineConfig) -> int:
+    """Bytes of activations to keep; how many are kept changes no bit of a result."""
+    if engine.keep_mb is not None:
+        return engine.keep_mb << 20
+    if torch.device(engine.device).type != "cuda":
+        return 448 << 20
+    return torch.cuda.get_device_properties(engine.device).total_memory // 8
 
 
 def layout_of(config: DistillConfig) -> Layout:

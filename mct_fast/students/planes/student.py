@@ -16,7 +16,10 @@ from mct_fast.students.protocol import Tangent
 from mct_fast.tasks.heads import BinaryCrossEntropyHead, Head
 
 if TYPE_CHECKING:
-    from mct_fast.students.planes.engine import Engine, Loss
+    from mct_fast.students.planes.engine import Engine, Loss, Weights
+
+LOGITS_IMAGES = 2048
+"""Images, times students, that `logits` takes at once: it bounds its memory."""
 
 
 class PlaneStudent:
@@ -30,6 +33,7 @@ class PlaneStudent:
         assert isinstance(fused.plan, ConvPlan)
         self.fused, self._geometry, self._how = fused, Geometry.of(fused.plan), how
         self._engines: dict[tuple[torch.device, str], Engine] = {}
+        self._last: tuple[Any, Step] | None = None
 
     @staticmethod
     def serves(fused: FusedStudent, device: torch.device) -> bool:
@@ -62,7 +66,7 @@ class PlaneStudent:
         engine, step, weights, patches, targets, arena = self._made(params, x, y)
         students, batch = x.shape[:2]
         engine.backward(weights, patches, targets, step, arena, students, batch)
-        return step.loss, engine.gradient(arena, engine.parts(students, batch), step.tau, students)
+        return step.loss.clone(), engine.gradient(arena, engine.parts(students, batch), step.tau, students)
 
     def gradient_keeping(self, params: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Any]:
         if not self.takes(x):
@@ -94,7 +98,32 @@ class PlaneStudent:
         return Tangent((loss_dot / sigma).to(x.dtype), hvp / scale, by_images, soft)
 
     def logits(self, params: Tensor, x: Tensor) -> Tensor:
-        return self.fused.logits(params, x)
+        if not self.takes(x):
+            return self.fused.logits(params, x)
+        engine, students = self.engine(x.device), len(params)
+        weights = engine.weights(students)
+        engine.pack(params.contiguous(), weights)
+        chunk = max(1, LOGITS_IMAGES // students)
+        return torch.cat([self._outputs(engine, weights, part, students) for part in x.split(chunk)], dim=1)
+
+    def _outputs(self, engine: Engine, weights: Weights, x: Tensor, students: int) -> Tensor:
+        """``(S, b, K)`` of all students on the same images ``(b, C, H, W)``."""
+        step, one = self._room(engine, students, len(x)), engine.batch(len(x))
+        engine.patch(x.contiguous(), one)
+        shared = type(one)(one.patches.repeat(students, 1, 1), one.sums.repeat(students, 1))
+        engine.forward(weights, shared, step, students, len(x))
+        return step.out[: students * len(x)].view(students, len(x), -1).clone()
+
+    def _room(self, engine: Engine, students: int, batch: int) -> Step:
+        """Buffers of a step: those of the last call, where they are of its size; a graph being recorded has its own."""
+        if engine.device.type == "cuda" and torch.cuda.is_current_stream_capturing():
+            return Step.allocate(engine.geometry, 1, students, batch, engine.device, engine.how)[0]
+        key = engine.how.name, engine.device, students, batch
+        if self._last is None or self._last[0] != key:
+            self._last = None  # the old ones go first
+            (step,) = Step.allocate(engine.geometry, 1, students, batch, engine.device, engine.how)
+            self._last = key, step
+        return self._last[1]
 
     def _made(self, params: Tensor, x: Tensor, y: Tensor) -> tuple[Any, ...]:
         """Everything in the engine's form, and the forward sweep done."""
@@ -105,7 +134,7 @@ class PlaneStudent:
         patches = engine.batch(students * batch)
         engine.patch(x.contiguous().flatten(0, 1), patches)
         targets = engine.targets(y).reshape(students * batch, -1)
-        (step,) = Step.allocate(engine.geometry, 1, students, batch, engine.device, engine.how)
+        step = self._room(engine, students, batch)
         arena = engine.arena(students, (batch,))
         engine.forward(weights, patches, step, students, batch)
         return engine, step, weights, patches, targets, arena
