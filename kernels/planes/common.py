@@ -7,6 +7,17 @@ import triton.language as tl
 
 
 @triton.jit
+def after_the_last(PDL: tl.constexpr):
+    """With a programmatic launch (sm_90) a kernel begins while the one before ends: behind this line that one is done.
+
+    Each lets its own successor begin at once; what that one finds is whole, since it waits here too.
+    """
+    if PDL:
+        tl.extra.cuda.gdc_launch_dependents()
+        tl.extra.cuda.gdc_wait()
+
+
+@triton.jit
 def product(a, a_low, b, b_low, acc, HALVES: tl.constexpr):
     """acc + a b, the small terms first; of the four products of two pairs, low x low is below the rounding."""
     if HALVES == 2:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mct_fast.kernels.planes.common import halved, load_halves, product, store_halves
+from mct_fast.kernels.planes.common import after_the_last, halved, load_halves, product, store_halves
 
 TILE = tl.constexpr(64)
 """Pooled pixels of a tile of patches."""
@@ -81,9 +81,10 @@ def _mean(sums, image, w, w_low, n, KP: tl.constexpr, HALVES: tl.constexpr):
 @triton.jit
 def first_forward_kernel(
     patches, sums, w, theta, h, mean, rstd, px, B, tiles, PH, PW, w_stride, theta_stride, gamma_at, beta_at, eps,
-    C: tl.constexpr, KP: tl.constexpr, BC: tl.constexpr, HALVES: tl.constexpr,
+    C: tl.constexpr, KP: tl.constexpr, BC: tl.constexpr, HALVES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """h = pool(relu(gamma xhat + beta)) as an image; mean, rstd (sums); px (S B, KP, C) = P^T xhat."""
+    after_the_last(PDL)
     image = tl.program_id(0).to(tl.int64)
     student = image // B
     c = tl.program_id(1) * BC + tl.arange(0, BC)
@@ -124,12 +125,13 @@ def first_forward_kernel(
 def first_backward_kernel(
     patches, sums, w, theta, mean, rstd, px, gp, w_parts, gamma_parts, beta_parts, gamma_sums, beta_sums,
     B, tiles, PH, PW, w_stride, theta_stride, gamma_at, beta_at,
-    C: tl.constexpr, KP: tl.constexpr, BC: tl.constexpr, HALVES: tl.constexpr,
+    C: tl.constexpr, KP: tl.constexpr, BC: tl.constexpr, HALVES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Gradients by W (KP, C), gamma and beta of each image, from the cotangent gp (pooled) of its pooled plane.
 
     gz = r gamma (gu - mean gu - xhat mean(gu xhat)), so P^T gz needs P^T gu, and the sums that are there already.
     """
+    after_the_last(PDL)
     image = tl.program_id(0).to(tl.int64)
     student = image // B
     c = tl.program_id(1) * BC + tl.arange(0, BC)
@@ -170,9 +172,10 @@ def first_backward_kernel(
 def first_tangent_kernel(
     patches, sums, w, wdot, theta, dot, mean, rstd, px, hdot, zdot_mean, zdot_slope, B, tiles, PH, PW,
     w_stride, theta_stride, gamma_at, beta_at,
-    C: tl.constexpr, KP: tl.constexpr, BC: tl.constexpr, HALVES: tl.constexpr,
+    C: tl.constexpr, KP: tl.constexpr, BC: tl.constexpr, HALVES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """hdot, the tangent of h (image), and of each plane mean(zdot) and mean(xhat zdot)."""
+    after_the_last(PDL)
     image = tl.program_id(0).to(tl.int64)
     student = image // B
     c = tl.program_id(1) * BC + tl.arange(0, BC)
@@ -210,12 +213,13 @@ def first_tangent_backward_kernel(
     patches, w, wdot, theta, dot, mean, rstd, zdot_mean, zdot_slope, gamma_sums, beta_sums, gp, gpdot,
     w_parts, gamma_parts, beta_parts, columns, B, tiles, PH, PW,
     w_stride, theta_stride, gamma_at, beta_at, columns_stride,
-    C: tl.constexpr, KP: tl.constexpr, BC: tl.constexpr, HALVES: tl.constexpr,
+    C: tl.constexpr, KP: tl.constexpr, BC: tl.constexpr, HALVES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """Tangents of the gradients by W, gamma, beta of each image, and of that by its windows.
 
     columns[program_id(1)] (S B, KP, tiles * 256) holds these channels' part of the last: gzdot W^T + gz Wdot^T.
     """
+    after_the_last(PDL)
     image = tl.program_id(0).to(tl.int64)
     student = image // B
     c = tl.program_id(1) * BC + tl.arange(0, BC)
@@ -290,9 +294,10 @@ def first_tangent_backward_kernel(
 @triton.jit
 def columns_kernel(
     columns, tau, gx, B, tiles, PH, PW, H, W, columns_stride, BORDER: tl.constexpr,
-    CHANNELS: tl.constexpr, KP: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr,
+    CHANNELS: tl.constexpr, KP: tl.constexpr, PARTS: tl.constexpr, BLOCK: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The transpose of `patches`: gx (S B, CHANNELS, H, W), each pixel the sum of the windows that hold it, over tau."""
+    after_the_last(PDL)
     image, channel = tl.program_id(0).to(tl.int64), tl.program_id(1)
     at = tl.program_id(2) * BLOCK + tl.arange(0, BLOCK)
     row, column = at // W + BORDER, at % W + BORDER

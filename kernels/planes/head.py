@@ -9,7 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mct_fast.kernels.planes.common import halved, load_halves, product
+from mct_fast.kernels.planes.common import after_the_last, halved, load_halves, product
 from mct_fast.kernels.planes.plane import norm_backward, norm_tangent_backward, plane_of
 
 
@@ -30,9 +30,10 @@ def _add_outputs(h, w, k, total, F, K, C: tl.constexpr, BF: tl.constexpr, HALVES
 @triton.jit
 def outputs_kernel(
     h, hdot, theta, dot, out, B, F, K, theta_stride, w_at, b_at, PAIR: tl.constexpr,
-    C: tl.constexpr, BK: tl.constexpr, BF: tl.constexpr, HALVES: tl.constexpr,
+    C: tl.constexpr, BK: tl.constexpr, BF: tl.constexpr, HALVES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """out (S B, K) = w h + b; with PAIR its tangent, w hdot + wdot h + bdot."""
+    after_the_last(PDL)
     image = tl.program_id(0).to(tl.int64)
     k = tl.program_id(1) * BK + tl.arange(0, BK)
     theta += (image // B) * theta_stride
@@ -89,9 +90,11 @@ def _loss_tangent(v, vdot, y, pos, neg, real, BINARY: tl.constexpr):
 
 @triton.jit
 def loss_kernel(
-    out, y, pos, neg, loss, gl, tau, gb, B, K, gb_stride, BINARY: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr
+    out, y, pos, neg, loss, gl, tau, gb, B, K, gb_stride,
+    BINARY: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """A student's mean loss, its gradient gl (S B, K) by the outputs, times tau; gb (S, K) their sums: by the bias."""
+    after_the_last(PDL)
     student = tl.program_id(0)
     k = tl.arange(0, COLS)[None, :]
     weight_pos, weight_neg = tl.load(pos + k, mask=k < K, other=0), tl.load(neg + k, mask=k < K, other=0)
@@ -125,9 +128,10 @@ def loss_kernel(
 @triton.jit
 def loss_tangent_kernel(
     out, outdot, y, pos, neg, gl, tau, loss_dot, gldot, gydot, gb, B, K, gb_stride,
-    BINARY: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr,
+    BINARY: tl.constexpr, ROWS: tl.constexpr, COLS: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The tangents of the loss, of gl (times tau) and of the gradient by the targets, along outdot."""
+    after_the_last(PDL)
     student = tl.program_id(0)
     k = tl.arange(0, COLS)[None, :]
     weight_pos, weight_neg = tl.load(pos + k, mask=k < K, other=0), tl.load(neg + k, mask=k < K, other=0)
@@ -195,9 +199,10 @@ def _add_features(g, w, acc, image, p, c, F, K, C: tl.constexpr):
 def top_backward_kernel(
     gl, theta, xhat, rstd, gz, gp, gamma_parts, beta_parts, gamma_sums, beta_sums, B, F, K, PH, PW,
     theta_stride, w_at, gamma_at, beta_at,
-    C: tl.constexpr, BC: tl.constexpr, ROWS: tl.constexpr, HALVES: tl.constexpr,
+    C: tl.constexpr, BC: tl.constexpr, ROWS: tl.constexpr, HALVES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The outputs' cotangent through the classifier and the last block's norm."""
+    after_the_last(PDL)
     student, image, p, real = plane_of(B, PH * PW, ROWS)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     acc = tl.zeros([ROWS, BC], tl.float32)
@@ -212,9 +217,10 @@ def top_backward_kernel(
 def top_tangent_backward_kernel(
     gl, gldot, theta, dot, xhat, rstd, xhatdot, rstd_dot, gp, gamma_sums, beta_sums, gzdot, gamma_parts, beta_parts,
     B, F, K, PH, PW, theta_stride, w_at, gamma_at, beta_at,
-    C: tl.constexpr, BC: tl.constexpr, ROWS: tl.constexpr, HALVES: tl.constexpr,
+    C: tl.constexpr, BC: tl.constexpr, ROWS: tl.constexpr, HALVES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The tangent of `top_backward`."""
+    after_the_last(PDL)
     student, image, p, real = plane_of(B, PH * PW, ROWS)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     acc = tl.zeros([ROWS, BC], tl.float32)

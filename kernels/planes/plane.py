@@ -15,7 +15,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from mct_fast.kernels.planes.common import add_product, low_parts, store_halves
+from mct_fast.kernels.planes.common import add_product, after_the_last, low_parts, store_halves
 
 
 @triton.jit
@@ -80,9 +80,10 @@ def taps_back(
 def plane_forward_kernel(
     x, w, theta, xhat, rstd, h, B, PH, PW, w_stride, theta_stride, gamma_at, beta_at, eps, BORDER: tl.constexpr,
     C: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr, ROWS: tl.constexpr,
-    HALVES: tl.constexpr,
+    HALVES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """One block: xhat, rstd (sums), and h, an image with a border of BORDER (0 where the classifier follows)."""
+    after_the_last(PDL)
     PP = PH * PW
     student, image, p, real = plane_of(B, PP, ROWS)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
@@ -130,9 +131,10 @@ def plane_tangent_kernel(
     x, xdot, w, wdot, theta, dot, xhat, rstd, xhatdot, rstd_dot, hdot, B, PH, PW,
     w_stride, theta_stride, gamma_at, beta_at, BORDER: tl.constexpr,
     C: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr, ROWS: tl.constexpr,
-    HALVES: tl.constexpr,
+    HALVES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The block's tangent: zdot = w * xdot + wdot * x; xhatdot as xhat, rstd_dot as rstd, hdot as h."""
+    after_the_last(PDL)
     PP = PH * PW
     student, image, p, real = plane_of(B, PP, ROWS)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
@@ -230,9 +232,10 @@ def plane_backward_kernel(
     g_above, w, theta, xhat, rstd, gz, gp, gamma_parts, beta_parts, gamma_sums, beta_sums, B, PH, PW,
     w_stride, theta_stride, gamma_at, beta_at,
     C: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr, ROWS: tl.constexpr,
-    HALVES: tl.constexpr,
+    HALVES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The cotangent g_above of the next convolution's output (an image), through that convolution and this block."""
+    after_the_last(PDL)
     student, image, p, real = plane_of(B, PH * PW, ROWS)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     wide = PW + 2
@@ -300,9 +303,10 @@ def plane_tangent_backward_kernel(
     g_above, gdot_above, w, wdot, theta, dot, xhat, rstd, xhatdot, rstd_dot, gp, gamma_sums, beta_sums,
     gzdot, gamma_parts, beta_parts, B, PH, PW, w_stride, theta_stride, gamma_at, beta_at,
     C: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr, ROWS: tl.constexpr,
-    HALVES: tl.constexpr,
+    HALVES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """The tangent of `plane_backward`: gdot = w^T gdot_above + wdot^T g_above, then this block."""
+    after_the_last(PDL)
     student, image, p, real = plane_of(B, PH * PW, ROWS)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     wide = PW + 2
@@ -323,9 +327,10 @@ def plane_tangent_backward_kernel(
 @triton.jit
 def input_grad_kernel(
     g, w, g2, w2, gp, B, H, W, w_stride, PAIR: tl.constexpr,
-    C: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr, ROWS: tl.constexpr, HALVES: tl.constexpr,
+    C: tl.constexpr, BC: tl.constexpr, BK: tl.constexpr, ROWS: tl.constexpr, HALVES: tl.constexpr, PDL: tl.constexpr,
 ):  # fmt: skip
     """gp (S B, H W, C) = w^T g (+ w2^T g2) for images g of H x W pixels: the cotangent that the first block takes."""
+    after_the_last(PDL)
     student = tl.program_id(2).to(tl.int64)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     row = tl.program_id(0) * ROWS + tl.arange(0, ROWS)

@@ -66,14 +66,22 @@ def power_of_two(vectors: Tensor) -> Tensor:
 class Engine:
     """The launches for one network, loss and precision, on one device. Holds no state but tables of where things lie."""
 
-    def __init__(self, geometry: Geometry, loss: Loss, how: Precision, device: torch.device) -> None:
+    def __init__(
+        self, geometry: Geometry, loss: Loss, how: Precision, device: torch.device, *, chained: bool = False
+    ) -> None:
         self.geometry, self.how, self.device = geometry, how, device
         self.layout = Layout(geometry)
         self._loss = loss
         self._index = self.layout.index.to(device)
         self._inverse, self._layers = self.layout.inverse.to(device), self.layout.layers.to(device)
         self._parts: dict[tuple[int, int], Parts] = {}
+        self._chained = chained
         self._side = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def _start(self, kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+        """A launch that needs what the one before it on this stream wrote, and nothing else's."""
+        how = {"launch_pdl": True} if self._chained else {}
+        kernel[grid](*args, PDL=self._chained, **constants, **how)
 
     # ---- parameters ----
 
@@ -188,14 +196,16 @@ class Engine:
         """Outputs of the students on their batches, and what the other sweeps read."""
         g = self.geometry
         t = tiles.first(g.width, batch, forward=True)
-        first.first_forward_kernel[(students * batch, g.width // t.channels)](
+        self._start(
+            first.first_forward_kernel, (students * batch, g.width // t.channels),
             x.patches, x.sums, w.half, w.values, step.h[0], step.mean, step.rstd[0], step.px, batch, g.tiles,
             *g.sides[1], *self._places(0), EPS, **self._first(t),
         )  # fmt: skip
         for i in range(1, g.depth):
             t = tiles.convolution(g.width, g.pooled(i), batch)
             grid, constants = self._tiled(t, students * batch)
-            plane.plane_forward_kernel[grid](
+            self._start(
+                plane.plane_forward_kernel, grid,
                 step.h[i - 1], self._w(w.half, i), w.values, step.xhat[i], step.rstd[i], step.h[i], batch,
                 *g.sides[i + 1], *self._places(i), EPS, BORDER=int(i + 1 < g.depth), **constants,
             )  # fmt: skip
@@ -208,7 +218,8 @@ class Engine:
         """The loss and its gradients, as parts; without ``gradients`` only what the tangent reads of it."""
         g, parts = self.geometry, self.parts(students, batch)
         top = g.depth - 1
-        head.loss_kernel[(students,)](
+        self._start(
+            head.loss_kernel, (students,),
             step.out, y, self._loss.pos, self._loss.neg, step.loss, step.gl, step.tau, arena[parts.at["b"] :],
             batch, g.outputs, g.outputs, **self._loss_constants(batch),
         )  # fmt: skip
@@ -216,7 +227,8 @@ class Engine:
             with self._beside():
                 self._head_weight(step.gl, step.h[-1], step.gl, step.h[-1], arena, parts, students, batch, pair=False)
         grid, constants = self._tiled(tiles.top(g.width, g.pooled(top), batch), students * batch)
-        head.top_backward_kernel[grid](
+        self._start(
+            head.top_backward_kernel, grid,
             step.gl, w.values, step.xhat[top], step.rstd[top], step.gz[top], step.gp[top],
             *self._norm_parts(arena, parts, top), step.gamma[top], step.beta[top], batch, g.features, g.outputs,
             *g.sides[-1], self.layout.size, self.layout.at("w"), *self._norm_places(top), **constants,
@@ -229,7 +241,8 @@ class Engine:
             if i > 1:
                 t = tiles.transposed(g.width, g.pooled(i - 1), batch, tangent=False)
                 grid, constants = self._tiled(t, students * batch)
-                plane.plane_backward_kernel[grid](
+                self._start(
+                    plane.plane_backward_kernel, grid,
                     step.gz[i], self._w(w.half, i), w.values, step.xhat[i - 1], step.rstd[i - 1], step.gz[i - 1],
                     step.gp[i - 1], *self._norm_parts(arena, parts, i - 1), step.gamma[i - 1], step.beta[i - 1],
                     batch, *g.sides[i], *self._places(i - 1), **constants,
@@ -237,7 +250,8 @@ class Engine:
         half = self._w(w.half, 1)
         self._input_grad(step.gz[1], half, step.gz[1], half, step.gp[0], students, batch, pair=False)
         t = tiles.first(g.width, batch)
-        first.first_backward_kernel[(students * batch, g.width // t.channels)](
+        self._start(
+            first.first_backward_kernel, (students * batch, g.width // t.channels),
             x.patches, x.sums, w.half, w.values, step.mean, step.rstd[0], step.px, step.gp[0],
             arena[parts.at["w0"] :], *self._norm_parts(arena, parts, 0), step.gamma[0], step.beta[0], batch, g.tiles,
             *g.sides[1], *self._places(0), **self._first(t),
@@ -254,14 +268,16 @@ class Engine:
         """
         self._tangent_forward(w, dot, x, step, t, students, batch)
         g, parts = self.geometry, self.parts(students, batch)
-        head.loss_tangent_kernel[(students,)](
+        self._start(
+            head.loss_tangent_kernel, (students,),
             step.out, t.out, y, self._loss.pos, self._loss.neg, step.gl, step.tau, loss_dot, t.gl, gydot,
             arena[parts.at["b"] :], batch, g.outputs, g.outputs, **self._loss_constants(batch),
         )  # fmt: skip
         self._tangent_backward(w, dot, x, step, t, arena, parts, students, batch, curvature=curvature)
         size = g.image_size[0] * g.image_size[1]
         block = min(128 if batch < tiles.FEW else 256, 1 << (size - 1).bit_length())
-        first.columns_kernel[(students * batch, g.channels, _blocks(size, block))](
+        self._start(
+            first.columns_kernel, (students * batch, g.channels, _blocks(size, block)),
             t.columns, step.tau, gx, batch, g.tiles, *g.sides[1], *g.image_size, t.columns.stride(0), BORDER=g.border,
             CHANNELS=g.channels, KP=g.window, PARTS=self.columns(batch), BLOCK=block,
         )  # fmt: skip
@@ -271,14 +287,16 @@ class Engine:
     ) -> None:
         g = self.geometry
         f = tiles.first(g.width, batch)
-        first.first_tangent_kernel[(students * batch, g.width // f.channels)](
+        self._start(
+            first.first_tangent_kernel, (students * batch, g.width // f.channels),
             x.patches, x.sums, w.half, dot.half, w.values, dot.values, step.mean, step.rstd[0], step.px, t.h[0],
             t.zdot_mean, t.zdot_slope, batch, g.tiles, *g.sides[1], *self._places(0), **self._first(f),
         )  # fmt: skip
         for i in range(1, g.depth):
             block = tiles.convolution(g.width, g.pooled(i), batch)
             grid, constants = self._tiled(block, students * batch)
-            plane.plane_tangent_kernel[grid](
+            self._start(
+                plane.plane_tangent_kernel, grid,
                 step.h[i - 1], t.h[i - 1], self._w(w.half, i), self._w(dot.half, i), w.values, dot.values,
                 step.xhat[i], step.rstd[i], t.xhat[i], t.rstd[i], t.h[i], batch, *g.sides[i + 1], *self._places(i),
                 BORDER=int(i + 1 < g.depth), **constants,
@@ -294,7 +312,8 @@ class Engine:
             with self._beside():
                 self._head_weight(t.gl, step.h[-1], step.gl, t.h[-1], arena, parts, students, batch, pair=True)
         grid, constants = self._tiled(tiles.top(g.width, g.pooled(top), batch), students * batch)
-        head.top_tangent_backward_kernel[grid](
+        self._start(
+            head.top_tangent_backward_kernel, grid,
             step.gl, t.gl, w.values, dot.values, step.xhat[top], step.rstd[top], t.xhat[top], t.rstd[top],
             step.gp[top], step.gamma[top], step.beta[top], t.gz[top], *self._norm_parts(arena, parts, top), batch,
             g.features, g.outputs, *g.sides[-1], self.layout.size, self.layout.at("w"), *self._norm_places(top),
@@ -308,7 +327,8 @@ class Engine:
             if i > 1:
                 back = tiles.transposed(g.width, g.pooled(i - 1), batch, tangent=True)
                 grid, constants = self._tiled(back, students * batch)
-                plane.plane_tangent_backward_kernel[grid](
+                self._start(
+                    plane.plane_tangent_backward_kernel, grid,
                     step.gz[i], t.gz[i], self._w(w.half, i), self._w(dot.half, i), w.values, dot.values,
                     step.xhat[i - 1], step.rstd[i - 1], t.xhat[i - 1], t.rstd[i - 1], step.gp[i - 1],
                     step.gamma[i - 1], step.beta[i - 1], t.gz[i - 1], *self._norm_parts(arena, parts, i - 1), batch,
@@ -318,7 +338,8 @@ class Engine:
             t.gz[1], self._w(w.half, 1), step.gz[1], self._w(dot.half, 1), t.gp, students, batch, pair=True
         )  # fmt: skip
         f = tiles.first(g.width, batch)
-        first.first_tangent_backward_kernel[(students * batch, g.width // f.channels)](
+        self._start(
+            first.first_tangent_backward_kernel, (students * batch, g.width // f.channels),
             x.patches, w.half, dot.half, w.values, dot.values, step.mean, step.rstd[0], t.zdot_mean, t.zdot_slope,
             step.gamma[0], step.beta[0], step.gp[0], t.gp, arena[parts.at["w0"] :],
             *self._norm_parts(arena, parts, 0), t.columns, batch, g.tiles, *g.sides[1], *self._places(0),
@@ -391,7 +412,8 @@ class Engine:
     ) -> None:
         g = self.geometry
         block = min(16, 1 << (g.outputs - 1).bit_length())
-        head.outputs_kernel[(students * batch, _blocks(g.outputs, block))](
+        self._start(
+            head.outputs_kernel, (students * batch, _blocks(g.outputs, block)),
             h, hdot, values, dot, out, batch, g.features, g.outputs, self.layout.size, self.layout.at("w"),
             self.layout.at("b"), PAIR=pair, C=g.width, BK=block, BF=1024, HALVES=self.how.halves, num_warps=8,
         )  # fmt: skip
@@ -426,7 +448,8 @@ class Engine:
         g = self.geometry
         rows, columns = g.sides[1]
         t = tiles.input_grad(g.width, batch * rows * columns)
-        plane.input_grad_kernel[(_blocks(batch * rows * columns, t.rows), g.width // t.channels, students)](
+        self._start(
+            plane.input_grad_kernel, (_blocks(batch * rows * columns, t.rows), g.width // t.channels, students),
             gz, w, gz2, w2, gp, batch, rows, columns, self.how.halves * self.layout.size, PAIR=pair, C=g.width,
             BC=t.channels, BK=t.depth, ROWS=t.rows, HALVES=self.how.halves, num_warps=t.warps, num_stages=t.stages,
         )  # fmt: skip
