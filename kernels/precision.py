@@ -1,19 +1,20 @@
-"""How the convolutions multiply float32 numbers on tensor cores."""
+"""How the convolutions multiply float32 numbers on tensor cores: the one place that decides."""
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 
-Precision = Literal["tf32", "tf32x3", "ieee"]
-"""tf32: 10 bits of mantissa, one product. tf32x3: each factor as a sum of two tf32 numbers, three products, nearly float32.
-ieee: float32 multiply-adds, no tensor cores."""
+Precision = Literal["fast", "fine"]
+"""fast: one product of fp16 numbers, each tensor of a student scaled by a power of two (relative error 3e-4; tf32 has 8e-4).
+fine: each factor as a sum of two bf16 numbers, three products (6e-6). Sums are float32's in both."""
 
 
-def float32_precision() -> Precision:
-    """tf32 where the user allows it to PyTorch's own matrix products, else tf32x3.
+def conv_precision() -> Precision:
+    """PyTorch's own switch for convolutions: ``torch.backends.cudnn.conv.fp32_precision``, "tf32" unless it is changed.
 
-    ``torch.backends.cuda.matmul.fp32_precision = "tf32"`` and ``torch.set_float32_matmul_precision("high")`` allow it.
+    "tf32" allows fast; "ieee" and all others ask for fine.
     """
-    return "tf32" if torch.backends.cuda.matmul.fp32_precision == "tf32" else "tf32x3"
+    cudnn: Any = torch.backends.cudnn  # its stubs lack `conv`
+    return "fast" if cudnn.conv.fp32_precision == "tf32" else "fine"

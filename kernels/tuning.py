@@ -105,34 +105,51 @@ def _conv_config(m: int, n: int, k: int, warps: int, stages: int) -> Config:
     return Config({"BM": m, "BN": n, "BK": k}, warps, stages)
 
 
-def _inner(size: int, precision: Precision) -> int:
-    """Terms of a sum that one step multiplies: with three products a term, 32 would spill registers."""
-    return _clamp(_power(size), 16, 32 if precision == "tf32" else 16)
+def maximum(size: int) -> tuple[Config, int]:
+    """Greatest magnitude: the config, and the programs that share a tensor, a power of two."""
+    block = 2048
+    return Config({"BLOCK": block}, warps=4), _clamp(_power(size // (2 * block)), 1, 256)
+
+
+def split(width: int) -> Config:
+    """Activations to halves: 4096 values a program, of at most 64 channels."""
+    across = min(width, 64)
+    return Config({"ROWS": 4096 // across, "COLUMNS": across}, warps=4)
 
 
 def conv(pixels: int, outputs: int, inputs: int, precision: Precision) -> list[Config]:
     """Implicit GEMM (pixels x outputs, `inputs` a step): the table's choice first, then what may be tried instead.
 
-    The largest tile that still gives every multiprocessor a program from one student: a larger tile reads less from cache.
+    The largest tile of which one student has 72 programs: measured on an H100 at 640 to 25600 pixels. Channels are padded
+    (`halves.padded`). With three products, four operands of a large tile leave room for steps of 32 only.
     """
-    n, k = _clamp(_power(outputs), 16, 128), _inner(inputs, precision)
-    shapes = [(128, 128, 8), (128, 64, 8), (64, 64, 4), (32, 64, 4), (32, 32, 4)]
-    tiles = list(dict.fromkeys((m, min(b, n), warps) for m, b, warps in shapes))
-    programs = {tile: -(-pixels // tile[0]) * -(-outputs // tile[1]) for tile in tiles}
-    first = next((tile for tile in tiles if 2 * programs[tile] >= PROGRAMS), tiles[-1])
-    return [_conv_config(m, b, k, warps, 3) for m, b, warps in (first, *(t for t in tiles if t != first))]
+    shapes = [(128, 128, 8), (64, 128, 4), (64, 64, 4), (64, 32, 4)]
+    tiles = list(dict.fromkeys((m, _divisor(outputs, n), warps) for m, n, warps in shapes))
+    programs = {tile: -(-pixels // tile[0]) * (outputs // tile[1]) for tile in tiles}
+    first = next((tile for tile in tiles if programs[tile] >= 72), tiles[-1])
+
+    def config(m: int, n: int, warps: int) -> Config:
+        if precision == "fine" and m * n > 64 * 64:
+            return _conv_config(m, n, _divisor(inputs, 32), warps, 4)
+        return _conv_config(m, n, _divisor(inputs, 64), warps, 3)
+
+    return [config(*tile) for tile in (first, *(t for t in tiles if t != first))]
 
 
-def conv_few(pixels: int, outputs: int, inputs: int, precision: Precision) -> Config:
+def _divisor(channels: int, most: int) -> int:
+    """The largest power of two up to `most` that divides padded channels."""
+    return min(most, channels & -channels)
+
+
+def conv_few(pixels: int, outputs: int) -> Config:
     """Few channels: GEMM (pixels x outputs) whose inner dimension is channels and window together."""
-    m = 64 if pixels >= 64 * PROGRAMS else 32
-    return _conv_config(m, _clamp(_power(outputs), 16, 64), _inner(inputs, precision), 4, 1)
+    return _conv_config(64 if pixels >= 64 * PROGRAMS else 32, _clamp(_power(outputs), 16, 64), 32, 4, 1)
 
 
-def columns(pixels: int, outputs: int, count: int, precision: Precision) -> Config:
+def columns(pixels: int, outputs: int, count: int) -> Config:
     """Input gradient of few channels: GEMM (pixels x count) over the output channels."""
     m = 64 if pixels >= 64 * PROGRAMS else 32
-    return _conv_config(m, _clamp(_power(count), 16, 32), _inner(outputs, precision), 4, 3)
+    return _conv_config(m, _clamp(_power(count), 16, 32), _clamp(_power(outputs), 16, 32), 4, 3)
 
 
 def pack() -> Config:
@@ -154,16 +171,29 @@ class Splits:
     chunk: int
 
 
-def weight_grad(pixels: int, outputs: int, columns: int, taps: int, precision: Precision) -> list[Splits]:
-    """Weight gradient: outputs x columns for each of `taps`, pixels split over programs in fixed parts."""
+def weight_grad(pixels: int, outputs: int, inputs: int, products: int, precision: Precision) -> list[Splits]:
+    """Weight gradient: outputs x inputs of three taps a program, pixels split over programs in fixed parts of 256 or more.
+
+    8 warps a multiprocessor; the large tile at many pixels, as measured on an H100 at 2560 to 25600. Channels are padded. Six
+    operands of three products leave room for steps of 32 pixels.
+    """
     found = []
-    k = _inner(pixels, precision)
-    for most, warps in ((64, 4), (128, 8), (32, 4)):
-        m, n = _clamp(_power(outputs), 16, most), _clamp(_power(columns), 16, most)
-        tiles = taps * -(-outputs // m) * -(-columns // n)
-        parts = _clamp(-(-PROGRAMS // tiles), 1, max(1, pixels // 128))
-        found.append(Splits(_conv_config(m, n, k, warps, 3), k * -(-pixels // (k * parts))))
-    return found
+    shapes = [(64, 64, 4), (128, 64, 8)]
+    for most, n, warps in shapes[::-1] if pixels >= 16384 else shapes:
+        m, n = _divisor(outputs, most), _divisor(inputs, n)
+        tiles = 3 * (outputs // m) * (inputs // n) * products
+        parts = _clamp(-(-4 * PROGRAMS // (tiles * warps)), 1, max(1, pixels // 256))
+        config = _conv_config(m, n, 32 if precision == "fine" else 64, warps, 3)
+        found.append(Splits(config, 64 * -(-pixels // (64 * parts))))
+    return found if found[0].config.blocks != found[1].config.blocks else found[:1]
+
+
+def weight_grad_few(pixels: int, outputs: int, columns: int) -> Splits:
+    """Weight gradient of few channels: outputs x columns, pixels split over programs in fixed parts."""
+    m, n = _clamp(_power(outputs), 16, 64), _clamp(_power(columns), 16, 64)
+    tiles = -(-outputs // m) * -(-columns // n)
+    parts = _clamp(-(-PROGRAMS // tiles), 1, max(1, pixels // 128))
+    return Splits(_conv_config(m, n, 32, 4, 3), 32 * -(-pixels // (32 * parts)))
 
 
 # ------------------------------------------------------------------------------------------------------- measurement

@@ -110,23 +110,26 @@ def launches_of(calls: Iterable[Call]) -> list[Launch]:
 
 
 @contextmanager
-def _allowing(precision: str) -> Any:
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = precision
+def allowing(precision: str) -> Any:
+    """With ``torch.backends.cudnn.conv.fp32_precision`` as given."""
+    cudnn: Any = torch.backends.cudnn
+    before = cudnn.conv.fp32_precision
+    cudnn.conv.fp32_precision = precision
     try:
         yield
     finally:
-        torch.backends.cuda.matmul.fp32_precision = before
+        cudnn.conv.fp32_precision = before
 
 
-def variants(precisions: Iterable[str] = ("ieee",)) -> list[Launch]:
-    """One launch for each cubin that the reference ConvNet needs at IPC 1 and IPC 10, and a binary cross-entropy's.
+PRECISIONS = ("ieee", "tf32")
+"""Settings of PyTorch's switch: "ieee" gives fine, "tf32" fast."""
 
-    `precisions` are settings of ``torch.backends.cuda.matmul.fp32_precision``: "ieee" gives tf32x3, "tf32" tf32.
-    """
+
+def variants() -> list[Launch]:
+    """One launch for each cubin that the reference ConvNet needs at IPC 1 and IPC 10, and a binary cross-entropy's."""
     found: dict[Any, Launch] = {}
-    for precision in precisions:
-        with _allowing(precision):
+    for precision in PRECISIONS:
+        with allowing(precision):
             for calls in (*reference_steps(), binary_calls(1, 100)):
                 for launch in launches_of(calls):
                     found.setdefault(launch.variant, launch)

@@ -18,9 +18,11 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 sys.modules["mct_fast._C"] = None
 
+import numpy as np
 import torch
 from torch import Tensor
-from triton.runtime.interpreter import InterpretedFunction
+from triton import language as tl
+from triton.runtime.interpreter import InterpretedFunction, InterpreterBuilder, TensorHandle
 
 from mct_fast import ops
 from mct_fast.ops.dispatch import triton_kernel
@@ -30,6 +32,34 @@ from tests.kernels import laws
 BAND = 4096
 
 
+def mend_bfloat16() -> None:
+    """The interpreter cuts bfloat16 off and multiplies its bits as integers; here it rounds to even and multiplies as a card."""
+    cast, dot = InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot
+
+    def wide(t: TensorHandle) -> TensorHandle:
+        bits = torch.from_numpy(np.ascontiguousarray(t.data).view(np.int16))
+        return TensorHandle(bits.view(torch.bfloat16).float().numpy(), tl.float32)
+
+    def cast_impl(self: Any, source: TensorHandle, kind: Any) -> TensorHandle:
+        if source.dtype.scalar == tl.bfloat16 and kind.scalar == tl.float32:
+            return wide(source)
+        if source.dtype.scalar == tl.float32 and kind.scalar == tl.bfloat16:
+            rounded = torch.from_numpy(np.ascontiguousarray(source.data)).bfloat16().view(torch.int16)
+            return TensorHandle(rounded.numpy().view(np.uint16), tl.bfloat16)
+        return cast(self, source, kind)
+
+    def create_dot(self: Any, a: TensorHandle, b: TensorHandle, *others: Any) -> TensorHandle:
+        if a.dtype.scalar == tl.bfloat16:
+            a, b = wide(a), wide(b)
+        return dot(self, a, b, *others)
+
+    InterpreterBuilder.cast_impl, InterpreterBuilder.create_dot = cast_impl, create_dot
+
+
+def _poison(dtype: torch.dtype) -> float | int:
+    return torch.nan if dtype.is_floating_point else torch.iinfo(dtype).max
+
+
 @contextmanager
 def guarded_memory() -> Iterator[None]:
     """Allocations of torch.empty_like and new_empty: NaN within, and bands of NaN around that must stay so."""
@@ -37,7 +67,7 @@ def guarded_memory() -> Iterator[None]:
 
     def allocate(shape: Any, dtype: torch.dtype) -> Tensor:
         shape = torch.Size(shape)
-        flat = torch.full((shape.numel() + 2 * BAND,), torch.nan, dtype=dtype)
+        flat = torch.full((shape.numel() + 2 * BAND,), _poison(dtype), dtype=dtype)
         bands.extend((flat[:BAND], flat[-BAND:]))
         return flat[BAND : BAND + shape.numel()].view(shape)
 
@@ -55,7 +85,8 @@ def guarded_memory() -> Iterator[None]:
         yield
     finally:
         torch.empty_like, Tensor.new_empty = before
-    assert all(band.isnan().all() for band in bands), "written outside of an output"
+    whole = (b.isnan() if b.is_floating_point() else b == _poison(b.dtype) for b in bands)
+    assert all(w.all() for w in whole), "written outside of an output"
 
 
 def guarded(op: Operator[..., Any]) -> Any:
@@ -70,6 +101,8 @@ def guarded(op: Operator[..., Any]) -> Any:
 
 
 def main() -> None:
+    mend_bfloat16()
+    torch.backends.cudnn.conv.fp32_precision = "ieee"
     launched: set[str] = set()
     run = InterpretedFunction.run
 

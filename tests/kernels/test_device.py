@@ -23,11 +23,14 @@ FEW_LABELS = Dims(2, 4, 16, 16, 3, 32, 1, 70)
 
 @pytest.fixture(autouse=True)
 def exact_products() -> Iterator[None]:
-    """float32 products of PyTorch itself, and tf32x3 for the convolutions, whatever the session's setting."""
-    before = torch.backends.cuda.matmul.fp32_precision
-    torch.backends.cuda.matmul.fp32_precision = "ieee"
+    """float32 products of PyTorch itself, and three of bf16 in the convolutions, whatever the session's setting."""
+    settings = torch.backends.cuda.matmul, torch.backends.cudnn.conv
+    before = [setting.fp32_precision for setting in settings]
+    for setting in settings:
+        setting.fp32_precision = "ieee"
     yield
-    torch.backends.cuda.matmul.fp32_precision = before
+    for setting, value in zip(settings, before, strict=True):
+        setting.fp32_precision = value
 
 
 @pytest.mark.parametrize(("op", "shape"), laws.cases(), ids=map("-".join, laws.cases()))
@@ -100,17 +103,10 @@ def test_students_have_the_bits_that_they_have_alone(op: str, dims: Dims) -> Non
                 assert torch.equal(a[0], b[s])
 
 
-def test_tf32_where_it_is_allowed() -> None:
-    """The short mantissa is used when asked for, and only then."""
-    args = _arguments("conv3x3", MIDDLE)
-    truth = ops.conv3x3(*[a.double() for a in args])
-
-    def error() -> float:
-        return ((ops.conv3x3(*args).double() - truth).norm() / truth.norm()).item()
-
-    assert error() < 3e-6
-    torch.backends.cuda.matmul.fp32_precision = "tf32"
-    assert 2e-5 < error() < 2e-3
+@pytest.mark.parametrize("scale", ["1", "1e-12", "1e12"])
+@pytest.mark.parametrize(("op", "shape"), laws.fast_cases())
+def test_one_product_where_tf32_is_allowed(op: str, shape: str, scale: str) -> None:
+    laws.fast_agrees(op, shape, scale, "cuda")
 
 
 def test_a_captured_graph_replays() -> None:

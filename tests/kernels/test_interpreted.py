@@ -15,6 +15,17 @@ def test_agrees_with_the_reference(op: str, shape: str, interpreter: Any) -> Non
     interpreter.run("agrees", op, shape)
 
 
+@pytest.mark.parametrize(("op", "shape"), laws.fast_cases())
+def test_one_product_where_tf32_is_allowed(op: str, shape: str, interpreter: Any) -> None:
+    interpreter.run("fast_agrees", op, shape, "1")
+
+
+@pytest.mark.parametrize("scale", ["1e-12", "1e12"])
+@pytest.mark.parametrize("op", laws.CONVOLUTIONS)
+def test_one_product_at_any_magnitude(op: str, scale: str, interpreter: Any) -> None:
+    interpreter.run("fast_agrees", op, "no-norm-no-pool", scale)
+
+
 @pytest.mark.parametrize("shape", ["odd-S2", "no-norm-no-pool"])
 @pytest.mark.parametrize("op", laws.DIFFERENTIABLE)
 def test_gradients_agree_with_the_reference(op: str, shape: str, interpreter: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import importlib
 from typing import Any
 
@@ -11,24 +12,29 @@ pytest.importorskip("triton")
 
 from mct_fast.kernels import MODULES, aot, launcher
 from tests.kernels import laws
-from tests.kernels.calls import launches_of, reference_steps, variants
+from tests.kernels.calls import PRECISIONS, allowing, launches_of, reference_steps, variants
+
+
+@functools.cache
+def _interpreted() -> list[aot.Launch]:
+    """What the interpreted cases launch: the convolutions' in both precisions."""
+    found = []
+    for precision in PRECISIONS:
+        with allowing(precision):
+            for op, shape in laws.cases():
+                args = [a.to("meta") if hasattr(a, "to") else a for a in laws.arguments(op, shape, "cpu")]
+                found += aot.launches(launcher(op), *args)
+    return found
 
 
 def test_the_interpreted_cases_use_every_kernel(kernels: set[str]) -> None:
-    used: set[str] = set()
-    for op, shape in laws.cases():
-        args = [a.to("meta") if hasattr(a, "to") else a for a in laws.arguments(op, shape, "cpu")]
-        used |= {launch.kernel for launch in aot.launches(launcher(op), *args)}
-    assert used == kernels
+    assert {launch.kernel for launch in _interpreted()} == kernels
 
 
 def test_every_switch_of_the_kernels_is_interpreted() -> None:
     """Every value of the constants by name that the reference network compiles is among the interpreted cases."""
-    interpreted: set[tuple[str, str, Any]] = set()
-    for op, shape in laws.cases():
-        args = [a.to("meta") if hasattr(a, "to") else a for a in laws.arguments(op, shape, "cpu")]
-        interpreted |= {s for launch in aot.launches(launcher(op), *args) for s in _switches(launch)}
-    compiled = {s for launch in variants() for s in _switches(launch)}
+    interpreted = {switch for launch in _interpreted() for switch in _switches(launch)}
+    compiled = {switch for launch in variants() for switch in _switches(launch)}
     assert compiled <= interpreted
 
 

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
 
 from mct_fast.kernels import tuning
-from mct_fast.kernels.precision import float32_precision
+from mct_fast.kernels.halves import padded
+from mct_fast.kernels.precision import Precision, conv_precision
 from mct_fast.run.errors import InputError
 
 SIZES = (1, 3, 16, 20, 128, 200)
@@ -21,10 +23,16 @@ def configs() -> list[tuning.Config]:
     found += [tuning.layers(n, 14)[0] for n in SIZES] + [tuning.pack()]
     for pixels in (1, 49, 640, 102400):
         for outputs in SIZES:
-            for inputs in SIZES:
-                found += tuning.conv(pixels, outputs, inputs, "tf32x3")
-                found += [s.config for s in tuning.weight_grad(pixels, outputs, inputs, 9, "tf32")]
-            found += [tuning.conv_few(pixels, outputs, 27, "tf32"), tuning.columns(pixels, outputs, 9, "tf32x3")]
+            for inputs, how in itertools.product(SIZES, get_args(Precision)):
+                found += tuning.conv(pixels, padded(outputs), padded(inputs), how)
+                parts = tuning.weight_grad(pixels, padded(outputs), padded(inputs), 2, how)
+                found += [part.config for part in parts]
+            found += [
+                tuning.conv_few(pixels, outputs),
+                tuning.columns(pixels, outputs, 9),
+                tuning.split(padded(outputs)),
+            ]
+            found += [tuning.weight_grad_few(pixels, outputs, 27).config]
             found += [tuning.softmax(pixels, outputs), tuning.plane(pixels, 3, outputs, 5, 4).config]
     return found
 
@@ -54,7 +62,7 @@ def test_a_whole_plane_is_a_whole_plane(height: int, channels: int) -> None:
 
 def test_parts_of_the_weight_gradient_cover_all_pixels() -> None:
     for pixels in (1, 255, 2560, 102400):
-        for part in tuning.weight_grad(pixels, 128, 128, 9, "tf32x3"):
+        for part in (*tuning.weight_grad(pixels, 128, 128, 1, "fine"), tuning.weight_grad_few(pixels, 128, 27)):
             assert part.chunk % part.config.blocks["BK"] == 0
             assert part.chunk * -(-pixels // part.chunk) >= pixels
 
@@ -93,10 +101,10 @@ def test_a_file_that_holds_no_choices_is_named(tmp_path: Path) -> None:
 
 
 def test_precision_follows_pytorch() -> None:
-    before = torch.backends.cuda.matmul.fp32_precision
+    before = torch.backends.cudnn.conv.fp32_precision
     try:
-        for setting, wanted in (("ieee", "tf32x3"), ("tf32", "tf32")):
-            torch.backends.cuda.matmul.fp32_precision = setting
-            assert float32_precision() == wanted
+        for setting, wanted in (("ieee", "fine"), ("tf32", "fast"), ("none", "fine")):
+            torch.backends.cudnn.conv.fp32_precision = setting
+            assert conv_precision() == wanted
     finally:
-        torch.backends.cuda.matmul.fp32_precision = before
+        torch.backends.cudnn.conv.fp32_precision = before
