@@ -14,10 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from mct_fast import ops
 from mct_fast.kernels import launcher
-from mct_fast.kernels.aot import Launch, launches
 from mct_fast.models import ConvNet, FunctionalModel
 from mct_fast.ops.operator import NAMESPACE
 from mct_fast.students import FusedStudent
+from tests.kernels.recording import Launch, launches
 
 IPC_BATCHES = {1: 10, 10: 100}
 """Images a step at each number of images per class, as MTT's recipes for CIFAR-10 have it."""
@@ -144,11 +144,11 @@ def _blocks(launch: Launch) -> int:
 
 
 def heaviest(launches: Iterable[Launch]) -> list[Launch]:
-    """Of each kernel with each of its switches, the launch with the most values a program."""
+    """Of each kernel with each of its switches and dtypes, the launch with the most values a program."""
     found: dict[Any, Launch] = {}
     for launch in launches:
         switches = tuple((n, v) for n, v in launch.constants if isinstance(v, bool | str))
-        key = launch.kernel, switches
+        key = launch.kernel, switches, tuple(kind for _, kind in launch.signature if kind.startswith("*"))
         if key not in found or _blocks(launch) > _blocks(found[key]):
             found[key] = launch
     return list(found.values())

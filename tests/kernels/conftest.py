@@ -78,19 +78,22 @@ class Proof:
         ]
 
 
-def kernel_names() -> set[str]:
-    """The kernels of the package, by name: functions of its sources under ``triton.jit`` but those that begin with _.
+def jit_functions() -> Iterator[tuple[str, ast.FunctionDef]]:
+    """The package's functions under ``triton.jit`` with their names as `tests.kernels.recording.name_of` has them.
 
     Importing Triton is not needed for that.
     """
     folder = Path(__file__).resolve().parents[2] / "kernels"
-    return {
-        node.name
-        for file in folder.rglob("*.py")
-        for node in ast.walk(ast.parse(file.read_text()))
-        if isinstance(node, ast.FunctionDef) and not node.name.startswith("_")
-        if any("jit" in ast.unparse(decorator) for decorator in node.decorator_list)
-    }
+    for file in folder.rglob("*.py"):
+        module = ".".join(file.relative_to(folder).with_suffix("").parts)
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.FunctionDef) and any("jit" in ast.unparse(d) for d in node.decorator_list):
+                yield f"{module}.{node.name}", node
+
+
+def kernel_names() -> set[str]:
+    """The kernels of the package: what is launched, and named so."""
+    return {name for name, _ in jit_functions() if name.endswith("_kernel")}
 
 
 @pytest.fixture(scope="session")

@@ -28,6 +28,7 @@ from mct_fast import ops
 from mct_fast.ops.dispatch import triton_kernel
 from mct_fast.ops.operator import NAMESPACE, Operator
 from tests.kernels import laws
+from tests.kernels.recording import name_of
 
 BAND = 4096
 
@@ -107,7 +108,7 @@ def main() -> None:
     run = InterpretedFunction.run
 
     def counting(self: Any, *args: Any, **options: Any) -> None:
-        launched.add(self.__name__)
+        launched.add(name_of(self))
         run(self, *args, **options)
 
     InterpretedFunction.run = counting

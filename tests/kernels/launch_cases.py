@@ -6,8 +6,17 @@ A case takes no arguments and makes its tensors on the meta device. Add one by a
 from __future__ import annotations
 
 from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from torch import Tensor
 
 from mct_fast.kernels import launcher
+from mct_fast.matching.plane_sweep import sweep
+from mct_fast.models import ConvNet
+from mct_fast.students import FusedStudent
+from mct_fast.students.planes.student import PlaneStudent
 from tests.kernels.calls import IPC_BATCHES, PRECISIONS, Call, allowing, binary_calls, reference_steps
 
 
@@ -20,6 +29,36 @@ def _replay(calls: list[Call], precision: str = "tf32") -> Callable[[], None]:
     return run
 
 
+class _OnMeta(PlaneStudent):
+    def takes(self, like: Tensor) -> bool:
+        return True
+
+
+def _meta(*shape: int, **options: Any) -> Tensor:
+    return torch.empty(shape, device="meta", **options)
+
+
+def _planes(batch: int, precision: str, **shape: Any) -> Callable[[], None]:
+    """A match of three steps by the plane kernels, of which one is kept; and a student's step by itself."""
+
+    def run() -> None:
+        model = ConvNet(**shape)
+        student = _OnMeta(FusedStudent(model))
+        rows, size, classes, count = 2 * batch, model.image_size, model.num_classes, student.num_params
+        with allowing(precision):
+            images, labels = _meta(rows, model.channels, size, size), _meta(rows, classes)
+            start, batches = _meta(1, count), _meta(1, 3, batch, dtype=torch.int64)
+            problem = SimpleNamespace(
+                num_students=1, syn_steps=3, sizes=[batch, batch, batch - 1], syn_lr=_meta(), start=start,
+                images=images, labels=labels, batches=batches, augment=None, terminal=lambda final: (final[:, 0], final),
+            )  # fmt: skip
+            engine = student.engine(torch.device("meta"))
+            sweep(problem, engine, carry_curvature=True, keep_bytes=engine.geometry.width * 4096 * batch)
+            student.gradient_tangent(start, start, images[None], labels[None])
+
+    return run
+
+
 CASES: dict[str, Callable[[], object]] = {
     **{
         f"step-ipc{ipc}-{precision}": _replay(calls, precision)
@@ -27,5 +66,10 @@ CASES: dict[str, Callable[[], object]] = {
         for precision in PRECISIONS
     },
     "binary": _replay(binary_calls(1, 100)),
+    **{
+        f"planes-ipc{ipc}-{precision}": _planes(batch, precision)
+        for ipc, batch in IPC_BATCHES.items()
+        for precision in PRECISIONS
+    },
 }
 """By name: a call of launchers on meta tensors, as large as on a card."""

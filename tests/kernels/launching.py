@@ -28,7 +28,7 @@ from torch import Tensor
 from triton.runtime import driver
 from triton.runtime.jit import JITFunction
 
-from mct_fast.kernels import aot
+from tests.kernels import recording
 from tests.kernels.calls import heaviest
 
 ARCHITECTURES = (80, 90)
@@ -83,9 +83,9 @@ def reserved_names() -> set[str]:
     return names - {"mct_probe", "args", "kwargs"}
 
 
-def chosen_starts(cases: dict[str, Callable[[], object]]) -> Iterator[tuple[str, aot.Start]]:
+def chosen_starts(cases: dict[str, Callable[[], object]]) -> Iterator[tuple[str, recording.Start]]:
     """Of each kernel with each of its switches, the launch with the most values a program; and the case it is from."""
-    found = {start.launch.variant: (case, start) for case, run in cases.items() for start in aot.starts(run)}
+    found = {start.launch.variant: (case, start) for case, run in cases.items() for start in recording.starts(run)}
     for launch in heaviest(start.launch for _, start in found.values()):
         yield found[launch.variant]
 
@@ -99,7 +99,7 @@ def on_host(value: Any) -> Any:
     return base.as_strided(value.shape, value.stride(), value.storage_offset())
 
 
-def start(devices: Devices, chosen: aot.Start, arch: int, reserved: set[str]) -> dict[str, Any]:
+def start(devices: Devices, chosen: recording.Start, arch: int, reserved: set[str]) -> dict[str, Any]:
     """Launch on a device: what the compiler made of it, or the error."""
     if taken := sorted(reserved & set(chosen.kernel.arg_names)):
         return {"error": f"arguments named as Triton's own: {', '.join(taken)}"}
@@ -113,7 +113,7 @@ def start(devices: Devices, chosen: aot.Start, arch: int, reserved: set[str]) ->
         return {"error": traceback.format_exc()}
     if devices.launches != before + 1:
         return {"error": "the launch did not reach the driver"}
-    return {"error": None, **dataclasses.asdict(aot.use_of(compiled))}
+    return {"error": None, **dataclasses.asdict(recording.use_of(compiled))}
 
 
 def main(folder: str, cases: str = "tests.kernels.launch_cases") -> None:

@@ -170,7 +170,7 @@ def fast_agrees(op: str, shape: str, scale: str, device: str) -> None:
             args[i] = args[i] * factor
     if args[0].shape[0] > 1:
         args[0][0] = 0
-    truth = outputs(getattr(reference, op), wide(op, args))
+    truth = outputs(ops.OPERATORS[op].reference, wide(op, args))
     before = torch.backends.cudnn.conv.fp32_precision
     torch.backends.cudnn.conv.fp32_precision = "tf32"
     try:

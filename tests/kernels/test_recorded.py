@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import functools
 import importlib
 from typing import Any
@@ -10,25 +11,27 @@ import pytest
 
 pytest.importorskip("triton")
 
-from mct_fast.kernels import MODULES, aot, launcher
-from tests.kernels import laws
+from mct_fast.kernels import MODULES, launcher
+from tests.kernels import laws, recording
 from tests.kernels.calls import PRECISIONS, allowing, launches_of, reference_steps, variants
+from tests.kernels.conftest import jit_functions
 
 
 @functools.cache
-def _interpreted() -> list[aot.Launch]:
+def _interpreted() -> list[recording.Launch]:
     """What the interpreted cases launch: the convolutions' in both precisions."""
     found = []
     for precision in PRECISIONS:
         with allowing(precision):
             for op, shape in laws.cases():
                 args = [a.to("meta") if hasattr(a, "to") else a for a in laws.arguments(op, shape, "cpu")]
-                found += aot.launches(launcher(op), *args)
+                found += recording.launches(launcher(op), *args)
     return found
 
 
-def test_the_interpreted_cases_use_every_kernel(kernels: set[str]) -> None:
-    assert {launch.kernel for launch in _interpreted()} == kernels
+def test_the_interpreted_cases_use_every_kernel_of_the_operators(kernels: set[str]) -> None:
+    files = {module for name in kernels if (module := name.rpartition(".")[0]) and "." not in module}
+    assert {launch.kernel for launch in _interpreted()} == {k for k in kernels if k.rpartition(".")[0] in files}
 
 
 def test_every_switch_of_the_kernels_is_interpreted() -> None:
@@ -38,8 +41,20 @@ def test_every_switch_of_the_kernels_is_interpreted() -> None:
     assert compiled <= interpreted
 
 
-def _switches(launch: aot.Launch) -> set[tuple[str, str, Any]]:
+def _switches(launch: recording.Launch) -> set[tuple[str, str, Any]]:
     return {(launch.kernel, name, value) for name, value in launch.constants if isinstance(value, bool)}
+
+
+def test_kernels_are_named_so() -> None:
+    """A function under ``triton.jit`` is a kernel by its name, or called by another one."""
+    functions = list(jit_functions())
+    called = {
+        node.func.id if isinstance(node.func, ast.Name) else node.func.attr
+        for _, function in functions
+        for node in ast.walk(function)
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name | ast.Attribute)
+    }
+    assert [name for name, f in functions if not name.endswith("_kernel") and f.name not in called] == []
 
 
 def test_no_kernel_waits_for_the_device_or_reads_it() -> None:

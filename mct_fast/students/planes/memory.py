@@ -8,7 +8,6 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from mct_fast.kernels.precision import conv_precision
 from mct_fast.students.planes.geometry import Geometry
 from mct_fast.students.planes.layout import BLOCK, Layout
 
@@ -36,7 +35,7 @@ def precision() -> Precision:
 
     ``torch.backends.cudnn.conv.fp32_precision = "ieee"`` or ``torch.backends.cudnn.allow_tf32 = False`` ask for `FINE`.
     """
-    return FAST if conv_precision() == "fast" else FINE
+    return FAST if torch.backends.cudnn.conv.fp32_precision == "tf32" else FINE
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,6 @@
 """Which kernels a call launches, and what the compiler makes of them: without a GPU.
 
-`launches` runs a launcher on ``meta`` tensors and records instead of starting; `compile_for` makes the cubin that the same
-launch would make on a card of a given architecture, and reads its registers, spills and shared memory.
+`starts` runs a launcher on ``meta`` tensors and records instead of starting.
 """
 
 from __future__ import annotations
@@ -19,8 +18,6 @@ from typing import Any
 import torch
 import triton
 from torch import Tensor
-from triton.backends.compiler import GPUTarget
-from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
 _OPTIONS = ("num_warps", "num_stages")
@@ -51,13 +48,6 @@ class Launch:
         """Equal for launches that share a cubin."""
         return self.kernel, self.signature, self.constants, self.aligned, self.options
 
-    @property
-    def programs(self) -> int:
-        count = 1
-        for size in self.grid:
-            count *= size
-        return count
-
     def describe(self) -> str:
         """Its block sizes and switches, in one line."""
         blocks = [f"{k}={v}" for k, v in self.constants if k.isupper() and v is not None]
@@ -71,19 +61,6 @@ class Use:
     registers: int
     stack: int
     shared: int
-
-
-@dataclass(frozen=True)
-class Binary:
-    """A launch compiled for an architecture."""
-
-    launch: Launch
-    arch: int
-    use: Use
-
-
-_KERNELS: dict[str, Any] = {}
-"""Kernels seen by `starts`, by name: a Launch stays a plain value."""
 
 
 @dataclass(frozen=True)
@@ -124,9 +101,13 @@ def launches(function: Callable[..., Any], *args: Any, **options: Any) -> list[L
     return [start.launch for start in starts(function, *args, **options)]
 
 
+def name_of(kernel: Any) -> str:
+    """A kernel's name with its file's: ``conv3x3.conv_kernel``."""
+    return f"{kernel.fn.__module__.removeprefix('mct_fast.kernels.')}.{kernel.fn.__name__}"
+
+
 def _launch(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], keywords: dict[str, Any]) -> Launch:
     """Specialise as Triton does: 1 is a constant, multiples of 16 and aligned pointers are known to be such."""
-    _KERNELS[kernel.__name__] = kernel
     values = dict(zip(kernel.arg_names, args, strict=False)) | {
         name: keywords[name] for name in kernel.arg_names if name in keywords
     }
@@ -147,7 +128,7 @@ def _launch(kernel: Any, grid: tuple[int, ...], args: tuple[Any, ...], keywords:
                 aligned.append(i)
     chosen = tuple((name, keywords[name]) for name in _OPTIONS if name in keywords)
     return Launch(
-        kernel.__name__, grid, tuple(signature.items()), tuple(constants.items()), tuple(aligned), chosen
+        name_of(kernel), grid, tuple(signature.items()), tuple(constants.items()), tuple(aligned), chosen
     )  # fmt: skip
 
 
@@ -165,16 +146,3 @@ def use_of(compiled: Any) -> Use:
         report = subprocess.run(command, capture_output=True, text=True, check=True).stdout
     found = {key: int(value) for key, value in re.findall(r"\b(REG|STACK):(\d+)", report)}
     return Use(found["REG"], found["STACK"], compiled.metadata.shared)
-
-
-def compile_for(launch: Launch, arch: int) -> Binary:
-    """Compile for ``sm_<arch>`` (80, 90, ...) down to a cubin. Triton keeps it in its cache, by content."""
-    kernel = _KERNELS[launch.kernel]
-    source = ASTSource(
-        fn=kernel,
-        signature=dict(launch.signature),
-        constexprs=dict(launch.constants),
-        attrs={(i,): [["tt.divisibility", 16]] for i in launch.aligned},
-    )
-    compiled: Any = triton.compile(source, target=GPUTarget("cuda", arch, 32), options=dict(launch.options))
-    return Binary(launch, arch, use_of(compiled))
