@@ -49,7 +49,7 @@ def _planes(batch: int, precision: str, **shape: Any) -> Callable[[], None]:
             images, labels = _meta(rows, model.channels, size, size), _meta(rows, classes)
             start, batches = _meta(1, count), _meta(1, 3, batch, dtype=torch.int64)
             problem = SimpleNamespace(
-                num_students=1, syn_steps=3, sizes=[batch, batch, batch - 1], syn_lr=_meta(), start=start,
+                num_students=1, syn_steps=3, sizes=[batch, batch, batch - 1], syn_lr=_meta(), theta=start,
                 images=images, labels=labels, batches=batches, augment=None, terminal=lambda final: (final[:, 0], final),
             )  # fmt: skip
             engine = student.engine(torch.device("meta"))

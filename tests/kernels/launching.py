@@ -4,7 +4,7 @@ All of Triton is real: binder, specialisation, cache key, compilation to a cubin
 `libcuda.c`, a driver that checks a launch and runs nothing. Arguments are tensors in host memory, as large as a card's; their
 pages are never touched.
 
-``python -m tests.kernels.launching FOLDER [MODULE]``: FOLDER takes the driver, MODULE has the ``CASES``.
+``python -m tests.kernels.launching FOLDER ARCH [MODULE]``: FOLDER takes the driver, ARCH is 80 or 90, MODULE has the ``CASES``.
 """
 
 from __future__ import annotations
@@ -116,15 +116,13 @@ def start(devices: Devices, chosen: recording.Start, arch: int, reserved: set[st
     return {"error": None, **dataclasses.asdict(recording.use_of(compiled))}
 
 
-def main(folder: str, cases: str = "tests.kernels.launch_cases") -> None:
+def main(folder: str, arch: str, cases: str = "tests.kernels.launch_cases") -> None:
     devices = Devices(build_driver(Path(folder)))
     reserved = reserved_names()
     print(json.dumps({"triton": triton.__version__, "reserved": sorted(reserved)}), flush=True)
     for case, chosen in list(chosen_starts(importlib.import_module(cases).CASES)):
-        launch = chosen.launch
-        for arch in ARCHITECTURES:
-            line = {"case": case, "kernel": launch.kernel, "variant": launch.describe(), "arch": arch}
-            print(json.dumps(line | start(devices, chosen, arch, reserved)), flush=True)
+        line = {"case": case, "kernel": chosen.launch.kernel, "variant": chosen.launch.describe(), "arch": int(arch)}
+        print(json.dumps(line | start(devices, chosen, int(arch), reserved)), flush=True)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ Other versions of Triton take part where ``MCT_FAST_TRITON`` names their folders
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import json
 import os
@@ -34,11 +35,25 @@ def _results(triton: str | None, *cases: str) -> list[dict[str, Any]]:
     path = os.pathsep.join([*([triton] if triton else []), str(ROOT)])
     env = {**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""}
     env.pop("TRITON_INTERPRET", None)
-    with tempfile.TemporaryDirectory() as folder:
-        command = [sys.executable, "-m", "tests.kernels.launching", folder, *cases]
-        done = subprocess.run(command, env=env, cwd=ROOT, capture_output=True, text=True, timeout=900)
-    assert done.returncode == 0, done.stderr
-    return [json.loads(line) for line in done.stdout.splitlines()]
+    with contextlib.ExitStack() as stack:
+        processes = []
+        for arch in SHARED:  # side by side
+            folder = stack.enter_context(tempfile.TemporaryDirectory())
+            command = [sys.executable, "-m", "tests.kernels.launching", folder, str(arch), *cases]
+            output, errors = (stack.enter_context(tempfile.TemporaryFile("w+")) for _ in "12")
+            process = subprocess.Popen(command, env=env, cwd=ROOT, stdout=output, stderr=errors)
+            stack.callback(process.kill)
+            processes.append((process, output, errors))
+        version: dict[str, Any] = {}
+        found: list[dict[str, Any]] = []
+        for process, output, errors in processes:
+            process.wait(timeout=900)
+            for file in (output, errors):
+                file.seek(0)
+            assert process.returncode == 0, errors.read()
+            version, *launches = map(json.loads, output)
+            found += launches
+    return [version, *found]
 
 
 @pytest.fixture(scope="module", params=[None, *OTHERS], ids=["installed", *(Path(o).name for o in OTHERS)])
