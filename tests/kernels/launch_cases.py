@@ -48,12 +48,14 @@ def _planes(batch: int, precision: str, **shape: Any) -> Callable[[], None]:
         with allowing(precision):
             images, labels = _meta(rows, model.channels, size, size), _meta(rows, classes)
             start, batches = _meta(1, count), _meta(1, 3, batch, dtype=torch.int64)
+            target = SimpleNamespace(distance=lambda points, divisor: (divisor, points))
             problem = SimpleNamespace(
-                num_students=1, syn_steps=3, sizes=[batch, batch, batch - 1], syn_lr=_meta(), theta=start,
-                images=images, labels=labels, batches=batches, augment=None, terminal=lambda final: (final[:, 0], final),
+                num_students=1, syn_steps=3, sizes=[batch, batch, batch - 1], syn_lr=_meta(), theta=start, target=target,
+                images=images, labels=labels, batches=batches, augment=None,
             )  # fmt: skip
             engine = student.engine(torch.device("meta"))
             sweep(problem, engine, carry_curvature=True, keep_bytes=engine.geometry.width * 4096 * batch)
+            engine.pack_point(start, start, _meta(2, 1, 1), engine.weights(1))
             student.gradient_tangent(start, start, images[None], labels[None])
 
     return run
