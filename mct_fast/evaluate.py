@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from statistics import fmean, pstdev
+from types import MappingProxyType
 from typing import Any, Literal
 
 import torch
@@ -165,7 +166,7 @@ def evaluate(
     dataset: Dataset,
     config: EvalConfig = EvalConfig(),
     *,
-    model: str | dict | nn.Module = "ConvNet",
+    model: str | dict | nn.Module | None = None,
     task: Task | None = None,
     split: str = "test",
     progress: Progress = quiet(),
@@ -193,7 +194,7 @@ def evaluate_splits(
     dataset: Dataset,
     config: EvalConfig = EvalConfig(),
     *,
-    model: str | dict | nn.Module = "ConvNet",
+    model: str | dict | nn.Module | None = None,
     task: Task | None = None,
     splits: tuple[str, ...] = ("val", "test"),
     progress: Progress = quiet(),
@@ -202,10 +203,11 @@ def evaluate_splits(
     """Trains ``config.num_eval`` networks ``model`` on ``distilled`` once and scores them on each of ``splits``.
 
     ``model`` is a name (``"ConvNet"``, ``"AlexNet"``, ``"VGG11"``, ``"ResNet18"``, ...), a spec of
-    :func:`mct_fast.models.build_model` or a module, which is copied and initialised anew.  ``task`` is the one that the set
-    was distilled for, by default.  The networks are split over the processes of ``communicator``, which all get the whole
-    result.  Classes are matched by name: a dataset may have them in another order.  Raises :class:`InputError` if shapes, classes
-    or transforms do not fit.
+    :func:`mct_fast.models.build_model` or a module, which is copied and initialised anew; by default the network that the set
+    was distilled with, and where it does not say, that of its kind of data (:func:`default_model`).  ``task`` is the one that
+    the set was distilled for, by default.  The networks are split over the processes of ``communicator``, which all get the whole
+    result.  Classes are matched by name: a dataset may have them in another order.  Raises :class:`InputError` if shapes,
+    classes or transforms do not fit.
     """
     if not _fits(distilled.images, dataset.image_shape) or distilled.num_classes != dataset.num_classes:
         raise InputError(
@@ -223,8 +225,28 @@ def evaluate_splits(
     task = task or distilled.task
     task.check(distilled.labels, task.num_outputs(distilled.num_classes))
     images, labels = distilled.images.to(config.device), _labels_for(dataset, distilled, task).to(config.device)
+    model = default_model(dataset, distilled.provenance) if model is None else model
     given = _Given(images, labels, dataset, task, model, progress, communicator)
     return given.train_and_score(distilled.lr_net, config, splits)
+
+
+_BY_KIND = {"images": "ConvNet", "table": "MLP", "series": "GRU"}
+
+
+def default_model(dataset: Dataset, provenance: Mapping[str, Any] = MappingProxyType({})) -> str | dict[str, Any]:
+    """The network that a set of ``provenance`` was distilled with; where it says none, the usual one for ``dataset``.
+
+    Raises:
+        InputError: it was a module of the user's own, which a set cannot hold.
+    """
+    noted = provenance.get("model")
+    if noted is None:
+        return _BY_KIND[dataset.kind]
+    if set(noted) == {"name"}:
+        raise InputError(
+            f"model: the set was distilled with a module of your own ({noted['name']}); pass it, or a name"
+        )
+    return dict(noted)
 
 
 def _labels_for(dataset: Dataset, distilled: DistilledDataset, task: Task) -> Tensor:
@@ -272,7 +294,7 @@ def evaluate_random_real(
     dataset: Dataset,
     config: EvalConfig = EvalConfig(),
     *,
-    model: str | dict | nn.Module = "ConvNet",
+    model: str | dict | nn.Module | None = None,
     task: Task | None = None,
     split: str = "test",
     lrs: tuple[float, ...] = (0.01,),
@@ -289,6 +311,7 @@ def evaluate_random_real(
     draws = [random_real(dataset.train, ipc, stream, task) for stream in streams]
     images = torch.stack([drawn[0] for drawn in draws]).to(config.device)
     labels = torch.stack([drawn[1] for drawn in draws]).to(config.device)
+    model = default_model(dataset) if model is None else model
     given = _Given(images, labels, dataset, task, model, progress, communicator)
     chosen = split if len(lrs) == 1 else config.select_on
     tried = [given.train_and_score(lr, replace(config, lr_net=lr), tuple(dict.fromkeys((chosen, split)))) for lr in lrs]

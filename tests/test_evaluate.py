@@ -11,8 +11,16 @@ from torch import Tensor, nn
 import mct_fast.evaluate
 from mct_fast.data import DSA, Dataset, Identity, load_dataset, random_real
 from mct_fast.distilled import DistilledDataset
-from mct_fast.evaluate import EvalConfig, EvalResult, evaluate, evaluate_random_real, evaluate_splits, split_of
-from mct_fast.models import FunctionalModel, build_model
+from mct_fast.evaluate import (
+    EvalConfig,
+    EvalResult,
+    default_model,
+    evaluate,
+    evaluate_random_real,
+    evaluate_splits,
+    split_of,
+)
+from mct_fast.models import FunctionalModel, build_model, model_spec
 from mct_fast.run.errors import InputError
 from mct_fast.run.seeds import derive_seed, generator
 
@@ -78,6 +86,25 @@ def test_the_protocol_equals_a_plain_loop(soft: bool, dsa: bool, digits: Dataset
     assert result.split == "test" and result.model == "ConvNet" and result.lr == 0.1
     assert result.mean == pytest.approx(sum(result.scores) / 2)
     assert result.std == pytest.approx(abs(result.scores[0] - result.scores[1]) / 2)
+
+
+def test_the_network_is_the_sets_own_by_default(digits: Dataset, some: DistilledDataset) -> None:
+    spec = {**SMALL, **digits.model_inputs, "num_classes": digits.num_classes}
+    noted = replace(some, provenance={"model": model_spec(build_model(spec))})
+    assert evaluate(noted, digits, QUICK) == evaluate(some, digits, QUICK, model=SMALL)
+    with pytest.raises(InputError, match="^model: .*Sequential.*pass it"):
+        evaluate(replace(some, provenance={"model": {"name": "Sequential"}}), digits, QUICK)
+
+
+@pytest.mark.parametrize(("kind", "name"), [("images", "ConvNet"), ("table", "MLP"), ("series", "GRU")])
+def test_where_a_set_names_no_network_its_data_do(kind: str, name: str, digits: Dataset) -> None:
+    data = digits if kind == "images" else load_dataset("breast_cancer")
+    assert default_model(replace(data, kind=kind) if kind == "series" else data) == name
+    if kind == "table":
+        images, labels = random_real(data.train, 1, generator(0, "test"))
+        rows = DistilledDataset(images, labels, 0.01, data.transform, data.class_names)
+        quick = EvalConfig(num_eval=1, epoch_eval_train=1)
+        assert evaluate(rows, data, quick).model == evaluate_random_real(1, data, quick).model == "MLP"
 
 
 def test_the_step_size_is_the_learned_one_unless_given(digits: Dataset, some: DistilledDataset) -> None:

@@ -219,7 +219,7 @@ def _distill(words: list[str]) -> None:
 
 def _evaluate(words: list[str]) -> None:
     """Train fresh networks on a distilled set and score them."""
-    from mct_fast.evaluate import EvalConfig, baseline_lrs, evaluate, evaluate_random_real
+    from mct_fast.evaluate import EvalConfig, baseline_lrs, default_model, evaluate, evaluate_random_real
     from mct_fast.run.folder import Run
     from mct_fast.tasks import format_metric
 
@@ -257,7 +257,9 @@ def _evaluate(words: list[str]) -> None:
         own = distilled.provenance.get("model")
         # Of data that the set was not distilled from, the run's page has nothing to say.
         kept_in = run_path if dataset.fingerprint == distilled.provenance.get("fingerprint") else None
-        networks: list[Any] = [own or "ConvNet"] if given.model is None else models(given.model, own)
+        networks: list[Any] = (
+            [default_model(dataset, distilled.provenance)] if given.model is None else models(given.model, own)
+        )
         rows: list[tuple[str, ...]] = [("network", given.split, *(["random real"] if given.random_real else []))]
         done = f"networks that were finished are {'kept' if kept_in else 'printed above; nothing is kept'}"
         with resumable(done):

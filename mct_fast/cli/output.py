@@ -31,12 +31,18 @@ def written_rows(folder: Path, written: Any) -> list[tuple[str, str]]:
 
 def run_rows(path: Path) -> list[tuple[str, ...]]:
     """How far a run is and what it found."""
-    from mct_fast.evaluate import baseline_text
+    from mct_fast.run.files import reading
     from mct_fast.run.folder import Run
+
+    with reading("run", path):
+        return _run_rows(Run.open(path))
+
+
+def _run_rows(run: Any) -> list[tuple[str, ...]]:
+    from mct_fast.evaluate import baseline_text
     from mct_fast.tasks import format_metric, metric_label
 
-    run = Run.open(path)
-    records = run.metrics()
+    path, records = run.path, run.metrics()
     done = max((r["iteration"] for r in records if r["kind"] == "iter"), default=0)
     rows = [
         ("run", str(path)),

@@ -12,13 +12,15 @@ from mct_fast.run.errors import InputError
 def stored_config(path: Path) -> tuple[Any, Path]:
     """The configuration of a run as it was frozen, a ``DistillConfig``, and its trajectory store."""
     from mct_fast.distill import DistillConfig
-    from mct_fast.run.folder import Run
+    from mct_fast.run.files import reading
+    from mct_fast.run.folder import CONFIG, Run
 
     config = Run.open(path).config
     trajectories = config.get("trajectories")
     if trajectories is None:
         raise InputError(f"resume: {path} was made from trajectories in memory; go on with distill(..., resume=True)")
-    return DistillConfig.of(config), Path(trajectories)
+    with reading("resume", path / CONFIG):
+        return DistillConfig.of(config), Path(trajectories)
 
 
 def distilled_at(path: Path) -> tuple[Any, Path | None]:

@@ -11,7 +11,7 @@ from mct_fast.data import Dataset, augmentation
 from mct_fast.distill.pixels import Canvases, Layout, Plain
 from mct_fast.distill.sampling import SegmentSampler
 from mct_fast.evaluate import EvalConfig, check_scorable, split_of
-from mct_fast.matching.adjoint import ADJOINTS, Adjoint, Exact, Truncated
+from mct_fast.matching.adjoint import ADJOINTS, KEEP_BYTES, Adjoint, Exact, Truncated
 from mct_fast.matching.cuda_graph import Graphed
 from mct_fast.run.seeds import derive_seed
 from mct_fast.run.settings import Grouped, at_least_one, check_choices, not_negative, positive, share
@@ -218,7 +218,7 @@ def _keep_bytes(engine: EngineConfig) -> int:
     if engine.keep_mb is not None:
         return engine.keep_mb << 20
     if torch.device(engine.device).type != "cuda":
-        return 448 << 20
+        return KEEP_BYTES
     return torch.cuda.get_device_properties(engine.device).total_memory // 8
 
 

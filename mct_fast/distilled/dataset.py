@@ -19,7 +19,7 @@ from mct_fast.data.checks import check_class_names
 from mct_fast.data.transforms import Transform, transform_from_state
 from mct_fast.distilled.table import write_table
 from mct_fast.run.errors import InputError
-from mct_fast.run.files import atomic_write, read_json, read_safetensors, sha256_file, write_json
+from mct_fast.run.files import atomic_write, read_json, read_safetensors, reading, sha256_file, write_json
 from mct_fast.tasks import Task, task_from_state
 
 _TENSORS, _META = "distilled.safetensors", "distilled.json"
@@ -126,14 +126,13 @@ class DistilledDataset:
             raise InputError(f"folder: {folder / _TENSORS} is no safetensors file ({error}); restore it") from error
         prefix = "transform."
         state = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        return cls(
-            tensors["images"],
-            tensors["labels"],
-            float(meta["syn_lr"]),
-            transform_from_state(state, meta["transform"]),
-            tuple(meta["class_names"]),
-            meta["provenance"],
-        )
+        with reading("folder", folder / _META):
+            images, labels = tensors["images"], tensors["labels"]
+            transform = transform_from_state(state, meta["transform"])
+            names, provenance = tuple(map(str, meta["class_names"])), dict(meta["provenance"])
+            made = cls(images, labels, float(meta["syn_lr"]), transform, names, provenance)
+            _ = dict(provenance.get("config", {})), made.lr_net, made.task  # what is read of it later
+        return made
 
     def grid(self, columns: int = 10) -> Tensor:
         """All images as one picture ``(3, height, width)`` in [0, 1], small ones enlarged by whole factors."""

@@ -92,7 +92,6 @@ def _fit_group(
     task: Task,
     bar: Any,
 ) -> None:
-    del task  # the student has it
     paths = [store[i] for i in rows]
     starts, ends = (torch.stack([path.at(t) for path, t in zip(paths, ts, strict=True)]).to(config.device)
                     for ts in ([0.0] * len(paths), [float(path.epochs) for path in paths]))  # fmt: skip
@@ -103,8 +102,8 @@ def _fit_group(
     control = fit_control(
         student, starts, ends, images, labels, streams, config, tick=lambda loss: bar.advance(len(rows), loss=loss)
     )
-    before = _loss_along(student, starts, line, ends, images, labels)
-    after = _loss_along(student, starts, control, ends, images, labels)
+    before = _loss_along(student, task, starts, line, ends, images, labels)
+    after = _loss_along(student, task, starts, control, ends, images, labels)
     for row, number in enumerate(numbers):
         if not bool(torch.isfinite(control[row]).all()):
             raise InputError(f"lr: the control point of expert {number} diverged; lower it below {config.lr}")
@@ -154,17 +153,17 @@ def fit_control(
 
 
 def _loss_along(
-    student: Student, starts: Tensor, control: Tensor, ends: Tensor, images: Tensor, labels: Tensor, chunk: int = 1024
-) -> Tensor:
+    student: Student, task: Task, starts: Tensor, control: Tensor, ends: Tensor, images: Tensor, labels: Tensor,
+    chunk: int = 1024,
+) -> Tensor:  # fmt: skip
     """Mean training losses ``(places, E)`` at :data:`PROBES`."""
     found = []
-    count = len(starts)
     for s in PROBES:
         theta = (1 - s) ** 2 * starts + 2 * s * (1 - s) * control + s**2 * ends
-        total = torch.zeros(count, dtype=torch.float64)
+        total = torch.zeros(len(starts), dtype=torch.float64)
         for x, y in zip(images.split(chunk), labels.split(chunk), strict=True):
-            same = (x.expand(count, *x.shape).contiguous(), y.expand(count, *y.shape).contiguous())
-            total += student.gradient(theta, *same)[0].double().cpu() * len(x)
+            losses = torch.stack([task.loss(outputs, y) for outputs in student.logits(theta, x)])
+            total += losses.double().cpu() * len(x)
         found.append(total / len(images))
     return torch.stack(found)
 

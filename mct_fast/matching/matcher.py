@@ -46,7 +46,8 @@ def match(
     ``batches`` int64 ``(syn_steps, b)`` or ``(S, syn_steps, b)`` with rows of ``images``, no row twice in a batch;
     a shorter batch is padded with -1 at its end.  ``augment`` holds the drawn augmentation of every student and step.
     ``adjoint`` is ``"exact"`` (default), ``"unrolled"`` (exact, memory grows with syn_steps) or ``"truncated"``
-    (approximate), or a strategy of :mod:`mct_fast.matching.adjoint`.  Given the same inputs it returns the same bits.
+    (approximate), which keep up to 448 MiB of activations between their sweeps, or a strategy such as
+    ``Exact(keep_bytes=0)``.  Given the same inputs it returns the same bits.
 
     Raises :class:`InputError` naming the argument.  To call it many times for one model, keep a :class:`Matcher`.
     """

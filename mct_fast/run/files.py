@@ -87,6 +87,23 @@ def read_json(path: str | os.PathLike[str]) -> Any:
         raise InputError(f"{target} is not valid JSON ({detail}); restore it or write it again") from error
 
 
+@contextlib.contextmanager
+def reading(argument: str, place: str | os.PathLike[str]) -> Iterator[None]:
+    """Where what ``place`` holds is taken apart: a part that is missing or of another kind becomes an InputError.
+
+    ``argument``: what the message begins with.
+    """
+    try:
+        yield
+    except InputError:
+        raise
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+        detail = str(error).replace("\n", " ") or type(error).__name__
+        raise InputError(
+            f"{argument}: {place} is damaged, or another release wrote it ({detail}); restore it"
+        ) from error
+
+
 def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     # Python would silently keep the last of two equal names.
     found = dict(pairs)

@@ -158,20 +158,31 @@ class Run:
         # split leaves "" after a final newline; anything else there is a torn line
         for number, line in enumerate(lines[:-1], start=1):
             try:
-                records.append(json.loads(line))
+                record = json.loads(line)
             except ValueError as error:
                 raise InputError(f"run: {self.path / METRICS} is damaged in line {number}; remove that line") from error
+            if not isinstance(record, dict):
+                raise InputError(f"run: {self.path / METRICS} is damaged in line {number}; remove that line")
+            records.append(record)
         return records
 
     def environment(self) -> dict[str, Any]:
         """What :func:`environment` said when the run began; empty if that was not kept."""
         file = self.path / ENVIRONMENT
-        return read_json(file) if file.is_file() else {}
+        found = read_json(file) if file.is_file() else {}
+        if not isinstance(found, dict):
+            raise InputError(f"run: {file} is no JSON object; restore or delete it")
+        return found
 
     def evaluations(self) -> list[dict[str, Any]]:
         """Later evaluations of the distilled set, one record a network (architecture)."""
         file = self.path / EVALUATIONS
-        return read_json(file) if file.is_file() else []
+        found = read_json(file) if file.is_file() else []
+        if not isinstance(found, list) or not all(
+            isinstance(r, dict) and {"model", "split"} <= r.keys() for r in found
+        ):
+            raise InputError(f"run: {file} is no list of evaluations; restore or delete it")
+        return found
 
     def add_evaluation(self, record: Mapping[str, Any]) -> None:
         """Keeps ``record``, in place of an earlier one of the same ``model`` and ``split``."""
@@ -215,8 +226,12 @@ class Run:
             if metadata.get("format_version") != _FORMAT_VERSION:
                 raise InputError(f"run: {file} has an unknown format version; use a matching release of mct_fast")
             state, length = json.loads(metadata["state"]), int(metadata["metrics_bytes"])
-        except (SafetensorError, OSError, KeyError, json.JSONDecodeError) as error:
+        except (SafetensorError, OSError, KeyError, ValueError) as error:
+            if isinstance(error, InputError):
+                raise
             raise InputError(f"run: {file} is damaged ({error}); delete it to begin this run anew") from error
+        if not isinstance(state, dict) or length < 0:
+            raise InputError(f"run: {file} is damaged; delete it to begin this run anew")
         self._rewind(length)
         return tensors, state
 

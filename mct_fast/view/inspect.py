@@ -212,10 +212,15 @@ def _broken(store: TrajectoryStore, progress: Progress) -> tuple[str, ...]:
     with progress.task("verify, experts", len(store)) as bar:
         fresh = TrajectoryStore.open(store.path, cache_bytes=0)  # which has checked nothing yet
         for i in range(len(fresh)):
-            try:
-                fresh.trajectory(i)
-            except InputError:
-                found.append(_name(store, i))
+            files = {"convex": _name(fresh, i)}
+            if fresh.has_control(i):
+                files["bezier"] = str(fresh.entry(i)["control"]["file"])
+            for kind, name in files.items():
+                try:
+                    fresh.trajectory(i, kind)
+                except InputError:
+                    found.append(name)
+                    break  # a curve stands on its ends
             bar.advance(1)
     return tuple(found)
 

@@ -27,7 +27,7 @@ from mct_fast.distilled import DistilledDataset
 from mct_fast.distilled.table import PRIVACY, nearest_text, table_frame
 from mct_fast.evaluate import baseline_text
 from mct_fast.run.errors import InputError
-from mct_fast.run.files import atomic_write
+from mct_fast.run.files import atomic_write, reading
 from mct_fast.run.folder import Run
 from mct_fast.run.progress import duration
 from mct_fast.tasks import format_metric, metric_label, metric_scale, metric_title
@@ -63,11 +63,12 @@ def write_report(path: str | Path) -> Path:
         InputError: ``path`` holds no run, or a part of it is damaged.
     """
     run = Run.open(path)
-    facts = _Facts.of(run)
-    write_curves(run, run.path / CURVES)
-    if facts.distilled is not None:
-        _write_preview(facts.distilled, run.path)
-    page = _page(facts)
+    with reading("run", run.path):
+        facts = _Facts.of(run)
+        write_curves(run, run.path / CURVES)
+        if facts.distilled is not None:
+            _write_preview(facts.distilled, run.path)
+        page = _page(facts)
     atomic_write(run.path / PAGE, lambda temporary: _write_text(temporary, page))
     return run.path / PAGE
 

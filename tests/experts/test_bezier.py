@@ -10,12 +10,13 @@ import pytest
 import torch
 
 from mct_fast.cli import main
+from mct_fast.experts import bezier
 from mct_fast.experts.bezier import BezierConfig, fit_bezier, fit_control
 from mct_fast.models import MLP, FunctionalModel
 from mct_fast.run.errors import InputError
 from mct_fast.run.seeds import generator
 from mct_fast.students import GenericStudent
-from mct_fast.tasks import Binary
+from mct_fast.tasks import Binary, Classification
 from mct_fast.trajectory import TrajectoryStore
 
 FAST = BezierConfig(epochs=3, batch_train=256, lr=0.1)
@@ -40,6 +41,24 @@ def test_one_step_follows_the_chain_rule() -> None:
         loss = Binary().loss(model(theta, images[order]), labels[order])
         (grad,) = torch.autograd.grad(loss, control)
         torch.testing.assert_close(found[row], (control - 0.01 * grad).detach(), rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("outputs", [1, 3])
+def test_losses_along_a_curve_take_no_gradient(outputs: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = FunctionalModel(MLP(1, 5, channels=4, image_size=1, num_classes=outputs))
+    task = Binary() if outputs == 1 else Classification()
+    student = GenericStudent(model, task)
+    g = torch.Generator().manual_seed(0)
+    images = torch.randn(7, 4, generator=g, dtype=torch.float64)
+    labels = torch.randint(max(2, outputs), (7,), generator=g)
+    starts, control, ends = (torch.stack([model.init(i), model.init(i + 9)]).double() for i in range(3))
+    wanted = []
+    for s in bezier.PROBES:
+        theta = (1 - s) ** 2 * starts + 2 * s * (1 - s) * control + s**2 * ends
+        wanted.append(student.gradient(theta, images.expand(2, 7, 4), labels.expand(2, 7))[0])
+    monkeypatch.setattr(GenericStudent, "gradient", lambda *_: pytest.fail("a gradient"))
+    found = bezier._loss_along(student, task, starts, control, ends, images, labels, chunk=3)
+    torch.testing.assert_close(found, torch.stack(wanted), rtol=1e-12, atol=0)
 
 
 @pytest.fixture

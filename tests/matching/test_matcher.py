@@ -12,9 +12,10 @@ from torch import Tensor, nn
 
 from mct_fast import ops
 from mct_fast.data import DSA, AugmentPlan
+from mct_fast.distill import DistillConfig, adjoint_of
 from mct_fast.distill.sampling import draw_batches
 from mct_fast.matching import MatchResult, match
-from mct_fast.matching.adjoint import Exact, Truncated, _that_fits
+from mct_fast.matching.adjoint import ADJOINTS, Exact, Truncated, _that_fits
 from mct_fast.models import GRU, MLP, TCN, ConvNet, FunctionalModel, build_model, model_spec
 from mct_fast.run.errors import InputError
 from mct_fast.students import FusedStudent, GenericStudent, student_for
@@ -287,10 +288,10 @@ def test_one_flat_vector_and_shared_batches_are_accepted() -> None:
 
 MEMORY = """
 import resource, sys, torch
-from mct_fast.matching import match
+from mct_fast.matching import Exact, Unrolled, match
 from mct_fast.models import ConvNet, FunctionalModel
 torch.set_num_threads(1)
-adjoint, steps = sys.argv[1], int(sys.argv[2])
+adjoint, steps = {"exact": Exact(), "unrolled": Unrolled()}[sys.argv[1]], int(sys.argv[2])
 model = ConvNet(depth=2, width=32, channels=3, image_size=32, num_classes=4)
 f = FunctionalModel(model)
 start = f.init(0)
@@ -305,6 +306,19 @@ before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 run(steps)
 print((resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) * 1024, 4 * f.num_params * steps)
 """
+
+
+@pytest.mark.parametrize("adjoint", ["exact", "truncated"])
+def test_strategies_by_name_keep_activations(adjoint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As the outer loop does: the bare function is no slower."""
+    case = build("mlp-binary-soft-weighted")
+    kept = []
+    for student in (GenericStudent, FusedStudent):
+        real = student.gradient_keeping
+        monkeypatch.setattr(student, "gradient_keeping", lambda *a, real=real: kept.append(a) or real(*a))
+    case.match(adjoint=adjoint)
+    assert kept
+    assert ADJOINTS[adjoint] == adjoint_of(DistillConfig(adjoint=adjoint, cuda_graphs=False))
 
 
 def test_memory_of_exact_does_not_grow_with_the_steps() -> None:

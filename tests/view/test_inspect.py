@@ -130,6 +130,21 @@ def test_pace_is_the_mean_of_the_tables(store: TrajectoryStore) -> None:
         np.testing.assert_allclose(row, np.mean(moves, axis=0), atol=1e-12)
 
 
+def test_verify_looks_at_control_points(store: TrajectoryStore, tmp_path: Path) -> None:
+    copy = copy_of(store, tmp_path / "curves")
+    for number in copy.experts:
+        copy.add_control(number, copy.trajectory(copy.experts.index(number)).at(1), {})
+    assert inspect_store(copy.path, accuracy=False, verify=True).broken == ()
+    file = copy.path / str(copy.entry(1)["control"]["file"])
+    content = bytearray(file.read_bytes())
+    content[-3] ^= 4
+    file.write_bytes(content)
+    report = inspect_store(copy.path, accuracy=False, verify=True)
+    assert report.broken == (file.name,) and report.pace is not None and report.pace.experts == 1
+    file.unlink()
+    assert inspect_store(copy.path, accuracy=False, verify=True).broken == (file.name,)
+
+
 def test_verify_names_every_damaged_file(store: TrajectoryStore, tmp_path: Path) -> None:
     assert inspect_store(copy_of(store, tmp_path / "whole"), accuracy=False, verify=True).broken == ()
     copy = copy_of(store, tmp_path / "broken")
