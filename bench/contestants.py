@@ -14,9 +14,10 @@ from bench.reference import Learned
 from bench.torch_func import TorchFuncStudent
 from mct_fast.distill import DistillConfig, adjoint_of
 from mct_fast.matching import Matcher
-from mct_fast.matching.adjoint import Adjoint, Exact, MatchingProblem, MatchResult, Truncated, Unrolled
+from mct_fast.matching.adjoint import Adjoint, Exact, Truncated, Unrolled
 from mct_fast.matching.cuda_graph import Graphed
 from mct_fast.matching.points import Points
+from mct_fast.matching.problem import MatchingProblem, MatchResult
 from mct_fast.models import FunctionalModel
 from mct_fast.students import GenericStudent, Student
 from mct_fast.tasks import Classification

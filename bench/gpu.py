@@ -93,8 +93,12 @@ def _all(arguments: Arguments) -> int:
 
 
 def _compile(names: Sequence[str], arguments: Arguments, limit: float) -> None:
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    running = [subprocess.Popen(_words(name, replace(arguments, warm=True)), **quiet) for name in names]
+    running = [
+        subprocess.Popen(
+            _words(name, replace(arguments, warm=True)), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        )
+        for name in names
+    ]
     end = time.monotonic() + limit
     for process in running:
         try:

@@ -50,12 +50,12 @@ class Arguments(Protocol):
 @contextmanager
 def convolutions(precision: str) -> Iterator[None]:
     """PyTorch's switch for the precision of float32 convolutions, set for a while."""
-    before = torch.backends.cudnn.conv.fp32_precision
-    torch.backends.cudnn.conv.fp32_precision = precision
+    cudnn: Any = torch.backends.cudnn  # its stubs lack `conv`
+    before, cudnn.conv.fp32_precision = cudnn.conv.fp32_precision, precision
     try:
         yield
     finally:
-        torch.backends.cudnn.conv.fp32_precision = before
+        cudnn.conv.fp32_precision = before
 
 
 def _data(name: str, setting: Setting, each: int, tests: int, device: str) -> Dataset:
@@ -73,10 +73,8 @@ def _data(name: str, setting: Setting, each: int, tests: int, device: str) -> Da
 def _iteration(setting: Setting, arguments: Arguments, precision: str = FAST, **options: Any) -> Run:
     """One iteration of the outer loop as `distill` makes it, recorded as a graph: draws, match, update, read-back."""
     problem = build(setting)
-    path = ConvexTrajectory.fit([problem.start, (problem.start + problem.target) / 2, problem.target])
-    path = ConvexTrajectory.fit(
-        [list(_shaped(point, problem.model)) for point in (path.at(0.0), path.at(1.0), path.at(2.0))]
-    )
+    ends = problem.start, (problem.start + problem.target) / 2, problem.target
+    path = ConvexTrajectory.fit([list(_shaped(end, problem.model)) for end in ends])
     data = _data("bench-gpu", setting, max(2, setting.ipc), setting.num_classes, setting.device)
     config = DistillConfig(
         ipc=setting.ipc, syn_steps=setting.syn_steps, batch_syn=min(setting.batch_syn, setting.num_images),
@@ -215,8 +213,8 @@ def experts(arguments: Arguments) -> Results:
         streams = [("bench", number) for number in range(parallel)]
 
         def epoch(stack: FlatStack = stack, streams: list[tuple[str, int]] = streams) -> None:
-            given = dict(seed=0, augment=DSA(setting.strategy))
-            for _ in train_epochs(stack, images, labels, Schedule(1, 256, 0.01), streams, **given):
+            schedule, augment = Schedule(1, 256, 0.01), DSA(setting.strategy)
+            for _ in train_epochs(stack, images, labels, schedule, streams, seed=0, augment=augment):
                 pass
 
         epoch()
@@ -285,8 +283,8 @@ def kernels(arguments: Arguments) -> Results:
             run()
             torch.cuda.synchronize()
         found: dict[str, list[float]] = {}
-        for event in profiler.events():
-            if event.device_type == torch.autograd.DeviceType.CUDA:
+        for event in profiler.events() or ():
+            if event.device_type.name == "CUDA":
                 found.setdefault(event.name, []).append(event.device_time)
         rows += [
             {"name": f"ipc {ipc}: {name[:60]}", "launches": len(each), "microseconds": sum(each)}

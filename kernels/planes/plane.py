@@ -36,13 +36,13 @@ def _taps_of_quads(
     """a_q[p, co] += sum over taps and ci of x[2 p + q + tap, ci] w[tap, ci, co]; `wide` pixels a row of the image."""
     ROW: tl.constexpr = HALVES * C
     STEPS: tl.constexpr = C // BK
-    PRODUCTS: tl.constexpr = 3 if HALVES == 2 else 1
+    PRODUCTS: tl.constexpr = 2 * HALVES - 1
     k = tl.arange(0, BK)
     at_x = x + rows[:, None] + k[None, :]
     at_w = w + k[:, None] * ROW + c[None, :]
     for i in range(PRODUCTS * 9 * STEPS):
         at_low, at_low_w = low_parts(i // (9 * STEPS), C, HALVES)
-        tap, first = i % 9, (i // 9) % STEPS * BK
+        tap, first = i % 9, ((i // 9) % STEPS) * BK
         b = tl.load(at_w + ((tap * C + first) * ROW + at_low_w))
         at = at_x + (((tap // 3) * wide + tap % 3) * ROW + first + at_low)
         v0 = tl.load(at)
@@ -63,13 +63,13 @@ def taps_back(
     """acc[p, ci] += sum over taps and co of g[p - tap, co] w[tap, ci, co]: the transpose of a convolution."""
     ROW: tl.constexpr = HALVES * C
     STEPS: tl.constexpr = C // BK
-    PRODUCTS: tl.constexpr = 3 if HALVES == 2 else 1
+    PRODUCTS: tl.constexpr = 2 * HALVES - 1
     k = tl.arange(0, BK)
     at_g = g + rows[:, None] + k[None, :]
     at_w = w + c[None, :] * ROW + k[:, None]
     for i in range(PRODUCTS * 9 * STEPS):
         at_low, at_low_w = low_parts(i // (9 * STEPS), C, HALVES)
-        tap, first = i % 9, (i // 9) % STEPS * BK
+        tap, first = i % 9, ((i // 9) % STEPS) * BK
         b = tl.load(at_w + (tap * C * ROW + first + at_low_w))
         v = tl.load(at_g + (((2 - tap // 3) * wide + 2 - tap % 3) * ROW + first + at_low))
         acc = tl.dot(v, b, acc)

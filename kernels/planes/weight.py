@@ -15,7 +15,7 @@ def _three_taps(
 ):  # fmt: skip
     """a_t[ci, co] += sum over pixels of x[pixel + tap, ci] g[pixel, co], for three taps of a row that share g."""
     ROW: tl.constexpr = HALVES * C
-    PRODUCTS: tl.constexpr = 3 if HALVES == 2 else 1
+    PRODUCTS: tl.constexpr = 2 * HALVES - 1
     wide = W + 2
     steps = tl.cdiv(last - first, BP)
     for i in range(PRODUCTS * steps):

@@ -83,8 +83,8 @@ def _begin(out: str | Path, job: Job, *, resume: bool) -> Run:
     described = job.described()
     if resume:
         run = Run.open(out)
-        # Only folders may have moved since.
-        differing = run.differing(described, moved=("trajectories", "data_path"))
+        # Folders may have moved since, and how many activations are kept changes no bit.
+        differing = run.differing(described, moved=("trajectories", "data_path", "keep_mb"))
         if differing is not None:
             raise InputError(
                 f"resume: {out} was begun with {differing}; a run goes on with its own settings, so begin a new one for others"

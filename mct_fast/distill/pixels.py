@@ -11,7 +11,7 @@ from torch import Tensor
 
 from mct_fast.data import Dataset, Split, random_real
 from mct_fast.data.windows import Windows, draw_windows
-from mct_fast.matching.adjoint import MatchResult
+from mct_fast.matching.problem import MatchResult
 from mct_fast.run.errors import InputError
 from mct_fast.tasks import Task
 

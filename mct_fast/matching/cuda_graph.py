@@ -18,8 +18,9 @@ from torch import Tensor
 
 from mct_fast import ops
 from mct_fast.data.augment import AugmentPlan
-from mct_fast.matching.adjoint import Adjoint, MatchingProblem, StudentGradients
+from mct_fast.matching.adjoint import Adjoint
 from mct_fast.matching.points import Points
+from mct_fast.matching.problem import MatchingProblem, StudentGradients
 from mct_fast.students import FusedStudent, MicroBatched, PlaneStudent
 
 log = logging.getLogger("mct_fast")

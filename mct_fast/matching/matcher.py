@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from mct_fast.data.augment import AugmentPlan
-from mct_fast.matching.adjoint import ADJOINTS, Adjoint, MatchingProblem, MatchResult, StudentGradients, Unrolled
+from mct_fast.matching.adjoint import ADJOINTS, Adjoint, Unrolled
 from mct_fast.matching.points import Points
+from mct_fast.matching.problem import MatchingProblem, MatchResult, StudentGradients
 from mct_fast.models import FunctionalModel
 from mct_fast.run.distributed import Communicator, Single
 from mct_fast.run.errors import InputError

@@ -8,22 +8,17 @@ co-state is scaled by sigma, a power of two a student, so that fp16 holds it: ev
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from mct_fast import ops
-from mct_fast.kernels.planes import params
+from mct_fast.matching.problem import MatchingProblem, StudentGradients
 from mct_fast.students.planes.engine import Batch, Engine, Weights, power_of_two
 from mct_fast.students.planes.memory import Step, TangentStep
 
 PATCH_BYTES = 1 << 30
 """Windows of images that are held at once: of more steps than fit they are cut again on the way back."""
-
-
-Gradients: TypeAlias = tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor]
-"""The fields of `mct_fast.matching.adjoint.StudentGradients`."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +39,7 @@ class _Group:
 class _Images:
     """The images and labels of a range of steps, as the engine reads them, and their gradients."""
 
-    def __init__(self, problem: Any, engine: Engine, steps: range) -> None:
+    def __init__(self, problem: MatchingProblem, engine: Engine, steps: range) -> None:
         self._problem, self._engine = problem, engine
         sizes: dict[int, list[int]] = {}
         for step in steps:
@@ -86,9 +81,9 @@ class _Images:
             if group.kinds is not None and group.tables is not None:
                 gx = ops.dsa_transpose(gx, group.kinds, group.tables)
             position = self._positions(group)
-            _add(gx, position, alpha, sigma, images)
+            self._engine.add_gradients(gx, position, alpha, sigma, images)
             if labels is not None:
-                _add(group.gy, position, alpha, sigma, labels)
+                self._engine.add_gradients(group.gy, position, alpha, sigma, labels)
 
     def _positions(self, group: _Group) -> Tensor:
         """``(S, steps, n)``: where an image of the set lies among a step's images, -1 where it does not."""
@@ -98,22 +93,13 @@ class _Images:
         return out.scatter_(2, group.rows.transpose(0, 1), place.expand(students, steps, size))
 
 
-def _add(gradient: Tensor, position: Tensor, alpha: Tensor, sigma: Tensor, out: Tensor) -> None:
-    students, steps, n = position.shape
-    values = out[0, 0].numel()
-    block = min(1024, 1 << (values - 1).bit_length())
-    params.pixels_kernel[(-(-values // block), n, students)](
-        gradient, position, alpha, sigma, out, steps, n, gradient.numel() // (steps * values), values, SIZE=block
-    )
-
-
-def sweep(problem: Any, engine: Engine, *, carry_curvature: bool, keep_bytes: int) -> Gradients:
+def sweep(problem: MatchingProblem, engine: Engine, *, carry_curvature: bool, keep_bytes: int) -> StudentGradients:
     """`mct_fast.matching.adjoint`'s sweep of `Exact` and `Truncated`: the same gradient, to the engine's precision."""
     return _Sweep(problem, engine, carry_curvature, keep_bytes).run()
 
 
 class _Sweep:
-    def __init__(self, problem: Any, engine: Engine, carry_curvature: bool, keep_bytes: int) -> None:
+    def __init__(self, problem: MatchingProblem, engine: Engine, carry_curvature: bool, keep_bytes: int) -> None:
         self._problem, self._engine, self._curvature = problem, engine, carry_curvature
         students, batch = problem.num_students, max(problem.sizes)
         images = students * batch
@@ -133,7 +119,7 @@ class _Sweep:
         """The buffers of a step; those that are not kept share the last."""
         return self._steps[step - self._first_kept if step >= self._first_kept else -1]
 
-    def run(self) -> Gradients:
+    def run(self) -> StudentGradients:
         problem, engine = self._problem, self._engine
         path, images = self._forward()
         final, start = engine.unpack(path[-1].values), engine.unpack(path[0].values)
@@ -150,7 +136,7 @@ class _Sweep:
         loss_dot = self._backward(path, images, dot, sigma, grad_images, grad_labels)
         if grad_labels is not None:
             grad_labels = grad_labels.view(problem.num_students, *problem.labels.shape)
-        return loss, grad_images, -loss_dot.sum(0) / sigma, grad_labels, final
+        return StudentGradients(loss, grad_images, -loss_dot.sum(0) / sigma, grad_labels, final)
 
     def _forward(self) -> tuple[list[Weights], _Images]:
         """Parameters of every step, and the images of the last steps."""

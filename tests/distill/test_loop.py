@@ -24,8 +24,8 @@ from mct_fast.distill.learned import StepSize
 from mct_fast.evaluate import EvalConfig, evaluate
 from mct_fast.experts import ExpertConfig, train_experts
 from mct_fast.matching import Matcher
-from mct_fast.matching.adjoint import MatchResult
 from mct_fast.matching.points import Points
+from mct_fast.matching.problem import MatchResult
 from mct_fast.run.errors import InputError
 from mct_fast.run.folder import Run
 from mct_fast.trajectory import ConvexTrajectory, TrajectoryStore

@@ -11,7 +11,7 @@ from mct_fast.data.windows import Windows, draw_windows
 from mct_fast.distill.pixels import Canvases, Plain, Sheet
 from mct_fast.distill.sampling import draw_batches
 from mct_fast.matching import Matcher
-from mct_fast.matching.adjoint import MatchResult
+from mct_fast.matching.problem import MatchResult
 from mct_fast.models import ConvNet, FunctionalModel
 from mct_fast.tasks import Classification
 

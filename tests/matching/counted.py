@@ -16,8 +16,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
 from bench.problem import Setting
-from mct_fast.matching.adjoint import Adjoint, MatchingProblem
+from mct_fast.matching.adjoint import Adjoint
 from mct_fast.matching.points import Points
+from mct_fast.matching.problem import MatchingProblem
 from mct_fast.models import FunctionalModel
 from mct_fast.students import FusedStudent, GenericStudent, MicroBatched, Student
 from mct_fast.tasks import Classification

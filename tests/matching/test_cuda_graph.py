@@ -13,8 +13,9 @@ from mct_fast import ops
 from mct_fast.data import DSA
 from mct_fast.distill.sampling import draw_batches
 from mct_fast.matching import Matcher, MatchResult
-from mct_fast.matching.adjoint import Exact, MatchingProblem, StudentGradients
+from mct_fast.matching.adjoint import Exact
 from mct_fast.matching.cuda_graph import CudaGraphs, Graphed
+from mct_fast.matching.problem import MatchingProblem, StudentGradients
 from mct_fast.models import ConvNet, FunctionalModel
 from mct_fast.trajectory import ConvexTrajectory, DiscreteTrajectory
 

@@ -56,6 +56,10 @@ def _blocks(count: int, size: int) -> int:
     return -(-count // size)
 
 
+def _launch(kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
+    kernel[grid](*args, **constants)
+
+
 def power_of_two(vectors: Tensor) -> Tensor:
     """For each row the power of two that brings its largest number to [1, 2); 1 where there is none."""
     largest = vectors.abs().amax(1)
@@ -81,7 +85,7 @@ class Engine:
     def _start(self, kernel: Any, grid: tuple[int, ...], *args: Any, **constants: Any) -> None:
         """A launch that needs what the one before it on this stream wrote, and nothing else's."""
         how = {"launch_pdl": True} if self._chained else {}
-        kernel[grid](*args, PDL=self._chained, **constants, **how)
+        _launch(kernel, grid, *args, PDL=self._chained, **constants, **how)
 
     # ---- parameters ----
 
@@ -102,7 +106,8 @@ class Engine:
         students, size = into.values.shape
         count = weights.shape[2]
         layers = self._layers if count > 1 else torch.zeros_like(self._layers)
-        params.point_kernel[(_blocks(size, BLOCK), students)](
+        _launch(
+            params.point_kernel, (_blocks(size, BLOCK), students),
             origin, end, weights, self._index, layers, into.values, into.half, origin.shape[1], size, students, count,
             C=self.geometry.width, HALVES=self.how.halves,
         )  # fmt: skip
@@ -115,7 +120,8 @@ class Engine:
 
     def _permute(self, source: Tensor, index: Tensor, out: Tensor, half: Tensor | None, scale: Tensor | None) -> None:
         students, size = out.shape
-        params.permute_kernel[(_blocks(size, BLOCK), students)](
+        _launch(
+            params.permute_kernel, (_blocks(size, BLOCK), students),
             source, index, out, out if half is None else half, source.shape[1], size, out if scale is None else scale,
             C=self.geometry.width, HALVES=self.how.halves, HALF=half is not None, SCALE=scale is not None,
         )  # fmt: skip
@@ -152,7 +158,8 @@ class Engine:
         *, gradient: bool,
     ) -> None:  # fmt: skip
         students, size = after.shape
-        params.update_kernel[(size // BLOCK, students)](
+        _launch(
+            params.update_kernel, (size // BLOCK, students),
             before, arena, parts.table, alpha, tau, after, half, size,
             C=self.geometry.width, HALVES=self.how.halves, PARTS=PARTS_AT_ONCE, GRADIENT=gradient,
         )  # fmt: skip
@@ -185,9 +192,23 @@ class Engine:
         """The patches of augmented images ``x (images, C, H, W)``, contiguous."""
         g = self.geometry
         ph, pw = g.sides[1]
-        first.patches_kernel[(x.shape[0],)](
+        _launch(
+            first.patches_kernel, (x.shape[0],),
             x, into.patches, into.sums, g.tiles, ph, pw, *g.image_size, BORDER=g.border, CHANNELS=g.channels,
             KP=g.window, HALVES=self.how.halves,
+        )  # fmt: skip
+
+    def add_gradients(self, steps: Tensor, position: Tensor, alpha: Tensor, sigma: Tensor, out: Tensor) -> None:
+        """``out (S, n, ...)`` += -alpha / sigma times the sum over the steps of an image's gradients.
+
+        steps ``(rows of all steps, ...)`` holds them; position ``(S, steps, n)`` the row of an image in each step's, or -1.
+        """
+        students, count, n = position.shape
+        values = out[0, 0].numel()
+        block = min(1024, 1 << (values - 1).bit_length())
+        _launch(
+            params.pixels_kernel, (_blocks(values, block), n, students),
+            steps, position, alpha, sigma, out, count, n, steps.numel() // (count * values), values, SIZE=block,
         )  # fmt: skip
 
     # ---- the step ----
@@ -424,7 +445,8 @@ class Engine:
     ) -> None:  # fmt: skip
         g = self.geometry
         block = tiles._part_of(g.features, 64)
-        head.head_weight_kernel[(g.features // block, _blocks(g.outputs, 16), students)](
+        _launch(
+            head.head_weight_kernel, (g.features // block, _blocks(g.outputs, 16), students),
             gl, h, gl2, h2, arena[parts.at["w"] :], batch, g.features, g.outputs, g.outputs * g.features, PAIR=pair,
             C=g.width, BK=16, BF=block, BB=16 if batch <= 16 else 64, HALVES=self.how.halves, num_warps=4,
         )  # fmt: skip
@@ -437,7 +459,8 @@ class Engine:
         rows, columns = g.sides[block]
         t = tiles.weight(g.width, batch * rows * columns)
         programs = 3 * (g.width // t.inputs) * (g.width // t.outputs)
-        weight.weight_grad_kernel[(programs, self._splits(block, batch), students)](
+        _launch(
+            weight.weight_grad_kernel, (programs, self._splits(block, batch), students),
             x, gz, x2, gz2, arena[parts.at[f"w{block}"] :], batch, rows, columns, t.chunk, PAIR=pair, C=g.width,
             BI=t.inputs, BO=t.outputs, BP=t.pixels, HALVES=self.how.halves, num_warps=t.warps, num_stages=t.stages,
         )  # fmt: skip

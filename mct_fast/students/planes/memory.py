@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from mct_fast.kernels.precision import conv_precision
 from mct_fast.students.planes.geometry import Geometry
 from mct_fast.students.planes.layout import BLOCK, Layout
 
@@ -35,7 +37,7 @@ def precision() -> Precision:
 
     ``torch.backends.cudnn.conv.fp32_precision = "ieee"`` or ``torch.backends.cudnn.allow_tf32 = False`` ask for `FINE`.
     """
-    return FAST if torch.backends.cudnn.conv.fp32_precision == "tf32" else FINE
+    return FAST if conv_precision() == "fast" else FINE
 
 
 @dataclass(frozen=True)
@@ -122,8 +124,11 @@ class Step:
         return [whole._at(i) for i in range(count)]
 
     def _at(self, index: int) -> Step:
-        parts = ((f.name, getattr(self, f.name)) for f in fields(self))
-        return Step(**{k: [t[index] for t in v] if isinstance(v, list) else v[index] for k, v in parts})
+        parts: dict[str, Any] = {field.name: getattr(self, field.name) for field in fields(self)}
+        chosen: dict[str, Any] = {
+            name: [t[index] for t in part] if isinstance(part, list) else part[index] for name, part in parts.items()
+        }
+        return Step(**chosen)
 
     @staticmethod
     def nbytes(g: Geometry, images: int, how: Precision) -> int:

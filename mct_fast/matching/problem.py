@@ -1,0 +1,157 @@
+"""One matching problem and what its match yields."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from mct_fast.data.augment import AugmentPlan
+from mct_fast.matching.points import Points
+from mct_fast.models import FunctionalModel
+from mct_fast.run.distributed import Communicator
+from mct_fast.students import Student
+from mct_fast.tasks import Task
+
+
+@dataclass(frozen=True)
+class MatchResult:
+    """What one match yields.
+
+    ``loss (S,)`` per student; ``grad_images (n, C, H, W)``, ``grad_lr ()`` and ``grad_labels (n, k)`` (None for hard
+    labels) of the mean over students; ``final_params (S, P)`` where the students arrived.
+    """
+
+    loss: Tensor
+    grad_images: Tensor
+    grad_lr: Tensor
+    grad_labels: Tensor | None
+    final_params: Tensor
+
+
+@dataclass(frozen=True)
+class StudentGradients:
+    """The gradients of S matches, one a row: no row depends on the others.
+
+    ``loss (S,)``, ``grad_images (S, n, C, H, W)``, ``grad_lr (S,)`` float64, ``grad_labels (S, n, k)`` or None,
+    ``final_params (S, P)``.
+    """
+
+    loss: Tensor
+    grad_images: Tensor
+    grad_lr: Tensor
+    grad_labels: Tensor | None
+    final_params: Tensor
+
+    @staticmethod
+    def none(problem: MatchingProblem) -> StudentGradients:
+        """Those of no student of ``problem``."""
+        labels = problem.labels if problem.labels.is_floating_point() else None
+        return StudentGradients(
+            problem.images.new_zeros(0),
+            problem.images.new_zeros(0, *problem.images.shape),
+            problem.images.new_zeros(0, dtype=torch.float64),
+            None if labels is None else labels.new_zeros(0, *labels.shape),
+            problem.images.new_zeros(0, problem.start.shape[1]),
+        )
+
+    def gathered(self, communicator: Communicator, count: int) -> StudentGradients:
+        """Those of all ``count`` students, of which each process has its share."""
+        rows = (self.loss, self.grad_images, self.grad_lr, self.final_params)
+        loss, images, lr, params = (communicator.gather(row, count) for row in rows)
+        labels = None if self.grad_labels is None else communicator.gather(self.grad_labels, count)
+        return StudentGradients(loss, images, lr, labels, params)
+
+    def mean(self) -> MatchResult:
+        """The gradient of the mean loss."""
+        labels = None if self.grad_labels is None else _mean_in_order(self.grad_labels)
+        lr = _mean_in_order(self.grad_lr).to(self.loss.dtype)
+        return MatchResult(self.loss, _mean_in_order(self.grad_images), lr, labels, self.final_params)
+
+
+def _mean_in_order(rows: Tensor) -> Tensor:
+    if len(rows) == 1:
+        return rows[0]
+    total = rows[0].clone()
+    for row in rows[1:]:
+        total += row
+    return total / len(rows)
+
+
+class Augmentation(Protocol):
+    """Affine maps of batches, one a student and step: an :class:`mct_fast.data.AugmentPlan`, or its tables on a device."""
+
+    def apply(self, step: int, x: Tensor) -> Tensor: ...
+
+    def transpose(self, step: int, g: Tensor) -> Tensor: ...
+
+    def tables(self, steps: Sequence[int], device: torch.device) -> tuple[Tensor, Tensor]: ...
+
+
+@dataclass(frozen=True)
+class MatchingProblem:
+    """One matching problem, checked: shapes as in :func:`mct_fast.matching.match`, S always present.
+
+    ``sizes``: images in the batch of each step, the same for all students.
+    """
+
+    model: FunctionalModel
+    student: Student
+    task: Task
+    images: Tensor
+    labels: Tensor
+    syn_lr: Tensor
+    start: Points
+    target: Points
+    batches: Tensor
+    sizes: tuple[int, ...]
+    augment: Augmentation | None
+
+    @property
+    def num_students(self) -> int:
+        return self.start.shape[0]
+
+    @property
+    def syn_steps(self) -> int:
+        return self.batches.shape[1]
+
+    def of(self, students: range) -> MatchingProblem:
+        """The same problem for some of its students, at least one."""
+        if students == range(self.num_students):
+            return self
+        rows = slice(students.start, students.stop)
+        augment = AugmentPlan(self.augment.draws[rows]) if isinstance(self.augment, AugmentPlan) else self.augment
+        start, target = self.start.of(rows), self.target.of(rows)
+        return replace(self, start=start, target=target, batches=self.batches[rows], augment=augment)
+
+    @cached_property
+    def theta(self) -> Tensor:
+        """The parameters ``(S, P)`` that students start from; not to be written to."""
+        return self.start.dense()
+
+    @cached_property
+    def denominator(self) -> Tensor:
+        """|start - target|^2 of each student, ``(S,)``."""
+        return self.target.distance(self.theta, self.theta.new_ones(self.num_students))[0]
+
+    def indices(self, step: int) -> Tensor:
+        """Rows ``(S, b)`` of the synthetic set used at ``step``; a shorter batch is padded by -1 at its end."""
+        return self.batches[:, step, : self.sizes[step]]
+
+    def batch(self, step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+        """The augmented batch ``(S, b, C, H, W)`` of ``step`` and its labels."""
+        rows = self.indices(step)
+        x = images[rows]
+        return (x if self.augment is None else self.augment.apply(step, x)), labels[rows]
+
+    def to_pixels(self, step: int, grad_x: Tensor) -> Tensor:
+        """Carries a gradient by the augmented batch back to the batch's pixels."""
+        return grad_x if self.augment is None else self.augment.transpose(step, grad_x)
+
+    def terminal(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss ``(S,)`` at ``theta (S, P)`` and its gradient, each student's by itself."""
+        return self.target.distance(theta, self.denominator)
