@@ -41,10 +41,17 @@ FAST, FINE = "tf32", "ieee"
 class Arguments(Protocol):
     """What the parts read of the command line."""
 
-    reference: str | None
-    device: str
-    warm: bool
-    dry_run: bool
+    @property
+    def reference(self) -> str | None: ...
+
+    @property
+    def device(self) -> str: ...
+
+    @property
+    def warm(self) -> bool: ...
+
+    @property
+    def dry_run(self) -> bool: ...
 
 
 @contextmanager
