@@ -35,7 +35,9 @@ def matching_kernel(
     o = tl.load(origin + student * origin_stride + at, mask=inside, other=0)
     e = tl.load(end + student * end_stride + at, mask=inside, other=0)
     difference = t - ((1 - f) * o + f * e)
-    tl.store(grad + student * size + at, 2 * difference / tl.load(denom + student), mask=inside)
+    divisor = tl.load(denom + student)
+    divisor = tl.where(tl.abs(divisor) < float("inf"), divisor, float("nan"))  # divided by infinity all would be 0
+    tl.store(grad + student * size + at, 2 * difference / divisor, mask=inside)
     wide = difference.to(tl.float64)
     tl.store(partial + student * tl.num_programs(0) + block, tl.sum(wide * wide, axis=0))
 

@@ -20,7 +20,8 @@ def _sum_group(x, out, divisor, group, rows, n, FINISH: tl.constexpr, ROWS: tl.c
         at = (group.to(tl.int64) * rows + row)[:, None] * n + column[None, :]
         total += tl.sum(tl.load(x + at, mask=inside, other=0).to(tl.float64), axis=0)
     if FINISH == "divide":
-        total = total / tl.load(divisor + group).to(tl.float64)
+        by = tl.load(divisor + group).to(tl.float64)
+        total = total / tl.where(tl.abs(by) < float("inf"), by, float("nan"))  # divided by infinity any sum would be 0
     if FINISH == "sqrt":
         total = tl.sqrt(total)
     tl.store(out + group.to(tl.int64) * n + column, total, mask=column < n)

@@ -8,6 +8,7 @@ is the task's: accuracy of classes, AUROC of yes or no, macro AUROC of several l
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -25,46 +26,43 @@ from mct_fast.run.distributed import Communicator, Single
 from mct_fast.run.errors import InputError
 from mct_fast.run.progress import Bar, Progress, quiet
 from mct_fast.run.seeds import derive_seed, generator
-from mct_fast.run.settings import at_least_one, check_choices, positive
+from mct_fast.run.settings import Checked, Count, Fraction, NonNegative, Positive, Seed
 from mct_fast.tasks import Classification, Task, format_metric, metric_label, task_named
 from mct_fast.training import SGD, Schedule, build_stack, measures, named_spec, train_epochs
 
+log = logging.getLogger("mct_fast")
+
 
 @dataclass(frozen=True)
-class EvalConfig:
+class EvalConfig(Checked):
     """How a distilled set is evaluated."""
 
-    num_eval: int = 5
+    num_eval: Count = 5
     """Fresh networks to train; the result is their mean and standard deviation."""
-    epoch_eval_train: int = 1000
+    epoch_eval_train: Count = 1000
     """Epochs of training on the distilled set."""
-    batch_train: int = 256
+    batch_train: Count = 256
     """Images a step."""
-    lr_net: float | None = None
+    lr_net: Positive | None = None
     """Step size; None takes the set's own: the one it was distilled to be trained with, or else the learned one."""
-    mom: float = 0.9
+    mom: Fraction = 0.9
     """Momentum of SGD."""
-    l2: float = 5e-4
+    l2: NonNegative = 5e-4
     """Weight decay of SGD."""
     dsa: bool = True
     """Whether to augment with DSA; tables and series are not augmented."""
     dsa_strategy: str = "color_crop_cutout_flip_scale_rotate"
     """The augmentations to draw from, joined by underscores."""
-    jitter: float = 0.0
+    jitter: NonNegative = 0.0
     """Standard deviation of Gaussian noise on the batches of tables and series, which are standardised; 0: none."""
-    dropout: float = 0.0
+    dropout: Fraction = 0.0
     """Share of units that MLP, GRU and TCN drop while they are trained here; students never do."""
     select_on: Literal["val", "test"] = "val"
     """The split that picks the step size of the random-real baseline: 'val', or 'test' where that picked the images too."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of initialisations, order and augmentation."""
     device: str = "cpu"
     """Where to compute, e.g. 'cpu' or 'cuda'."""
-
-    def __post_init__(self) -> None:
-        at_least_one(self, "num_eval", "epoch_eval_train", "batch_train")
-        positive(self, "lr_net")
-        check_choices(self)
 
 
 @dataclass(frozen=True)
@@ -314,6 +312,9 @@ def evaluate_random_real(
     model = default_model(dataset) if model is None else model
     given = _Given(images, labels, dataset, task, model, progress, communicator)
     chosen = split if len(lrs) == 1 else config.select_on
+    if chosen == "val" and not len(dataset.val):
+        log.warning("%s has no validation split: the baseline's step size is selected on the test split", dataset.name)
+        chosen = "test"
     tried = [given.train_and_score(lr, replace(config, lr_net=lr), tuple(dict.fromkeys((chosen, split)))) for lr in lrs]
     return max(tried, key=lambda found: found[chosen].mean)[split]
 

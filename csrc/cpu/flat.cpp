@@ -1,6 +1,7 @@
 // Passes over flat parameters, cut into blocks of fixed size whose sums are added in order.
 
 #include <cmath>
+#include <limits>
 
 #include "kernels.h"
 #include "parallel.h"
@@ -25,6 +26,12 @@ void for_layers(const int64_t* offsets, int64_t start, int64_t end, const Fn& fn
   }
 }
 
+// Divided by a denominator that has overflowed, any distance would be 0: a perfect match.
+template <class T>
+T finite_or_nan(T value) {
+  return std::isfinite(value) ? value : std::numeric_limits<T>::quiet_NaN();
+}
+
 }  // namespace
 
 template <class T>
@@ -36,7 +43,7 @@ void matching_loss(int64_t S, int64_t P, int64_t, Param<T> theta, Param<T> origi
   double* parts = static_cast<double*>(scratch.data());
   parallel_for(S * blocks, pass_cost(kBlock), [&](int64_t unit, int) {
     const int64_t s = unit / blocks, start = unit % blocks * kBlock;
-    const T scale = T(2) / denom[s];
+    const T scale = T(2) / finite_or_nan(denom[s]);
     double total = 0;
     for_layers(offsets, start, start + kBlock < P ? start + kBlock : P, [&](int64_t layer, int64_t from, int64_t to) {
       total += u.matching(to - from, theta.of(s) + from, origin.of(s) + from, end.of(s) + from, frac.of(s)[layer], scale,
@@ -47,7 +54,7 @@ void matching_loss(int64_t S, int64_t P, int64_t, Param<T> theta, Param<T> origi
   for (int64_t s = 0; s < S; ++s) {
     double total = 0;
     for (int64_t i = 0; i < blocks; ++i) total += parts[s * blocks + i];
-    loss[s] = static_cast<T>(total / static_cast<double>(denom[s]));
+    loss[s] = static_cast<T>(total / static_cast<double>(finite_or_nan(denom[s])));
   }
 }
 

@@ -40,6 +40,7 @@ def run_rows(path: Path) -> list[tuple[str, ...]]:
 
 def _run_rows(run: Any) -> list[tuple[str, ...]]:
     from mct_fast.evaluate import baseline_text
+    from mct_fast.run.folder import chosen_images
     from mct_fast.tasks import format_metric, metric_label
 
     path, records = run.path, run.metrics()
@@ -48,11 +49,14 @@ def _run_rows(run: Any) -> list[tuple[str, ...]]:
         ("run", str(path)),
         ("iterations", f"{done} of {run.config.get('iterations', '?')}"),
     ]
+    skipped = max((r["skipped"] for r in records if r["kind"] == "iter"), default=0)
+    if skipped:
+        rows.append(("skipped", f"{skipped} iterations ({100 * skipped / done:.0f} %), which changed nothing"))
     for record in [r for r in records if r["kind"] == "eval"][-1:]:
         shown = format_metric(record.get("metric", "accuracy"), record["mean"], record["std"])
         rows.append((f"latest {record['split']}", f"{shown} at iteration {record['iteration']}"))
     for record in [r for r in records if r["kind"] == "final"][-1:]:
-        networks = f"({record['num_eval']} networks, images of iteration {record['iteration']})"
+        networks = f"({record['num_eval']} networks, {chosen_images(record, run.config)})"
         metric = record.get("metric", "accuracy")
         label = "" if metric == "accuracy" else f"{metric_label(metric)} "
         rows.append(("test", f"{label}{format_metric(metric, record['test_mean'], record['test_std'])} {networks}"))

@@ -193,12 +193,12 @@ class ZCA:
     def forward(self, raw: Tensor) -> Tensor:
         self._check(raw)
         mean, matrix = self.mean.to(raw), self.matrix.to(raw)
-        return ((raw.reshape(len(raw), -1) - mean) @ matrix).reshape(raw.shape)
+        return ((raw.flatten(1) - mean) @ matrix).reshape(raw.shape)
 
     def inverse(self, x: Tensor) -> Tensor:
         self._check(x)
         mean, matrix = self.mean.to(x), self.inverse_matrix.to(x)
-        return torch.addmm(mean, x.reshape(len(x), -1), matrix).reshape(x.shape)
+        return torch.addmm(mean, x.flatten(1), matrix).reshape(x.shape)
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors = {"zca_mean": self.mean, "zca_matrix": self.matrix, "zca_inverse": self.inverse_matrix}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Annotated, Literal
 
 import torch
 
@@ -14,105 +14,92 @@ from mct_fast.evaluate import EvalConfig, check_scorable, split_of
 from mct_fast.matching.adjoint import ADJOINTS, KEEP_BYTES, Adjoint, Exact, Truncated
 from mct_fast.matching.cuda_graph import Graphed
 from mct_fast.run.seeds import derive_seed
-from mct_fast.run.settings import Grouped, at_least_one, check_choices, not_negative, positive, share
+from mct_fast.run.settings import Bounds, Checked, Count, Fraction, Grouped, Natural, NonNegative, Positive, Seed, Share
 from mct_fast.tasks import Task, task_named
 from mct_fast.trajectory import Trajectory
 
 
 @dataclass(frozen=True)
-class ImagesConfig:
+class ImagesConfig(Checked):
     """The synthetic set, and how it begins."""
 
-    ipc: int = 1
+    ipc: Count = 1
     """Synthetic images a class."""
     pix_init: Literal["real", "noise"] = "real"
     """Images at the beginning: 'real' (random training images) or 'noise'."""
-    canvas: int = 1
+    canvas: Count = 1
     """Textures: images are windows of canvases so many times as wide and high, whose edges meet (MTT: 2); 1: plain images."""
     labels: Literal["hard", "expert"] = "hard"
     """Labels at the beginning: 'hard', or 'expert': soft, what the trained experts see in the first images."""
 
-    def __post_init__(self) -> None:
-        at_least_one(self, "ipc", "canvas")
-        check_choices(self)
-
 
 @dataclass(frozen=True)
-class StudentConfig:
+class StudentConfig(Checked):
     """The student that is trained on the synthetic images."""
 
-    syn_steps: int = 20
+    syn_steps: Count = 20
     """N: steps of the student an iteration."""
-    batch_syn: int | None = None
+    batch_syn: Count | None = None
     """Synthetic images a student step; None takes all of them."""
-    students: int = 1
+    students: Count = 1
     """S: students (experts and starts) averaged in one iteration."""
-    lr_teacher: float = 0.01
+    lr_teacher: Positive = 0.01
     """The student's step size at the beginning."""
-
-    def __post_init__(self) -> None:
-        at_least_one(self, "syn_steps", "batch_syn", "students")
-        positive(self, "lr_teacher")
 
 
 @dataclass(frozen=True)
-class OptimizerConfig:
+class OptimizerConfig(Checked):
     """Iterations of the outer loop, and the steps of what it learns."""
 
-    iterations: int = 5000
+    iterations: Count = 5000
     """Iterations of the outer loop."""
-    lr_img: float = 1000.0
+    lr_img: NonNegative = 1000.0
     """Step size for the pixels."""
     img_optimizer: Literal["sgd", "adam"] = "sgd"
     """Optimiser of the pixels: 'sgd' (momentum mom_img) or 'adam'."""
-    mom_img: float = 0.5
+    mom_img: Fraction = 0.5
     """Momentum of the pixels and of the step size."""
-    lr_decay: float = 1.0
+    lr_decay: Annotated[float, Bounds(0, 1, above=True)] = 1.0
     """Factor on lr_img every lr_decay_every iterations."""
-    lr_decay_every: int = 0
+    lr_decay_every: Natural = 0
     """Iterations between decays of lr_img; 0: never."""
-    lr_lr: float = 1e-5
+    lr_lr: Annotated[float, Bounds(0)] = 1e-5
     """Step size for the student's step size; 0 keeps it fixed."""
-    lr_label: float = 0.0
+    lr_label: Annotated[float, Bounds(0)] = 0.0
     """Step size for soft labels, learned through a softmax (DATM); 0: they stay as they are. Hard ones begin at 0.9."""
-    ema: float = 0.0
+    ema: Fraction = 0.0
     """Decay of the moving average of the pixels that is evaluated and saved (FTD, DATM: 0.99 to 0.9999); 0: the pixels."""
-    max_loss: float = 10.0
+    max_loss: Positive = 10.0
     """An iteration with a larger matching loss is skipped and counted: it explodes, or harms (DATM's threshold: 1)."""
-
-    def __post_init__(self) -> None:
-        at_least_one(self, "iterations")
-        not_negative(self, "lr_img", "lr_lr", "lr_label", "lr_decay_every")
-        positive(self, "max_loss", "lr_decay")
-        share(self, "mom_img", "ema")
-        check_choices(self)
+    max_skipped: Share = 0.2
+    """Share of skipped iterations above which a run warns; all of an evaluation interval end it with an error."""
 
 
 @dataclass(frozen=True)
-class AugmentationConfig:
+class AugmentationConfig(Checked):
     """How batches are augmented, the student's and those of evaluation networks."""
 
     dsa: bool = True
     """Augment batches with DSA; tables and series are not augmented."""
     dsa_strategy: str = "color_crop_cutout_flip_scale_rotate"
     """The augmentations to draw from, joined by underscores."""
-    jitter: float = 0.0
+    jitter: NonNegative = 0.0
     """Standard deviation of Gaussian noise on batches of tables and series, which are standardised; 0: none."""
 
 
 @dataclass(frozen=True)
-class EvaluationConfig:
+class EvaluationConfig(Checked):
     """How the images are evaluated, and which are kept."""
 
-    eval_it: int = 100
+    eval_it: Natural = 100
     """Iterations between evaluations; 0 evaluates the last images only."""
-    num_eval: int = 5
+    num_eval: Count = 5
     """Networks an evaluation."""
-    epoch_eval_train: int = 1000
+    epoch_eval_train: Count = 1000
     """Epochs an evaluation network is trained."""
-    batch_train: int = 256
+    batch_train: Count = 256
     """Images a step when an evaluation network is trained."""
-    lr_net: float | None = None
+    lr_net: Positive | None = None
     """Step size of evaluation networks, kept with the images; None takes the learned one. Their momentum of 0.9 makes steps
     ten times as long as a student's: a tenth of the learned one leads where students were."""
     random_real: bool = True
@@ -122,39 +109,27 @@ class EvaluationConfig:
     eval_test: bool = False
     """Also score the networks of every evaluation on the test split, for curves; it picks nothing."""
 
-    def __post_init__(self) -> None:
-        at_least_one(self, "num_eval", "epoch_eval_train", "batch_train")
-        not_negative(self, "eval_it")
-        positive(self, "lr_net")
-        check_choices(self)
-
 
 @dataclass(frozen=True)
-class EngineConfig:
+class EngineConfig(Checked):
     """How and where it is computed."""
 
     adjoint: Literal["exact", "unrolled", "truncated"] = "exact"
     """Gradient: 'exact', 'unrolled' (exact, memory grows with syn_steps) or 'truncated' (approximate)."""
-    keep_mb: int | None = None
+    keep_mb: Natural | None = None
     """Activations kept between the two sweeps, in MiB at most; the rest is computed again. None: 448, or an eighth of a GPU."""
-    micro_batch: int | None = None
+    micro_batch: Count | None = None
     """Images of a student's batch in the network at once; None: all. Bounds memory; the gradient is the same."""
     cuda_graphs: bool = True
     """On a GPU, record an iteration once and replay it: the same bits sooner, for the memory of one more iteration."""
     data_path: str | None = None
     """Folder of the dataset; None takes the one that the store names."""
-    checkpoint_every: int = 100
+    checkpoint_every: Count = 100
     """Iterations between checkpoints of a run folder."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of everything random."""
     device: str = "cpu"
     """Where to compute, e.g. 'cpu' or 'cuda'."""
-
-    def __post_init__(self) -> None:
-        at_least_one(self, "checkpoint_every", "micro_batch")
-        if self.keep_mb is not None:
-            not_negative(self, "keep_mb")
-        check_choices(self)
 
 
 @dataclass(frozen=True, init=False)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,8 @@ from mct_fast.run.errors import InputError
 from mct_fast.run.progress import Progress
 from mct_fast.tasks import Task, task_from_state, task_named
 from mct_fast.trajectory import Trajectory, TrajectoryStore
+
+log = logging.getLogger("mct_fast")
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,16 @@ class Job:
         paths = ExpertPaths(source, config.path.trajectory, engine.device)
         # Absolute: a run may be resumed from another working directory.
         return cls(config, paths, dataset, task, source.manifest["model"], module, str(source.path.absolute()))
+
+    def selectable(self) -> Job:
+        """The same, but images selected on the test split where there is no validation split, which is said."""
+        if self.config.evaluation.select_on != "val" or len(self.dataset.val):
+            return self
+        log.warning(
+            "%s has no validation split: the best images are selected on the test split, whose results are labelled so",
+            self.dataset.name,
+        )
+        return replace(self, config=replace(self.config, select_on="test"))
 
     @property
     def network(self) -> nn.Module | dict[str, Any]:

@@ -16,6 +16,7 @@ from mct_fast.distill.initial import initial_state
 from mct_fast.distill.job import Job
 from mct_fast.distill.matches import Matches
 from mct_fast.distill.selection import Selection
+from mct_fast.distill.skips import Skips
 from mct_fast.distill.state import State
 from mct_fast.distilled import DistilledDataset
 from mct_fast.run.distributed import Communicator, Single
@@ -59,7 +60,8 @@ def distill(
         InputError: before anything is computed, if the configuration does not fit the data or the paths.
     """
     job = communicator.lead_first(lambda: Job.find(config, trajectories, dataset, model, task, progress))
-    check_config(config, job.dataset, job.paths[0], job.task)
+    job = job.selectable()
+    check_config(job.config, job.dataset, job.paths[0], job.task)
     matches, state = Matches(job, communicator), initial_state(job)
     end = config.optimizer.iterations if until is None else until
     if out is None:
@@ -124,17 +126,19 @@ def _run(job: Job, state: State, matches: Matches, selection: Selection, until: 
     """Iterates up to ``until``, evaluates what is due, and at the end what was found."""
     config, run = job.config, selection.run
     last = config.optimizer.iterations
-    end = min(until, last)
+    end, skips = min(until, last), Skips(config, heard=selection.communicator.rank == 0)
     with selection.progress.task("distil", end, done=state.iteration) as bar:
         while state.iteration < end:
             if selection.due(state):
                 selection.evaluate(state)
             loss = _iterate(state, matches, run)
+            skips.look_at(state)
             bar.advance(1, loss=loss, lr=state.step_size.value)
             # The last one precedes the last evaluation, which a run that is killed after it does again.
             if state.iteration % config.engine.checkpoint_every == 0 or state.iteration == end:
                 run.save_checkpoint(*state.state_dict())
     if end == last:
+        skips.finish(state)
         selection.evaluate(state)
         return selection.finish(state)
     if selection.due(state):

@@ -9,37 +9,36 @@ import torch
 from torch import Tensor
 
 from mct_fast.run.errors import InputError
-from mct_fast.run.settings import check_choices, not_negative
+from mct_fast.run.settings import Checked, Epochs, Natural
 
 
 @dataclass(frozen=True)
-class SegmentSampler:
+class SegmentSampler(Checked):
     """Which path, and which segments of it: a match starts at a random time and should arrive expert_epochs later.
 
     The target lies at most at the path's end.  While the window of starts grows, its bounds rise linearly ("floating upper
     bound" of MCT, growing window of DATM).
     """
 
-    expert_epochs: float = 2.0
+    expert_epochs: Epochs = 2.0
     """M: how many expert epochs ahead the target lies; may be a fraction on a convex path."""
-    max_start_epoch: float = 10.0
+    max_start_epoch: Epochs = 10.0
     """Latest start on the expert's path, in epochs (integer sampling excludes it)."""
-    min_start_epoch: float = 0.0
+    min_start_epoch: Epochs = 0.0
     """Earliest start, in epochs."""
     sampling: Literal["continuous", "integer"] = "continuous"
     """Starts: 'continuous' (real times) or 'integer' (whole epochs)."""
-    growth_iterations: int = 0
+    growth_iterations: Natural = 0
     """Iterations over which the latest start grows to max_start_epoch (floating upper bound); 0: fixed."""
-    initial_start_epoch: float = 0.0
+    initial_start_epoch: Epochs = 0.0
     """Latest start at the first iteration when it grows."""
-    initial_min_start_epoch: float | None = None
+    initial_min_start_epoch: Epochs | None = None
     """Earliest start at the first iteration when it grows, too; None: min_start_epoch throughout."""
     trajectory: Literal["convex", "discrete", "bezier"] = "convex"
     """The expert's path: 'convex' (MCT), 'discrete' (MTT; the store must hold checkpoints) or 'bezier' (control points)."""
 
     def __post_init__(self) -> None:
-        check_choices(self)
-        not_negative(self, "growth_iterations")
+        super().__post_init__()
         if not 0 <= self.min_start_epoch <= self.max_start_epoch:
             raise InputError(
                 f"min_start_epoch: {self.min_start_epoch:g} is not in 0..max_start_epoch ({self.max_start_epoch:g}); lower it"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -38,6 +38,8 @@ class State:
         self._average = ImageAverage(self.images, config.ema) if config.ema else None
         self._optimizer = _optimizer(self.images, config)
         self.iteration, self.skipped, self.seconds = 0, 0, 0.0
+        self.skipped_in_a_row = 0
+        self.why_skipped: str | None = None  # the last iteration
         self.evaluated = -1  # the last iteration whose images were evaluated
         self.best = Best(self.images.detach().clone(), labels.value, lr_teacher)
 
@@ -52,13 +54,24 @@ class State:
         Returns the loss and the norm of the gradient by the pixels.
         """
         loss, norm, grad_lr, grad_labels = _numbers(result)
-        finite = all(map(math.isfinite, (loss, norm, grad_lr, grad_labels)))
-        if not (finite and loss <= self._config.max_loss and self._descend(result, grad_lr)):
-            self.skipped += 1
+        why = self._refusal(loss, (norm, grad_lr, grad_labels))
+        if why is None and not self._descend(result, grad_lr):
+            why = "the step overflowed"
+        self.why_skipped = why
+        self.skipped += why is not None
+        self.skipped_in_a_row = 0 if why is None else self.skipped_in_a_row + 1
         self.iteration += 1
         if self._average is not None:
             self._average.update(self.images, self.iteration)
         return {"loss": loss, "grad_norm": norm}
+
+    def _refusal(self, loss: float, gradients: Sequence[float]) -> str | None:
+        """Why a match is not to be followed, or None."""
+        if not math.isfinite(loss):
+            return "the loss overflowed"
+        if loss > self._config.max_loss:
+            return f"the loss was above max_loss={self._config.max_loss:g}"
+        return None if all(map(math.isfinite, gradients)) else "the gradient overflowed"
 
     def _descend(self, result: MatchResult, grad_lr: float) -> bool:
         """One step of pixels, labels and step size; undone, and False, if pixels or labels would not be finite."""
@@ -99,6 +112,7 @@ class State:
             "syn_lr": self.step_size.value,
             "syn_lr_velocity": self.step_size.velocity,
             "skipped": self.skipped,
+            "skipped_in_a_row": self.skipped_in_a_row,
             "seconds": self.seconds,
             "evaluated": self.evaluated,
             "best": best,
@@ -119,7 +133,7 @@ class State:
             self._optimizer.state[self.images] = cast(dict, moments)
         self.iteration, self.skipped, self.seconds = numbers["iteration"], numbers["skipped"], numbers["seconds"]
         self.step_size.value, self.step_size.velocity = numbers["syn_lr"], numbers["syn_lr_velocity"]
-        self.evaluated = numbers["evaluated"]
+        self.evaluated, self.skipped_in_a_row = numbers["evaluated"], numbers.get("skipped_in_a_row", 0)
         self.best = Best(tensors["best_images"].to(device), tensors["best_labels"].to(device), **numbers["best"])
 
 

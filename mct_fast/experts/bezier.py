@@ -22,24 +22,25 @@ from mct_fast.models import FunctionalModel, build_model
 from mct_fast.run.errors import InputError
 from mct_fast.run.progress import Progress, quiet
 from mct_fast.run.seeds import generator
+from mct_fast.run.settings import Checked, Count, Positive, Seed
 from mct_fast.students import Student, student_for
 from mct_fast.tasks import Task, task_from_state
 from mct_fast.trajectory import TrajectoryStore
 
 
 @dataclass(frozen=True)
-class BezierConfig:
+class BezierConfig(Checked):
     """How control points are fitted."""
 
-    epochs: int = 20
+    epochs: Count = 20
     """Epochs over the training data."""
-    batch_train: int = 256
+    batch_train: Count = 256
     """Real images, rows or series a step; each step has its own random place on the curve."""
-    lr: float = 0.1
+    lr: Positive = 0.1
     """Step size of SGD with momentum 0.9; it falls to 0 along a half cosine."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of batches and places."""
-    parallel: int = 8
+    parallel: Count = 8
     """Experts fitted at once; does not change the result."""
     data_path: str | None = None
     """Folder of the dataset; None takes the one that the store names."""
@@ -67,7 +68,6 @@ def fit_bezier(
     Raises:
         InputError: a setting out of range, another dataset than the experts', or an expert whose fit diverged.
     """
-    _check(config)
     store = trajectories if isinstance(trajectories, TrajectoryStore) else TrajectoryStore.open(trajectories)
     noted = store.manifest["dataset"]
     if dataset is None:
@@ -166,11 +166,3 @@ def _loss_along(
             total += losses.double().cpu() * len(x)
         found.append(total / len(images))
     return torch.stack(found)
-
-
-def _check(config: BezierConfig) -> None:
-    for name in ("epochs", "batch_train", "parallel"):
-        if getattr(config, name) < 1:
-            raise InputError(f"{name}: got {getattr(config, name)}; give at least 1")
-    if not 0 < config.lr < math.inf:
-        raise InputError(f"lr: got {config.lr}; give a positive step size")

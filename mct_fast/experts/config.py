@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -10,15 +9,15 @@ import torch
 
 from mct_fast.data import Dataset, TableSpec, TimeGrid, load_dataset
 from mct_fast.models import build_model, model_spec
-from mct_fast.run.errors import InputError
 from mct_fast.run.progress import Progress, quiet
+from mct_fast.run.settings import Checked, Count, Fraction, Natural, NonNegative, Positive, Seed
 from mct_fast.tasks import Task, task_named
 from mct_fast.training import named_spec
 from mct_fast.trajectory.encoding import find_encoding
 
 
 @dataclass(frozen=True)
-class ExpertConfig:
+class ExpertConfig(Checked):
     """How experts are trained."""
 
     dataset: str = "digits"
@@ -30,15 +29,15 @@ class ExpertConfig:
     """Download the dataset into data_path through torchvision if it is not there."""
     zca: bool = False
     """Whiten with ZCA (eps 0.1) instead of normalising."""
-    val_fraction: float = 0.1
+    val_fraction: Fraction = 0.1
     """Share of the training images held out for validation, stratified."""
-    split_seed: int = 0
+    split_seed: Seed = 0
     """Seed of the validation split."""
     model: str = "ConvNet"
     """Architecture: ConvNet, MLP, or a named variant such as ConvNetD4."""
-    depth: int = 3
+    depth: Count = 3
     """Blocks of the ConvNet, hidden layers of the MLP, layers of the GRU, or blocks of the TCN."""
-    width: int = 128
+    width: Count = 128
     """Channels a block, or units a hidden layer."""
     norm: str = "instance"
     """Normalisation: instance, none, layer, group; of the MLP instance means none."""
@@ -46,7 +45,7 @@ class ExpertConfig:
     """Activation: relu, leakyrelu, sigmoid."""
     pooling: str = "avg"
     """Pooling: avg, max, none."""
-    image_size: int | None = None
+    image_size: Count | None = None
     """Side of the images in pixels; None keeps the dataset's."""
     table: TableSpec = TableSpec()
     """Which columns of a table are what."""
@@ -54,35 +53,35 @@ class ExpertConfig:
     """How a long table becomes regular series."""
     task: str | None = None
     """What labels say: classification, binary, multilabel; None: what the data are (of two classes either of the first two)."""
-    pos_weight: float = 1.0
+    pos_weight: NonNegative = 1.0
     """Weight of the positives in the loss of binary and multi-label tasks, for experts and students; 0 balances them."""
     stratify: bool = False
     """Spread each class (of multi-label rows the rarest label) evenly over the batches of an epoch, for rare positives."""
-    num_experts: int = 100
+    num_experts: Count = 100
     """Experts to train."""
-    train_epochs: int = 50
+    train_epochs: Count = 50
     """Epochs an expert."""
-    lr_teacher: float = 0.01
+    lr_teacher: Positive = 0.01
     """Step size of SGD."""
-    mom: float = 0.0
+    mom: Fraction = 0.0
     """Momentum of SGD."""
-    l2: float = 0.0
+    l2: NonNegative = 0.0
     """Weight decay of SGD."""
-    rho: float = 0.0
+    rho: NonNegative = 0.0
     """Radius of GSAM, which finds flatter experts at twice the time (FTD: 0.01); 0: plain SGD."""
-    gsam_alpha: float = 0.3
+    gsam_alpha: NonNegative = 0.3
     """Weight of GSAM's orthogonal part (FTD: 0.3); without rho it plays no part."""
-    batch_train: int = 256
+    batch_train: Count = 256
     """Real images a step."""
     dsa: bool = True
     """Augment with DSA; tables and series are not augmented."""
     dsa_strategy: str = "color_crop_cutout_flip_scale_rotate"
     """The augmentations to draw from, joined by underscores."""
-    jitter: float = 0.0
+    jitter: NonNegative = 0.0
     """Standard deviation of Gaussian noise on the batches of tables and series, which are standardised; 0: none."""
     decay: bool = False
     """Multiply the step size by 0.1 after half the epochs."""
-    waypoints: int | tuple[int, ...] = 2
+    waypoints: Count | tuple[Natural, ...] = 2
     """Checkpoints that the convex path runs through: 2 is the paper's, 4 the official code's default; or their epochs,
     e.g. 0 6 25 50."""
     smooth: bool = False
@@ -93,9 +92,9 @@ class ExpertConfig:
     """Also keep every epoch's checkpoint (100 times the space of fp16), which MTT needs."""
     encoding: str = "fp16"
     """How experts are stored: fp16, int8 (half the space), int4 (a quarter), float32 (exact, twice the space)."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of everything random."""
-    parallel: int = 4
+    parallel: Count = 4
     """Experts trained at once; does not change the result."""
     device: str = "cpu"
     """Where to compute, e.g. 'cpu' or 'cuda'."""
@@ -165,12 +164,4 @@ def recipe_of(config: ExpertConfig, dataset: Dataset) -> dict[str, Any]:
 
 def check_config(config: ExpertConfig) -> None:
     """Raises :class:`InputError` for a setting that cannot work, naming the field and the remedy."""
-    for name in ("num_experts", "train_epochs", "batch_train", "parallel"):
-        if getattr(config, name) < 1:
-            raise InputError(f"{name}: got {getattr(config, name)}; give at least 1")
     find_encoding(config.encoding)
-    for name in ("rho", "gsam_alpha"):
-        if not 0 <= getattr(config, name) < math.inf:
-            raise InputError(f"{name}: got {getattr(config, name)}; give a finite number of at least 0")
-    if not 0 < config.lr_teacher < math.inf:
-        raise InputError(f"lr_teacher: got {config.lr_teacher}; give a positive step size, the field's is 0.01")

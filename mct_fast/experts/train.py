@@ -82,7 +82,9 @@ def train_experts(
             for mine in rounds:
                 with _Spools(None if store is None else store.path) as spools:
                     trained = _train_group(mine, config, dataset, task, model, spools, bar) if mine else []
-                    for expert in (expert for group in communicator.collect(trained) for expert in group):
+                    found = [expert for group in communicator.collect(trained) for expert in group]
+                    # Those that diverged come last: the others of their round are kept.
+                    for expert in sorted(found, key=lambda expert: isinstance(expert, _Diverged)):
                         assert store is not None
                         expert.add_to(store, config.encoding)
     return communicator.tell(lambda: cast(TrajectoryStore, store))
@@ -120,6 +122,26 @@ class _Trained:
         store.add(self.number, self.path, self.info, self.checkpoints, encoding=encoding, init_seed=self.init_seed)
 
 
+@dataclass(frozen=True)
+class _Diverged:
+    """An expert that ended further from the labels than guessing is."""
+
+    number: int
+    loss: float
+    lr_teacher: float
+
+    def add_to(self, store: TrajectoryStore, encoding: str) -> None:
+        """Refuses to."""
+        raise InputError(
+            f"lr_teacher: expert {self.number} diverged (training loss {self.loss:g} at its end), so it and later ones are not "
+            f"kept in {store.path}; lower lr_teacher={self.lr_teacher:g}, mom or rho"
+        )
+
+
+_FAR_OFF = 3.0
+"""Times the loss of guessing, above which an expert has diverged; one that learns nothing at all stays near it."""
+
+
 def _train_group(
     numbers: list[int],
     config: ExpertConfig,
@@ -128,7 +150,7 @@ def _train_group(
     model: FunctionalModel,
     files: _Spools,
     bar: Any,
-) -> list[_Trained]:
+) -> list[_Trained | _Diverged]:
     began = time.perf_counter()
     seeds = [_init_seed(config, number) for number in numbers]
     initial = torch.stack([model.init(seed) for seed in seeds])
@@ -150,11 +172,15 @@ def _train_group(
     spools = [files.one() for _ in numbers] if config.keep_checkpoints else []
 
     def observe() -> None:
-        for recorder, params in zip(recorders, stack.params, strict=True):
-            recorder.observe(params)
+        for number, recorder, params in zip(numbers, recorders, stack.params, strict=True):
+            if number in finite and bool(params.isfinite().all()):
+                recorder.observe(params)
+            else:
+                finite.discard(number)
         for spool, params in zip(spools, stack.params, strict=False):
             spool.append(params)
 
+    finite = set(numbers)
     observe()
     for _, loss in train_epochs(
         stack,
@@ -172,8 +198,15 @@ def _train_group(
     held_out = dataset.val if len(dataset.val.labels) else dataset.test
     reached = scores(stack, held_out.images, held_out.labels, task)
     seconds = (time.perf_counter() - began) / len(numbers)
-    trained = []
+    guessing = float(
+        task.loss(torch.zeros(len(train.labels), task.num_outputs(dataset.num_classes)), train.labels.cpu())
+    )
+    trained: list[_Trained | _Diverged] = []
     for i, number in enumerate(numbers):
+        final = losses[-1][i]
+        if number not in finite or not final <= _FAR_OFF * guessing:  # "not <=": NaN fails too
+            trained.append(_Diverged(number, final, config.lr_teacher))
+            continue
         info = {
             task.headline: _short(reached[i]),
             "split": "val" if len(dataset.val.labels) else "test",

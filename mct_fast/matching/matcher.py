@@ -76,6 +76,7 @@ class Matcher:
         self._task: Task = task or Classification()
         self._model = model if isinstance(model, FunctionalModel) else FunctionalModel(model)
         self._micro_batch = micro_batch
+        self._tried = False  # whether the network has been called, and seen to draw no random numbers
         if micro_batch is not None:
             if isinstance(self._adjoint, Unrolled):
                 raise InputError("micro_batch: the unrolled adjoint keeps whole batches; use adjoint='exact'")
@@ -107,7 +108,7 @@ class Matcher:
         if augment is not None:
             _check_augment(augment, *batches.shape[:2])
         problem = self._problem(images, labels, alpha, *ends, batches, sizes, augment)
-        if not bool((problem.denominator > 0).all()):
+        if bool((problem.denominator == 0).any()):  # one that overflowed is NaN, and so is the loss
             raise InputError("target: equals start, so the loss is undefined; pick a target further along the path")
         return self._solve(problem)
 
@@ -151,6 +152,8 @@ class Matcher:
         return student if self._micro_batch is None else MicroBatched(student, self._micro_batch)
 
     def _check_labels(self, images: Tensor, labels: Tensor, start: Points) -> None:
+        device = torch.get_device_module(images.device) if images.is_cuda else torch
+        before = None if self._tried else device.get_rng_state()
         try:
             with torch.no_grad():
                 num_outputs = self._model(start.of(slice(0, 1)).dense()[0], images[:1]).shape[-1]
@@ -159,6 +162,12 @@ class Matcher:
             raise InputError(
                 f"images: the model does not take shape {tuple(images.shape[1:])} ({reason}); build it for these images"
             ) from error
+        if before is not None and not torch.equal(before, device.get_rng_state()):
+            raise InputError(
+                "model: its forward pass draws random numbers, so the gradient would be that of another step; "
+                "take out what is random, such as functional dropout or rrelu"
+            )
+        self._tried = True
         self._task.check(labels, num_outputs)
         if labels.is_floating_point() and labels.dtype != images.dtype:
             raise InputError(

@@ -135,8 +135,9 @@ class MatchingProblem:
 
     @cached_property
     def denominator(self) -> Tensor:
-        """|start - target|^2 of each student, ``(S,)``."""
-        return self.target.distance(self.theta, self.theta.new_ones(self.num_students))[0]
+        """|start - target|^2 of each student, ``(S,)``; NaN where it overflows, as divided by infinity any loss would be 0."""
+        found = self.target.distance(self.theta, self.theta.new_ones(self.num_students))[0]
+        return torch.where(found.isfinite(), found, torch.nan)
 
     def indices(self, step: int) -> Tensor:
         """Rows ``(S, b)`` of the synthetic set used at ``step``; a shorter batch is padded by -1 at its end."""

@@ -32,7 +32,7 @@ class FunctionalModel:
         layer_offsets: L + 1 positions; parameter ``l`` is ``flat[layer_offsets[l]:layer_offsets[l + 1]]``.
 
     Raises:
-        InputError: active dropout, frozen or uninitialised parameters, or none at all.
+        InputError: active dropout or another random layer, frozen or uninitialised parameters, or none at all.
     """
 
     def __init__(self, module: nn.Module) -> None:
@@ -114,19 +114,37 @@ class FunctionalModel:
 
 
 def has_dropout(module: nn.Module) -> bool:
-    """Whether a step of ``module`` in training is random."""
-    return any(_dropout_rate(submodule) > 0 for submodule in module.modules())
+    """Whether a step of ``module`` in training is random: by dropout, a random activation or random pooling."""
+    return any(_randomness(submodule) for submodule in module.modules())
 
 
 def without_dropout(module: nn.Module) -> nn.Module:
-    """A copy of ``module`` with all dropout switched off; ``module`` itself where it has none."""
+    """A copy of ``module`` with all that is random switched off; ``module`` itself where nothing is."""
     if not has_dropout(module):
         return module
     module = copy.deepcopy(module)
     for submodule in module.modules():
-        if _dropout_rate(submodule) > 0:
+        if isinstance(submodule, nn.RReLU):
+            submodule.lower = submodule.upper = (submodule.lower + submodule.upper) / 2
+        elif isinstance(submodule, _FRACTIONAL):
+            submodule._random_samples = torch.full((1, 1, 1), 0.5)
+        elif _dropout_rate(submodule) > 0:
             setattr(submodule, "p" if isinstance(submodule, _DropoutNd) else "dropout", 0.0)
     return module
+
+
+_FRACTIONAL = (nn.FractionalMaxPool2d, nn.FractionalMaxPool3d)
+
+
+def _randomness(module: nn.Module) -> str | None:
+    """What in ``module`` itself, not in its children, is drawn anew at every step; None where nothing is."""
+    if _dropout_rate(module) > 0:
+        return "dropout"
+    if isinstance(module, nn.RReLU) and module.lower < module.upper:
+        return "a random activation (RReLU)"
+    if isinstance(module, _FRACTIONAL) and module._random_samples is None:
+        return "random pooling"
+    return None
 
 
 def _dropout_rate(module: nn.Module) -> float:
@@ -142,10 +160,12 @@ def _pure_copy(module: nn.Module) -> nn.Module:
         if not parameter.requires_grad:
             raise InputError(f"parameter {name} is frozen: register it as a buffer, or set requires_grad=True")
     for name, submodule in module.named_modules():
-        if _dropout_rate(submodule) > 0:
-            raise InputError(
-                f"dropout in {name or type(submodule).__name__} makes a step random: set its rate to 0 or remove it"
+        found = _randomness(submodule)
+        if found is not None:
+            remedy = (
+                "set its rate to 0 or remove it" if found == "dropout" else "replace it, as by LeakyReLU or MaxPool2d"
             )
+            raise InputError(f"{found} in {name or type(submodule).__name__} makes a step random: {remedy}")
     module = copy.deepcopy(module).train()
     for submodule in module.modules():
         if isinstance(submodule, _NormBase):

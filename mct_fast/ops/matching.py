@@ -50,7 +50,8 @@ def matching_loss(
 ) -> tuple[PerStudent, Flat]:
     """loss = |theta - target|^2 / denom and its gradient 2 (theta - target) / denom; target = (1 - f) origin + f end.
 
-    The target is never stored; squares are summed in double.
+    The target is never stored; squares are summed in double. By a denominator that is not finite nothing can be divided: loss
+    and gradient are NaN then, never 0.
 
     Args:
         theta: Parameters, (S, P).
@@ -63,6 +64,7 @@ def matching_loss(
     Returns:
         loss, (S,), and its gradient, (S, P). First derivative only, of the loss by theta.
     """
+    denom = torch.where(denom.isfinite(), denom, torch.nan)
     f = frac.repeat_interleave(offsets.diff(), dim=1, output_size=theta.shape[1])
     difference = theta - ((1 - f) * origin + f * end)
     loss = difference.double().square().sum(dim=1) / denom

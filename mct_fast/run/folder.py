@@ -250,6 +250,18 @@ class Run:
             os.truncate(file, length)
 
 
+def chosen_images(final: Mapping[str, Any], config: Mapping[str, Any]) -> str:
+    """What the images of a run's last record are: those that it began with are no distilled ones, and called so.
+
+    Where the test split chose them, as without a validation split, that is said too.
+    """
+    if final["iteration"]:
+        images = f"images of iteration {final['iteration']}"
+    else:
+        images = f"the {'noise' if config.get('pix_init') == 'noise' else 'real images'} it began with"
+    return images + (", selected on test" if final.get("select_on") == "test" else "")
+
+
 def _half_begun(name: str) -> bool:
     """Whether a file may be what :meth:`Run.create` had written when it was killed."""
     return name == ENVIRONMENT or (name.startswith((".environment-", ".config-")) and name.endswith(".json"))

@@ -1,23 +1,23 @@
-"""Settings: frozen dataclasses that check themselves when they are made, and configurations that hold them in groups."""
+"""Settings: frozen dataclasses that check themselves when they are made, and configurations that hold them in groups.
+
+What a field may hold stands beside its type.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 import math
+import numbers
+import types
 import typing
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, TypeVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from mct_fast.run.errors import InputError
 
 T = TypeVar("T", bound="Grouped")
-
-
-def check_choices(settings: Any) -> None:
-    """Raises :class:`InputError` where a field that is a ``Literal`` holds none of its choices."""
-    for name in choices(type(settings)):
-        check_choice(type(settings), name, getattr(settings, name))
 
 
 def check_choice(kind: type, name: str, given: Any) -> None:
@@ -34,34 +34,110 @@ def choices(kind: type) -> dict[str, tuple[Any, ...]]:
     return {name: typing.get_args(hint) for name, hint in hints.items() if typing.get_origin(hint) is typing.Literal}
 
 
-def at_least_one(settings: Any, *names: str) -> None:
-    """Raises :class:`InputError` where a count is below 1; None stands for no bound."""
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and value < 1:
-            raise InputError(f"{name}: got {value}; give at least 1")
+LARGEST = 1e30
+"""The largest number that arithmetic in float32 is given: its square overflows, the number does not."""
 
 
-def not_negative(settings: Any, *names: str) -> None:
-    """Raises :class:`InputError` where a number is negative or not finite."""
-    for name in names:
-        if not 0 <= getattr(settings, name) < math.inf:
-            raise InputError(f"{name}: got {getattr(settings, name)}; give a finite number of at least 0")
+@dataclass(frozen=True)
+class Bounds:
+    """A range of numbers; ``above`` and ``below`` exclude its ends."""
+
+    low: float = -math.inf
+    high: float = math.inf
+    above: bool = False
+    below: bool = False
+
+    def hold(self, value: float) -> bool:
+        """Whether ``value`` lies in it."""
+        low = value > self.low if self.above else value >= self.low
+        return low and (value < self.high if self.below else value <= self.high)
+
+    def wanted(self, value: Any) -> str:
+        """The range in words; an end that only arithmetic sets is named to whoever passed it, as ``value`` did."""
+        low = f"{'above' if self.above else 'of at least'} {self.low:.15g}"
+        high = f"{'below' if self.below else 'at most'} {self.high:.15g}"
+        far = isinstance(value, (int, float)) and abs(value) > _FAR
+        named = [
+            text
+            for text, end in ((low, self.low), (high, self.high))
+            if abs(end) <= _FAR or (far and math.isfinite(end))
+        ]
+        return ", ".join(named)
 
 
-def positive(settings: Any, *names: str) -> None:
-    """Raises :class:`InputError` where a number is not positive and finite; None stands for another's."""
-    for name in names:
-        value = getattr(settings, name)
-        if value is not None and not 0 < value < math.inf:
-            raise InputError(f"{name}: got {value}; give a positive finite number")
+_FAR = 1e6
+_MOST = 2**31 - 1
+Count = Annotated[int, Bounds(1, _MOST)]
+Natural = Annotated[int, Bounds(0, _MOST)]
+Seed = Annotated[int, Bounds(-(2**63), 2**63 - 1)]
+Positive = Annotated[float, Bounds(0, LARGEST, above=True)]
+Epochs = Annotated[float, Bounds(-LARGEST, LARGEST)]
+NonNegative = Annotated[float, Bounds(0, LARGEST)]
+Share = Annotated[float, Bounds(0, 1)]
+Fraction = Annotated[float, Bounds(0, 1, below=True)]
 
 
-def share(settings: Any, *names: str) -> None:
-    """Raises :class:`InputError` where a momentum or a decay is outside [0, 1)."""
-    for name in names:
-        if not 0 <= getattr(settings, name) < 1:
-            raise InputError(f"{name}: got {getattr(settings, name)}; give at least 0, below 1")
+class Checked:
+    """Base of a dataclass whose fields are held to their types, choices, finite numbers, and the :class:`Bounds` beside them.
+
+    Numbers of NumPy become Python's, lists become tuples.  Raises :class:`InputError` that names the field and what to give.
+    """
+
+    def __post_init__(self) -> None:
+        hints = _hints(type(self))
+        for field in dataclasses.fields(self):  # pyright: ignore[reportArgumentType] (a subclass is one)
+            value = getattr(self, field.name)
+            plain = _plain(value)
+            if plain is not value:
+                object.__setattr__(self, field.name, plain)
+            if get_origin(hints[field.name]) is Literal:
+                check_choice(type(self), field.name, plain)
+            elif not _fits(hints[field.name], plain):
+                raise InputError(f"{field.name}: got {value!r}; give {_wanted(hints[field.name], plain)}")
+
+
+@functools.cache
+def _hints(kind: type) -> dict[str, Any]:
+    return get_type_hints(kind, include_extras=True)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, (bool, int, float, str)):
+        return value
+    if isinstance(value, numbers.Integral):
+        return int(value)
+    if isinstance(value, numbers.Real):
+        return float(value)
+    return tuple(map(_plain, value)) if isinstance(value, list) else value
+
+
+def _fits(hint: Any, value: Any) -> bool:
+    origin, arms = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        bounds = [extra for extra in arms[1:] if isinstance(extra, Bounds)]
+        return _fits(arms[0], value) and all(bound.hold(value) for bound in bounds)
+    if origin in (Union, types.UnionType):
+        return any(_fits(arm, value) for arm in arms)
+    if origin is tuple:
+        return isinstance(value, tuple) and all(_fits(arms[0], item) for item in value)
+    if hint is float:
+        return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    if hint is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    return not isinstance(hint, type) or isinstance(value, hint)
+
+
+def _wanted(hint: Any, value: Any) -> str:
+    origin, arms = get_origin(hint), get_args(hint)
+    if origin is Annotated:
+        bounds = [extra.wanted(value) for extra in arms[1:] if isinstance(extra, Bounds)]
+        return " ".join(filter(None, (_wanted(arms[0], value), *bounds)))
+    if origin in (Union, types.UnionType):
+        return ", or ".join(_wanted(arm, value) for arm in arms)
+    if origin is tuple:
+        return f"some of: {_wanted(arms[0], None)}"
+    names = {float: "a finite number", int: "a whole number", str: "text", bool: "True or False", type(None): "None"}
+    return names.get(hint, f"a {getattr(hint, '__name__', hint)}")
 
 
 class Grouped:

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from mct_fast.run.errors import InputError
+from mct_fast.run.settings import Checked, Count, Positive
 from mct_fast.tabular.columns import Column
 from mct_fast.tabular.tables import (
     RawTable,
@@ -33,16 +34,16 @@ EPS = 1e-6
 
 
 @dataclass(frozen=True)
-class TimeGrid:
+class TimeGrid(Checked):
     """How the rows of a long table become regular series."""
 
     id: str | None = None
     """Column that names the series (the stay) a row belongs to."""
     time: str | None = None
     """Column with the time since the start of the series, a number."""
-    step: float = 1.0
+    step: Positive = 1.0
     """Length of a step, in the unit of the time column: 1 for hourly steps of hours, 60 of minutes."""
-    steps: int = 48
+    steps: Count = 48
     """Steps of a series; rows before its start or after its last step play no part."""
     labels_path: str | None = None
     """File with a row for each series: its id, target and group. Left out, they stand in the long table itself.
@@ -168,8 +169,6 @@ def _check_grid(grid: TimeGrid) -> None:
     for name in ("id", "time"):
         if getattr(grid, name) is None:
             raise InputError(f"{name}: missing; name the column of the long table, e.g. --id stay --time hours")
-    if grid.steps < 1 or not 0 < grid.step < float("inf"):
-        raise InputError(f"steps={grid.steps}, step={grid.step}: give at least one step of positive length")
 
 
 def long_table(frame: pd.DataFrame, labels: pd.DataFrame | None, spec: TableSpec, grid: TimeGrid) -> RawTable:

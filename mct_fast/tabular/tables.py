@@ -11,13 +11,14 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mct_fast.run.errors import InputError
+from mct_fast.run.settings import Bounds, Checked
 from mct_fast.tabular.columns import Column
 from mct_fast.tasks.layout import stratified_split
 
@@ -34,7 +35,7 @@ S = TypeVar("S")
 
 
 @dataclass(frozen=True)
-class TableSpec:
+class TableSpec(Checked):
     """Which columns of a table are what, and how its rows are split. What a recipe sets, these options override."""
 
     target: tuple[str, ...] = ()
@@ -63,9 +64,9 @@ class TableSpec:
     """File with the test rows; left out, test_fraction of the rows are held out."""
     test_where: str | None = None
     """COLUMN=VALUE: the rows that make the test split, such as one hospital. The column is no feature."""
-    test_fraction: float = 0.2
+    test_fraction: Annotated[float, Bounds(0, 1, above=True, below=True)] = 0.2
     """Share of the rows (with --group: of the groups) held out as the test split, stratified by target."""
-    subsample_positive: float | None = None
+    subsample_positive: Annotated[float, Bounds(0, 1, above=True, below=True)] | None = None
     """Drop positives of the training split until they are this share of it, e.g. 0.01; other splits stay whole."""
 
 
@@ -497,8 +498,6 @@ def split_rows(raw: RawTable, spec: TableSpec, val_fraction: float, split_seed: 
     Raises:
         InputError: a split is empty or has no row of a class or label, or a group lies in two splits.
     """
-    if not 0 < spec.test_fraction < 1:
-        raise InputError(f"test_fraction={spec.test_fraction} is out of range; give a share in (0, 1), e.g. 0.2")
     splits = raw.splits.clone()
     strata = _strata(raw.labels)
     for number, fraction, seed in ((2, spec.test_fraction, _TEST_SEED), (1, val_fraction, split_seed)):
@@ -585,8 +584,6 @@ def _check_labels(raw: RawTable, labels: Tensor, split: str) -> None:
 def _subsampled(raw: RawTable, rows: Tensor, share: float, split_seed: int) -> Tensor:
     if raw.task != "binary":
         raise InputError(f"subsample_positive: is for a binary target, this one is {raw.task}; leave it out")
-    if not 0 < share < 1:
-        raise InputError(f"subsample_positive={share} is out of range; give a share in (0, 1), e.g. 0.01")
     positive = rows[raw.labels[rows] == 1]
     negatives = len(rows) - len(positive)
     wanted = max(1, round(share / (1 - share) * negatives))

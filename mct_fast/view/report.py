@@ -28,7 +28,7 @@ from mct_fast.distilled.table import PRIVACY, nearest_text, table_frame
 from mct_fast.evaluate import baseline_text
 from mct_fast.run.errors import InputError
 from mct_fast.run.files import atomic_write, reading
-from mct_fast.run.folder import Run
+from mct_fast.run.folder import Run, chosen_images
 from mct_fast.run.progress import duration
 from mct_fast.tasks import format_metric, metric_label, metric_scale, metric_title
 from mct_fast.trajectory import TrajectoryStore
@@ -320,7 +320,8 @@ def _tiles(facts: _Facts) -> str:
                 )
             )
         chosen = "validation" if final.get("select_on", "val") == "val" else "the test split (optimistic)"
-        tiles.append(("Chosen iteration", str(final["iteration"]), f"by {label} on {chosen}"))
+        began = "" if final["iteration"] else f"; {chosen_images(final, facts.run.config).partition(',')[0]}"
+        tiles.append(("Chosen iteration", str(final["iteration"]), f"by {label} on {chosen}{began}"))
     elif evaluations:
         best = max(evaluations, key=lambda r: r["mean"])
         tiles.append(

@@ -168,21 +168,21 @@ def test_the_manifest_says_what_was_trained(digits: Dataset, tmp_path: Path) -> 
 
 
 BAD = {
-    "num_experts": (replace(TINY, num_experts=0), "^num_experts"),
-    "train_epochs": (replace(TINY, train_epochs=0), "^train_epochs"),
-    "batch_train": (replace(TINY, batch_train=0), "^batch_train"),
-    "parallel": (replace(TINY, parallel=0), "^parallel"),
-    "lr_teacher": (replace(TINY, lr_teacher=float("nan")), "^lr_teacher"),
-    "lr_teacher-inf": (replace(TINY, lr_teacher=float("inf")), "^lr_teacher"),
-    "norm": (replace(TINY, norm="batch"), "^norm"),
-    "norm-by-name": (replace(TINY, model="ConvNetBN"), "^norm"),
-    "projected": (replace(TINY, schedule="projected"), "^schedule"),
-    "waypoints": (replace(TINY, waypoints=9), "^waypoints"),
-    "waypoint-epochs": (replace(TINY, waypoints=(0, 9)), "^waypoints"),
-    "strategy": (replace(TINY, dsa_strategy="colour"), "colour"),
-    "model": (replace(TINY, model="ConvNot"), "ConvNot"),
-    "depth": (replace(TINY, depth=9), "depth"),
-    "encoding": (replace(TINY, encoding="int2"), "^encoding"),
+    "num_experts": (dict(num_experts=0), "^num_experts"),
+    "train_epochs": (dict(train_epochs=0), "^train_epochs"),
+    "batch_train": (dict(batch_train=0), "^batch_train"),
+    "parallel": (dict(parallel=0), "^parallel"),
+    "lr_teacher": (dict(lr_teacher=float("nan")), "^lr_teacher"),
+    "lr_teacher-inf": (dict(lr_teacher=float("inf")), "^lr_teacher"),
+    "norm": (dict(norm="batch"), "^norm"),
+    "norm-by-name": (dict(model="ConvNetBN"), "^norm"),
+    "projected": (dict(schedule="projected"), "^schedule"),
+    "waypoints": (dict(waypoints=9), "^waypoints"),
+    "waypoint-epochs": (dict(waypoints=(0, 9)), "^waypoints"),
+    "strategy": (dict(dsa_strategy="colour"), "colour"),
+    "model": (dict(model="ConvNot"), "ConvNot"),
+    "depth": (dict(depth=9), "depth"),
+    "encoding": (dict(encoding="int2"), "^encoding"),
 }
 
 
@@ -190,7 +190,7 @@ BAD = {
 def test_bad_settings_are_named_before_anything_is_written(field: str, digits: Dataset, tmp_path: Path) -> None:
     config, message = BAD[field]
     with pytest.raises(InputError, match=message):
-        train_experts(config, tmp_path / "store", digits)
+        train_experts(replace(TINY, **config), tmp_path / "store", digits)
     assert not (tmp_path / "store").exists()
 
 
