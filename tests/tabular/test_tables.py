@@ -257,7 +257,10 @@ def test_one_positive_in_a_hundred() -> None:
     assert int((rare.train.labels == 0).sum()) == int((plain.train.labels == 0).sum())
     assert rare.test.sha256 == plain.test.sha256 and rare.val.sha256 == plain.val.sha256
     assert "only" in refused(frame, replace(SPEC, subsample_positive=0.9))
-    assert "in (0, 1)" in refused(frame, replace(SPEC, subsample_positive=1.5))
+    for name in ("subsample_positive", "test_fraction"):
+        for value in (0.0, 1.0, 1.5, float("nan")):
+            with pytest.raises(InputError, match=rf"^{name}: got .*; give a finite number above 0, below 1"):
+                replace(SPEC, **{name: value})
 
 
 # What is refused
@@ -297,7 +300,6 @@ BAD: dict[str, tuple[pd.DataFrame, TableSpec, str]] = {
     ),
     "bad where": (_with(site="A"), replace(SPEC, test_where="site"), r"'site' is not COLUMN=VALUE; give e.g."),
     "where nothing": (_with(site="A"), replace(SPEC, test_where="site=B"), r"no row has 'site' 'B'; name a value"),
-    "fraction": (patients(), replace(SPEC, test_fraction=1.0), r"test_fraction=1.0 is out of range; give a share"),
     "impute": (patients(), replace(SPEC, impute="zero"), r"impute: unknown 'zero'; choose median or mean"),
     "positive of three": (patients(), TableSpec(target=("smoker",), positive="1"), r"'smoker' has 3 classes; leave"),
     "twice": (patients()[["age", "age", "died"]], SPEC, r"has the column 'age' twice; rename or remove one"),
