@@ -81,10 +81,10 @@ def convolution(width: int, pooled: int, batch: int) -> Tiles:
     return Tiles(channels, warps, 3, _depth(width, 4 * rows, channels, 3, most), rows)
 
 
-def transposed(width: int, pooled: int, batch: int, tangent: bool) -> Tiles:
+def transposed(width: int, pooled: int, batch: int, halves: int, tangent: bool) -> Tiles:
     """Of the way back through a convolution and a block."""
     rows = _rows(pooled)
-    channels = 16 if batch < FEW and rows >= 64 else 64
+    channels = 16 if batch < FEW and rows >= 64 else 64 if halves == 1 else 32
     while channels > 16 and rows * channels > 64 * 64:
         channels //= 2
     channels = _part_of(width, channels)
@@ -97,9 +97,9 @@ def top(width: int, pooled: int, batch: int) -> Tiles:
     return Tiles(_part_of(width, 16 if batch < FEW else 32), 4, 3, 0, _rows(pooled))
 
 
-def first(width: int, batch: int, forward: bool = False) -> Tiles:
-    """Of the first block, whose planes are walked in tiles of 64 pooled pixels."""
-    return Tiles(_part_of(width, 16 if batch < FEW else 64 if forward else 32), 4)
+def first(width: int, batch: int, halves: int, forward: bool = False) -> Tiles:
+    """Of the first block, whose planes are walked in tiles of 64 pooled pixels; pairs take twice the registers."""
+    return Tiles(_part_of(width, 16 if batch < FEW or halves == 2 else 64 if forward else 32), 4)
 
 
 def input_grad(width: int, pixels: int) -> Tiles:

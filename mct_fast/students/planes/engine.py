@@ -178,7 +178,7 @@ class Engine:
 
     def columns(self, batch: int) -> int:
         """Groups of channels by which `TangentStep.columns` comes for batches of that size."""
-        return self.geometry.width // tiles.first(self.geometry.width, batch).channels
+        return self.geometry.width // tiles.first(self.geometry.width, batch, self.how.halves).channels
 
     def batch(self, images: int) -> Batch:
         """Room for patches."""
@@ -216,7 +216,7 @@ class Engine:
     def forward(self, w: Weights, x: Batch, step: Step, students: int, batch: int) -> None:
         """Outputs of the students on their batches, and what the other sweeps read."""
         g = self.geometry
-        t = tiles.first(g.width, batch, forward=True)
+        t = tiles.first(g.width, batch, self.how.halves, forward=True)
         self._start(
             first.first_forward_kernel, (students * batch, g.width // t.channels),
             x.patches, x.sums, w.half, w.values, step.h[0], step.mean, step.rstd[0], step.px, batch, g.tiles,
@@ -260,7 +260,7 @@ class Engine:
                 with self._beside():
                     self._weight_grad(i, h, gz, h, gz, arena, parts, students, batch, pair=False)
             if i > 1:
-                t = tiles.transposed(g.width, g.pooled(i - 1), batch, tangent=False)
+                t = tiles.transposed(g.width, g.pooled(i - 1), batch, self.how.halves, tangent=False)
                 grid, constants = self._tiled(t, students * batch)
                 self._start(
                     plane.plane_backward_kernel, grid,
@@ -270,7 +270,7 @@ class Engine:
                 )  # fmt: skip
         half = self._w(w.half, 1)
         self._input_grad(step.gz[1], half, step.gz[1], half, step.gp[0], students, batch, pair=False)
-        t = tiles.first(g.width, batch)
+        t = tiles.first(g.width, batch, self.how.halves)
         self._start(
             first.first_backward_kernel, (students * batch, g.width // t.channels),
             x.patches, x.sums, w.half, w.values, step.mean, step.rstd[0], step.px, step.gp[0],
@@ -307,7 +307,7 @@ class Engine:
         self, w: Weights, dot: Weights, x: Batch, step: Step, t: TangentStep, students: int, batch: int
     ) -> None:
         g = self.geometry
-        f = tiles.first(g.width, batch)
+        f = tiles.first(g.width, batch, self.how.halves)
         self._start(
             first.first_tangent_kernel, (students * batch, g.width // f.channels),
             x.patches, x.sums, w.half, dot.half, w.values, dot.values, step.mean, step.rstd[0], step.px, t.h[0],
@@ -346,7 +346,7 @@ class Engine:
                 with self._beside():
                     self._weight_grad(i, h, gzdot, hdot, gz, arena, parts, students, batch, pair=True)
             if i > 1:
-                back = tiles.transposed(g.width, g.pooled(i - 1), batch, tangent=True)
+                back = tiles.transposed(g.width, g.pooled(i - 1), batch, self.how.halves, tangent=True)
                 grid, constants = self._tiled(back, students * batch)
                 self._start(
                     plane.plane_tangent_backward_kernel, grid,
@@ -358,7 +358,7 @@ class Engine:
         self._input_grad(
             t.gz[1], self._w(w.half, 1), step.gz[1], self._w(dot.half, 1), t.gp, students, batch, pair=True
         )  # fmt: skip
-        f = tiles.first(g.width, batch)
+        f = tiles.first(g.width, batch, self.how.halves)
         self._start(
             first.first_tangent_backward_kernel, (students * batch, g.width // f.channels),
             x.patches, w.half, dot.half, w.values, dot.values, step.mean, step.rstd[0], t.zdot_mean, t.zdot_slope,
