@@ -1,0 +1,59 @@
+"""The plane kernels under Triton's interpreter, and how often a step launches one."""
+
+from __future__ import annotations
+
+from collections import Counter
+from typing import Any
+
+import pytest
+
+pytest.importorskip("triton")
+
+from mct_fast.students.planes.memory import FAST
+from tests.kernels import plane_laws
+from tests.kernels.plane_cases import Case
+from tests.kernels.recording import Launch, launches
+
+
+def test_parameters_come_back_and_filling_is_zero(interpreter: Any) -> None:
+    interpreter.run("packing")
+
+
+def test_a_point_between_two_models(interpreter: Any) -> None:
+    interpreter.run("point_agrees")
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"), [*((name, "fine") for name in plane_laws.STEPS if name != "decided"), ("decided", "fast")]
+)
+def test_a_step_agrees_with_float64(name: str, precision: str, interpreter: Any) -> None:
+    interpreter.run("step_agrees", name, precision)
+
+
+@pytest.mark.parametrize(("name", "kind", "kept"), [("soft-augmented", "exact", "all"), ("hard", "truncated", "none")])
+def test_a_match_agrees_with_float64(name: str, kind: str, kept: str, interpreter: Any) -> None:
+    interpreter.run("match_agrees", name, kind, kept)
+
+
+def _launches(depth: int, steps: int) -> list[Launch]:
+    case = Case(depth, 16, 3, (32, 32), students=2, steps=steps, augmented=True)
+    return launches(case.match(FAST, "meta"))
+
+
+@pytest.mark.parametrize("depth", [2, 3, 4])
+def test_launches_of_a_step(depth: int) -> None:
+    """Forward, backward and update: 13 of three blocks; the tangent with its update: 14. Each block more or less: 3 and 3."""
+    one, two = (_launches(depth, steps) for steps in (1, 2))
+    there, both = (_before_the_tangent(two) - _before_the_tangent(one), len(two) - len(one))
+    assert (there, both - there) == (13 + 3 * (depth - 3), 14 + 3 * (depth - 3))
+    assert depth > 3 or both <= 30
+
+
+def _before_the_tangent(found: list[Launch]) -> int:
+    return next(i for i, launch in enumerate(found) if "tangent" in launch.kernel)
+
+
+def test_what_a_match_adds_does_not_grow_with_its_steps() -> None:
+    one, four = (Counter(launch.kernel for launch in _launches(3, steps)) for steps in (1, 4))
+    once = ("patches_kernel", "pixels_kernel", "permute_kernel")
+    assert {k: n for k, n in one.items() if k.endswith(once)} == {k: n for k, n in four.items() if k.endswith(once)}
