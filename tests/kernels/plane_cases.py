@@ -106,3 +106,14 @@ class Case:
         problem = self.problem(device=device)
         engine = Anywhere(self.fused, how).engine(torch.device(device))
         return lambda: sweep(problem, engine, carry_curvature=True, keep_bytes=keep_bytes)
+
+    def step(self, how: Precision, device: str = "cpu") -> Callable[[], object]:
+        """A step's gradient and its tangent by themselves."""
+        problem, student = self.problem(device=device), Anywhere(self.fused, how)
+        x, y = problem.batch(0, problem.images, problem.labels)
+
+        def run() -> None:
+            student.gradient(problem.theta, x, y)
+            student.gradient_tangent(problem.theta, problem.theta, x, y)
+
+        return run
