@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from itertools import zip_longest
@@ -14,11 +15,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mct_fast.data.datasets import REGISTRY
-from mct_fast.interchange.buffers import Fit, Source, StoredExpert, find, write_experts
+from mct_fast.data.datasets import REGISTRY, inputs_of
+from mct_fast.interchange.buffers import UNFINISHED, Fit, Source, StoredExpert, find, write_experts
 from mct_fast.models import ConvNet, FunctionalModel, build_model, model_spec
 from mct_fast.run.errors import InputError
+from mct_fast.run.files import exclusive
 from mct_fast.run.progress import Progress, quiet
+from mct_fast.run.sealed import read_sealed, write_sealed
 from mct_fast.trajectory import Trajectory, TrajectoryStore
 from mct_fast.trajectory.encoding import find_encoding
 
@@ -56,7 +59,7 @@ def compress(
     ``source``: a file or a folder of MTT's ``replay_buffer_N.pt`` (of the kind ``files``, see
     :func:`mct_fast.interchange.buffers.find`), or of the ``waypoint_buffer*_N.pt`` and ``step_buffer*_N.pt`` of the official
     MCT code, whose paths are taken as they are.  Files are read one at a time and never run.  ``dataset``, ``data_path`` and
-    ``zca`` say what the experts were trained on.
+    ``zca`` say what the experts were trained on; channels, pixels and classes are compared with it.
     ``model``: spec of the network; left out, a ConvNet is recognised from its shapes, which do not tell instance norm from
     group or batch norm: ``norm`` does, else instance is assumed and said.  ``encoding`` of the waypoints after the
     first and ``start_encoding`` of the first, whose seed nobody knows: see :meth:`TrajectoryStore.add`.  Other arguments:
@@ -90,6 +93,7 @@ def compress(
                         if model is not None
                         else recognise_convnet(shapes, canonical, norm or "instance")
                     )
+                    spec = _of_dataset(spec, shapes, dataset, data_path)
                     kept_as = {
                         "keep_checkpoints": keep_checkpoints,
                         "encoding": encoding,
@@ -136,7 +140,9 @@ def to_mtt(
 
     An expert whose checkpoints the store keeps is written bit for bit as it was trained; of any other the convex path is
     written at whole epochs, which is not what SGD passed through.  Memory holds one file's experts, as in MTT itself.  Each
-    file is whole or absent.  Raises :class:`InputError` if the folder holds such files already.
+    file is whole or absent, and ``replay_buffer_0.pt`` is written last: without it MTT finds nothing, so a folder never looks
+    complete before it is.  The same call goes on after a failure.  Raises :class:`InputError` if the folder holds other such
+    files.
     """
     if per_file < 1:
         raise InputError(f"per_file: got {per_file}; give at least 1, MTT has {MTT_EXPERTS_A_FILE}")
@@ -144,30 +150,60 @@ def to_mtt(
     folder = Path(folder)
     if not len(store):
         raise InputError(f"source: {store.path} holds no expert; train or compress some first")
-    if any(folder.glob("replay_buffer_*.pt")):
-        raise InputError(
-            f"to_mtt: {folder} already holds replay_buffer files; choose an empty folder, nothing was written"
-        )
-    files, kept = [], 0
-    sizes = [shape.numel() for shape in store.shapes]
-    with progress.task("to MTT, experts", len(store)) as bar:
-        for begin in range(0, len(store), per_file):
+    files = [folder / f"replay_buffer_{number}.pt" for number in range(-(-len(store) // per_file))]
+    kept = 0
+    with _unfinished(store, folder, per_file), progress.task("to MTT, experts", len(store)) as bar:
+        for number, file in reversed(list(enumerate(files))):
             experts = []
-            for i in range(begin, min(begin + per_file, len(store))):
+            for i in range(number * per_file, min((number + 1) * per_file, len(store))):
                 path, exact = _best_path(store, i)
                 kept += exact
-                experts.append([_tensors(path.at(t), store.shapes, sizes) for t in range(path.epochs + 1)])
+                if not file.exists():
+                    experts.append(_checkpoints(path, store))
                 bar.advance(1)
-            file = folder / f"replay_buffer_{len(files)}.pt"
-            try:
-                write_experts(file, experts)
-            except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as RuntimeError
-                reason = str(error).splitlines()[0]
-                raise InputError(
-                    f"to_mtt: cannot write {file} ({reason}); free some space, the files before it are whole"
-                ) from error
-            files.append(file)
+            if experts:
+                _write_mtt(file, experts)
     return MTTFiles(tuple(files), kept, len(store) - kept)
+
+
+@contextlib.contextmanager
+def _unfinished(store: TrajectoryStore, folder: Path, per_file: int) -> Iterator[None]:
+    """Within it ``folder`` is noted as one that lacks files, and no other process writes them."""
+    note = folder / UNFINISHED
+    experts = {str(entry["number"]): entry["sha256"] for entry in map(store.entry, range(len(store)))}
+    content = {"experts": experts, "per_file": per_file}
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"to_mtt: cannot write to {folder} ({error.strerror}); choose a writable folder") from error
+    with exclusive(folder / ".lock", f"to_mtt: {folder}"):
+        begun = read_sealed(note, "to_mtt", f"empty {folder} and begin anew")[0] if note.exists() else None
+        if begun != content and (begun is not None or any(folder.glob("replay_buffer_*.pt"))):
+            whose = "those of another store or --per-file" if begun is not None else "replay_buffer files"
+            raise InputError(f"to_mtt: {folder} already holds {whose}; choose an empty folder, nothing was written")
+        write_sealed(note, content)
+        try:
+            yield
+        except BaseException:
+            if not any(folder.glob("replay_buffer_*.pt")):
+                note.unlink()
+            raise
+        note.unlink()
+
+
+def _checkpoints(path: Trajectory, store: TrajectoryStore) -> list[list[Tensor]]:
+    sizes = [shape.numel() for shape in store.shapes]
+    return [_tensors(path.at(t), store.shapes, sizes) for t in range(path.epochs + 1)]
+
+
+def _write_mtt(file: Path, experts: list[list[list[Tensor]]]) -> None:
+    try:
+        write_experts(file, experts)
+    except (OSError, RuntimeError) as error:  # torch's writer reports a full disk as RuntimeError
+        reason = str(error).splitlines()[0]
+        raise InputError(
+            f"to_mtt: cannot write {file} ({reason}); free some space and give the same command again"
+        ) from error
 
 
 def _best_path(store: TrajectoryStore, i: int) -> tuple[Trajectory, bool]:
@@ -225,6 +261,30 @@ def _full_spec(model: Mapping[str, Any], shapes: list[torch.Size]) -> dict[str, 
                 "describe the network that was trained"
             )
     return model_spec(network)
+
+
+def _of_dataset(spec: dict[str, Any], shapes: list[torch.Size], dataset: str, data_path: str | None) -> dict[str, Any]:
+    """``spec`` with the size of the dataset's images, which shapes alone may leave open; refused if the two do not fit."""
+    inputs = inputs_of(dataset, data_path)
+    if inputs is None:
+        log.warning("%s was not compared with the experts' shapes: give --data-path to have that done", dataset)
+        return spec
+    for key, what in (("channels", "channels"), ("num_classes", "outputs for its classes")):
+        if spec.get(key) != inputs[key]:
+            raise InputError(
+                f"dataset: {dataset} has {inputs[key]} {what}, the experts' network {spec.get(key)}; "
+                "name the dataset that they were trained on"
+            )
+    try:
+        resized = build_model({**spec, "image_size": inputs["image_size"]})
+    except InputError:
+        resized = None
+    if resized is None or [p.shape for p in resized.parameters()] != shapes:
+        raise InputError(
+            f"dataset: {dataset} has images of size {inputs['image_size']}, the experts' network is for "
+            f"{spec.get('image_size')}; name the dataset that they were trained on"
+        )
+    return model_spec(resized)
 
 
 def _text(shape: torch.Size | None) -> str:

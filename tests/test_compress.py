@@ -6,6 +6,7 @@ import io
 import itertools
 import pickle
 import warnings
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 
 from mct_fast.cli import main
 from mct_fast.compress import compress, recognise_convnet, to_mtt
-from mct_fast.data import load_dataset
+from mct_fast.data import load_dataset, register_dataset
 from mct_fast.distill import DistillConfig, distill
 from mct_fast.models import MLP, ConvNet, model_spec
 from mct_fast.run.errors import InputError
@@ -244,13 +245,15 @@ OTHERS: dict[str, dict[str, Any]] = {
     "checkpoints": {"keep_checkpoints": True},
     "encoding": {"encoding": "int8"},
     "start": {"start_encoding": "fp16"},
-    "dataset": {"dataset": "mnist"},
+    "dataset": {"dataset": "numerals"},
     "zca": {"zca": True},
 }
 
 
 @pytest.mark.parametrize("other", OTHERS)
 def test_a_store_made_otherwise_is_refused(other: str, tmp_path: Path) -> None:
+    alike = (torch.rand(20, 1, 8, 8), torch.arange(20) % 10)
+    register_dataset("numerals", alike, alike)
     file = buffer(tmp_path / "b.pt", [expert(network(), 0)])
     compress(file, tmp_path / "out", dataset="digits")
     before = stamps(tmp_path / "out")
@@ -483,6 +486,83 @@ def test_mct_files_that_do_not_belong_together(tmp_path: Path) -> None:
         compress(file, tmp_path / "out", dataset="digits")
 
 
+# Zips, and the dataset they are said to be of
+
+
+def rezipped(source: Path, file: Path, **options: Any) -> Path:
+    with zipfile.ZipFile(source) as whole, zipfile.ZipFile(file, "w", **options) as packed:
+        for record in whole.infolist():
+            packed.writestr(record.filename, whole.read(record))
+    return file
+
+
+@pytest.mark.parametrize("how", [zipfile.ZIP_DEFLATED, zipfile.ZIP_STORED], ids=["compressed", "stored"])
+def test_a_zip_packed_by_another_program_is_read_right(how: int, tmp_path: Path) -> None:
+    file = buffer(tmp_path / "whole.pt", [expert(network(), 0)])
+    packed = rezipped(file, tmp_path / "b.pt", compression=how)
+    store, wanted = exactly(packed, tmp_path / "out"), exactly(file, tmp_path / "wanted")
+    for t in (0, 2.5, 5):
+        assert torch.equal(store[0].at(t), wanted[0].at(t))
+
+
+@pytest.mark.parametrize("mct", [False, True], ids=["mtt", "mct"])
+def test_a_changed_number_in_a_buffer_is_seen(mct: bool, tmp_path: Path) -> None:
+    if mct:
+        file, _ = mct_files(tmp_path, [expert(network(), 0)], 1)
+    else:
+        file = buffer(tmp_path / "replay_buffer_0.pt", [expert(network(), 0)])
+    for changed in {file, tmp_path / "step_buffer_0.pt" if mct else file}:
+        whole = changed.read_bytes()
+        with zipfile.ZipFile(changed) as archive:
+            record = next(r for r in archive.infolist() if r.filename.endswith("data/0"))
+            name = len(record.filename.encode())
+        extra = int.from_bytes(whole[record.header_offset + 28 : record.header_offset + 30], "little")
+        at = record.header_offset + 30 + name + extra
+        changed.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+        with pytest.raises(InputError, match=rf"^source: .*{changed.name} is damaged: .*data/0 .*CRC-32"):
+            compress(file, tmp_path / "out", dataset="digits")
+        changed.write_bytes(whole)
+    compress(file, tmp_path / "out", dataset="digits")
+
+
+def test_files_saved_without_crc_are_read(tmp_path: Path) -> None:
+    torch.serialization.set_crc32_options(False)
+    try:
+        file = buffer(tmp_path / "b.pt", [expert(network(), 0)])
+    finally:
+        torch.serialization.set_crc32_options(True)
+    assert len(compress(file, tmp_path / "out", dataset="digits")) == 1
+
+
+@pytest.mark.parametrize(
+    ("dataset", "module", "message"),
+    [
+        ("cifar10", network(3, 1, 32), "cifar10 has 3 channels, the experts' network 1"),
+        ("cifar100", network(3, 3, 32), "cifar100 has 100 outputs for its classes, the experts' network 10"),
+        ("cifar10", network(4, 3, 64), "cifar10 has images of size 32, the experts' network is for 64"),
+        ("digits", network(1, 1, 16), "digits has images of size 8, the experts' network is for 16"),
+    ],
+    ids=["channels", "classes", "size", "loaded"],
+)
+def test_experts_of_another_dataset_are_refused(dataset: str, module: ConvNet, message: str, tmp_path: Path) -> None:
+    file = buffer(tmp_path / "b.pt", [expert(module, 0, 2)])
+    with pytest.raises(InputError, match=f"^dataset: {message}"):
+        compress(file, tmp_path / "out", dataset=dataset)
+    with pytest.raises(InputError, match=f"^dataset: {message}"):
+        compress(file, tmp_path / "out", dataset=dataset, model=model_spec(module))
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_dataset_that_is_not_here_is_not_compared_and_that_is_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    file = buffer(tmp_path / "b.pt", [expert(network(), 0)])
+    assert len(compress(file, tmp_path / "out", dataset="folder:birds")) == 1
+    assert "folder:birds was not compared" in caplog.text
+    with pytest.raises(InputError, match="^data_path: "):
+        compress(file, tmp_path / "other", dataset="folder:birds", data_path=str(tmp_path / "nowhere"))
+
+
 # Back to MTT
 
 
@@ -528,8 +608,10 @@ def test_without_checkpoints_the_convex_path_is_written(tmp_path: Path) -> None:
         assert torch.equal(torch.cat([tensor.reshape(-1) for tensor in tensors]), store[0].at(t))
 
 
-def test_files_for_mtt_are_whole_or_absent(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    experts = [expert(network(), seed) for seed in range(2)]
+def test_files_for_mtt_are_whole_or_absent_and_the_first_comes_last(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    experts = [expert(network(), seed) for seed in range(3)]
     store = compress(buffer(tmp_path / "b.pt", experts), tmp_path / "out", dataset="digits")
     save, calls = torch.save, []
 
@@ -542,8 +624,21 @@ def test_files_for_mtt_are_whole_or_absent(tmp_path: Path, monkeypatch: pytest.M
     monkeypatch.setattr(torch, "save", full)
     with pytest.raises(InputError, match=r"^to_mtt: cannot write .*replay_buffer_1.pt"):
         to_mtt(store, tmp_path / "mtt", per_file=1)
-    assert [file.name for file in (tmp_path / "mtt").iterdir()] == ["replay_buffer_0.pt"]
+    assert [file.name for file in (tmp_path / "mtt").glob("*.pt")] == ["replay_buffer_2.pt"]
+    assert mtt_reads(tmp_path / "mtt") == [], "half of the experts would be taken for all of them"
+    with pytest.raises(InputError, match=r"^source: .* lacks files: 'compress --to-mtt .*' was interrupted"):
+        compress(tmp_path / "mtt", tmp_path / "again", dataset="digits")
+    with pytest.raises(InputError, match=r"^to_mtt: .* already holds those of another store or --per-file"):
+        to_mtt(store, tmp_path / "mtt", per_file=2)
+    whole = (tmp_path / "mtt" / "replay_buffer_2.pt").stat().st_mtime_ns
+    written = to_mtt(store, tmp_path / "mtt", per_file=1)
+    assert (written.checkpoints, written.convex, len(written.files)) == (0, 3, 3)
+    assert len(calls) == 4 and (tmp_path / "mtt" / "replay_buffer_2.pt").stat().st_mtime_ns == whole
     monkeypatch.undo()
+    to_mtt(store, tmp_path / "fresh", per_file=1)
+    for file in written.files:
+        assert file.read_bytes() == (tmp_path / "fresh" / file.name).read_bytes()
+    assert sorted(file.name for file in (tmp_path / "mtt").iterdir()) == [f"replay_buffer_{n}.pt" for n in range(3)]
     with pytest.raises(InputError, match=r"^to_mtt: .* already holds replay_buffer files"):
         to_mtt(store, tmp_path / "mtt")
     with pytest.raises(InputError, match=r"^per_file: "):

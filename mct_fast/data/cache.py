@@ -12,7 +12,8 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from mct_fast.run.errors import InputError
-from mct_fast.run.files import atomic_write, read_safetensors, sha256_tensor
+from mct_fast.run.files import atomic_write, sha256_tensor
+from mct_fast.run.sealed import mapped_tensors
 
 
 def cache_folder() -> Path:
@@ -27,7 +28,7 @@ def load_cached(name: str) -> dict[str, Tensor] | None:
     if not path.is_file():
         return None
     try:
-        tensors, hashes = read_safetensors(path)
+        tensors, hashes = mapped_tensors(path)
     except (OSError, SafetensorError):
         return None
     if any(hashes.get(key) != sha256_tensor(tensor) for key, tensor in tensors.items()):

@@ -46,6 +46,7 @@ from mct_fast.tabular.columns import TableTransform
 from mct_fast.tabular.recipes import TABLES, TableOptions
 from mct_fast.tabular.series import TimeGrid
 from mct_fast.tabular.tables import RawTable, TableSpec, changed, from_json, level_subset, raw_table, split_rows
+from mct_fast.tasks import task_named
 from mct_fast.tasks.layout import stratified_split
 
 if TYPE_CHECKING:
@@ -380,6 +381,36 @@ def load_noted(
         device=device,
         progress=progress,
     )
+
+
+_FORMS = {
+    "mnist": (1, 28, 10),
+    "fashion-mnist": (1, 28, 10),
+    "cifar10": (3, 32, 10),
+    "cifar100": (3, 32, 100),
+    "tiny-imagenet": (3, 64, 200),
+    **dict.fromkeys(IMAGENET_SUBSETS, (3, 128, 10)),
+}
+
+
+def inputs_of(name: str, data_path: str | os.PathLike[str] | None = None) -> dict[str, Any] | None:
+    """`channels`, `image_size` and outputs (`num_classes`) of a network for the dataset `name`, as `load_dataset` gives it.
+
+    Known of the field's sets; another is loaded. None: it needs a data_path, and there is none.
+
+    Raises:
+        InputError: there is no such dataset, or it cannot be loaded from data_path.
+    """
+    canonical = canonical_name(name)
+    if canonical in _FORMS:
+        return dict(zip(("channels", "image_size", "num_classes"), _FORMS[canonical], strict=True))
+    try:
+        dataset = load_dataset(name, data_path=data_path)
+    except InputError:
+        if data_path is not None:
+            raise
+        return None
+    return {**dataset.model_inputs, "num_classes": task_named(dataset.task).num_outputs(dataset.num_classes)}
 
 
 def table_dataset(

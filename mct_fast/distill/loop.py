@@ -140,7 +140,9 @@ def _run(job: Job, state: State, matches: Matches, selection: Selection, until: 
     if end == last:
         skips.finish(state)
         selection.evaluate(state)
-        return selection.finish(state)
+        result = selection.finish(state)
+        run.save_checkpoint(*state.state_dict())  # it knows of every record, so that none is lost unseen
+        return result
     if selection.due(state):
         selection.evaluate(state)
         run.save_checkpoint(*state.state_dict())

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import logging
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 from torchvision.transforms.functional import to_pil_image
 from torchvision.utils import make_grid
@@ -19,11 +19,31 @@ from mct_fast.data.checks import check_class_names
 from mct_fast.data.transforms import Transform, transform_from_state
 from mct_fast.distilled.table import write_table
 from mct_fast.run.errors import InputError
-from mct_fast.run.files import atomic_write, read_json, read_safetensors, reading, sha256_file, write_json
+from mct_fast.run.files import atomic_write, parse_json, reading, sha256_file
+from mct_fast.run.form import NEAREST, SOURCE, misfit
+from mct_fast.run.sealed import read_sealed, read_tensors, write_sealed, write_tensors
 from mct_fast.tasks import Task, task_from_state
 
+log = logging.getLogger("mct_fast")
+
 _TENSORS, _META = "distilled.safetensors", "distilled.json"
-_FORMAT_VERSION = 1
+_FORMAT_VERSION = 2
+_REMEDY = "restore it, or distil again"
+_FORM = {
+    "syn_lr": float,
+    "class_names": [str],
+    "transform": {"kind": str},
+    "provenance": {
+        "dataset?": (str, None),
+        "model?": ({"name?": str}, str, None),
+        "config?": {"lr_net?": (float, None)},
+        "task?": ({"name": str}, None),
+        "target?": [str],
+        "image_shape?": [int],
+        "nearest_real?": (NEAREST, None),
+        "data?": {name if name.endswith("?") else f"{name}?": form for name, form in SOURCE.items()},
+    },
+}
 
 
 @dataclass(frozen=True)
@@ -80,58 +100,56 @@ class DistilledDataset:
         return self.transform.inverse(self.images).clamp(0, 1)
 
     def save(self, folder: str | Path) -> Path:
-        """Writes ``distilled.safetensors`` and ``distilled.json`` into ``folder``; returns the folder."""
+        """Writes ``distilled.safetensors``, which holds everything, and for people ``distilled.json``; returns the folder.
+
+        The first is replaced at once, so a reader finds the old set or the new one. The second says the same but for the tensors.
+        """
         folder = Path(folder)
         tensors, transform = self.transform.state()
         everything = {"images": self.images, "labels": self.labels}
         everything |= {f"transform.{name}": tensor for name, tensor in tensors.items()}
-        everything = {name: tensor.detach().cpu().contiguous() for name, tensor in everything.items()}
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            atomic_write(folder / _TENSORS, lambda temporary: save_file(everything, str(temporary)))
-            meta = {
-                "format_version": _FORMAT_VERSION,
-                "sha256": sha256_file(folder / _TENSORS),
-                "syn_lr": self.syn_lr,
-                "class_names": list(self.class_names),
-                "transform": transform,
-                "provenance": dict(self.provenance),
-            }
-            write_json(folder / _META, meta)
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"folder: cannot write to {folder} ({error}); choose a writable folder") from error
+        meta = {
+            "syn_lr": self.syn_lr,
+            "class_names": list(self.class_names),
+            "transform": transform,
+            "provenance": dict(self.provenance),
+        }
+        version = str(_FORMAT_VERSION)
+        text = json.dumps(meta, allow_nan=False)
+        checksum = write_tensors(folder / _TENSORS, everything, {"format_version": version, "meta": text})
+        write_sealed(folder / _META, {"format_version": _FORMAT_VERSION, "tensors": checksum, **meta})
         return folder
 
     @classmethod
     def load(cls, folder: str | Path) -> DistilledDataset:
-        """Reads what :meth:`save` wrote and checks it against its SHA-256."""
+        """Reads what :meth:`save` wrote and checks it against its checksums.
+
+        Raises:
+            InputError: there is none, a file is damaged or was changed, or the two contradict each other.
+        """
         folder = Path(folder)
-        if not (folder / _META).is_file() or not (folder / _TENSORS).is_file():
+        if not (folder / _TENSORS).is_file():
             raise InputError(f"folder: {folder} holds no distilled set; give the folder that 'mct-fast distill' wrote")
-        meta = read_json(folder / _META)
-        if not isinstance(meta, dict) or meta.get("format_version") != _FORMAT_VERSION:
-            raise InputError(
-                f"folder: {folder / _META} has an unknown format version; use a matching release of mct_fast"
-            )
-        missing = [key for key in ("sha256", "syn_lr", "class_names", "transform", "provenance") if key not in meta]
-        if missing:
-            raise InputError(f"folder: {folder / _META} lacks {', '.join(missing)}; the file is damaged, restore it")
-        if sha256_file(folder / _TENSORS) != meta["sha256"]:
-            raise InputError(
-                f"folder: {folder / _TENSORS} does not match its SHA-256; it is damaged or half written, restore it"
-            )
-        try:
-            tensors, _ = read_safetensors(folder / _TENSORS)
-        except SafetensorError as error:
-            raise InputError(f"folder: {folder / _TENSORS} is no safetensors file ({error}); restore it") from error
+        tensors, metadata, checksum = read_tensors(folder / _TENSORS, "folder", _REMEDY)
+        if checksum is not None:
+            if metadata.get("format_version") != str(_FORMAT_VERSION):
+                raise InputError(
+                    f"folder: {folder / _TENSORS} has an unknown format; use a matching release of mct_fast"
+                )
+            meta = parse_json(folder / _TENSORS, metadata.get("meta", "").encode())
+            _check_copy(folder, meta, checksum)
+        else:
+            meta = _meta_of_format_1(folder)
+        wrong = misfit(meta, _FORM, f"{folder}: its description")
+        if wrong is not None:
+            raise InputError(f"folder: {wrong}; {_REMEDY}")
         prefix = "transform."
         state = {name[len(prefix) :]: tensor for name, tensor in tensors.items() if name.startswith(prefix)}
-        with reading("folder", folder / _META):
-            images, labels = tensors["images"], tensors["labels"]
+        with reading("folder", folder):
             transform = transform_from_state(state, meta["transform"])
-            names, provenance = tuple(map(str, meta["class_names"])), dict(meta["provenance"])
-            made = cls(images, labels, float(meta["syn_lr"]), transform, names, provenance)
-            _ = dict(provenance.get("config", {})), made.lr_net, made.task  # what is read of it later
+            names, syn_lr = tuple(meta["class_names"]), float(meta["syn_lr"])
+            made = cls(tensors["images"], tensors["labels"], syn_lr, transform, names, meta["provenance"])
+            _ = made.task  # read later, so that it is known to be sound
         return made
 
     def grid(self, columns: int = 10) -> Tensor:
@@ -185,3 +203,28 @@ class DistilledDataset:
 
 def _write_text(path: Path, text: str) -> None:
     path.write_text(text, encoding="utf-8")
+
+
+def _check_copy(folder: Path, meta: Mapping[str, Any], checksum: str) -> None:
+    """Raises :class:`InputError` if ``distilled.json`` is damaged, or says of these tensors what they do not say."""
+    file = folder / _META
+    if not file.exists():
+        return  # the process was killed before it wrote it the first time
+    copy, _ = read_sealed(file, "folder", f"delete it, {_TENSORS} holds the same", (1, _FORMAT_VERSION))
+    # Killed between the two files, a process leaves the copy of the set before.
+    if copy.get("tensors") == checksum and copy != {**meta, "format_version": _FORMAT_VERSION, "tensors": checksum}:
+        raise InputError(
+            f"folder: {file} does not say what {_TENSORS} holds; delete it, and make a changed set in Python"
+        )
+
+
+def _meta_of_format_1(folder: Path) -> dict[str, Any]:
+    """What an earlier release said in ``distilled.json`` alone."""
+    file = folder / _META
+    if not file.is_file():
+        raise InputError(f"folder: {folder} holds no {_META}; {_REMEDY}")
+    meta, sealed = read_sealed(file, "folder", _REMEDY, (1,))
+    if sealed is not None or sha256_file(folder / _TENSORS) != meta.get("sha256"):
+        raise InputError(f"folder: {folder / _TENSORS} does not match its SHA-256 in {_META}; {_REMEDY}")
+    log.warning("%s was written by an earlier release and has no checksum: what it says is taken as it is", file)
+    return meta

@@ -5,8 +5,9 @@
 waypoints, each a list of parameter tensors, and beta: for two waypoints a list of epochs, for more a list of pieces, each
 a list of epochs from its first to its last, each a list of one number a parameter tensor.
 
-Nothing in such a file is ever run: all are read with ``weights_only=True``.  A file of today's format is mapped into memory,
-so that only the parts in use occupy it; one of PyTorch before 1.6 is read whole.
+Nothing in such a file is ever run: all are read with ``weights_only=True``.  A file of today's format is a zip, whose checksums
+are checked, and is mapped into memory, so that only the parts in use occupy it; one that is compressed, or of PyTorch before
+1.6, is read whole.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import hashlib
 import re
 import warnings
+import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,6 +32,8 @@ from mct_fast.trajectory.path import flatten
 _NAMES = re.compile(
     r"(?P<family>(?:convexified_(?:v\d+_)?)?replay_buffer|waypoint_buffer(?:_[a-z]+\d*)?)_(?P<number>\d+)\.pt"
 )
+UNFINISHED = ".to_mtt.json"
+"""Beside MTT's files while they are being written: of which store they are."""
 _ROUNDING = 1e-5
 """How far beta of the MCT code, sums of at most some hundred float32 numbers, may miss 0, 1 or its own order."""
 
@@ -105,6 +109,10 @@ def find(source: Path, family: str | None = None) -> Source:
             raise InputError(f"source: {source} holds only steps; give the waypoint_buffer file beside it")
         named = _NAMES.fullmatch(source.name)
         return Source(named["family"] if named else "replay_buffer", (source,))
+    if (source / UNFINISHED).exists():
+        raise InputError(
+            f"source: {source} lacks files: 'compress --to-mtt {source}' was interrupted; give that command again"
+        )
     found: dict[str, list[tuple[int, Path]]] = {}
     for file in source.glob("*.pt"):
         if named := _NAMES.fullmatch(file.name):
@@ -229,11 +237,12 @@ def write_experts(file: Path, experts: Sequence[Sequence[Sequence[Tensor]]]) -> 
 def read_list(file: Path) -> list[Any]:
     """The list of plain containers and tensors that ``file`` holds."""
     try:
-        with open(file, "rb") as opened:
-            zipped = opened.read(4) == b"PK\x03\x04"
+        mapped = _may_be_mapped(file)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # about pickle protocols; either it loads or it is refused
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=zipped)
+            content = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
+    except InputError:
+        raise
     except Exception as error:  # a damaged or foreign file can fail in every layer of the reader
         if isinstance(error, OSError) and error.strerror:
             raise InputError(f"source: cannot read {file} ({error.strerror}); check the path") from error
@@ -244,6 +253,22 @@ def read_list(file: Path) -> list[Any]:
     if not isinstance(content, list) or not content:
         raise InputError(f"source: {file} is no list of experts; give a file of MTT's buffer.py")
     return content
+
+
+def _may_be_mapped(file: Path) -> bool:
+    """Whether ``file`` is a zip whose records lie in it as they are: mapped, PyTorch would take compressed ones for numbers.
+
+    It checks no CRC-32 either, so all are checked here.  Files saved without have 0 for each.
+    """
+    with open(file, "rb") as opened:
+        if opened.read(4) != b"PK\x03\x04":
+            return False
+    with zipfile.ZipFile(file) as archive:
+        records = archive.infolist()
+        damaged = archive.testzip() if any(record.CRC for record in records) else None
+    if damaged is not None:
+        raise InputError(f"source: {file} is damaged: its record {damaged} does not match its CRC-32; restore it")
+    return all(record.compress_type == zipfile.ZIP_STORED for record in records)
 
 
 def _experts_of(file: Path) -> list[list[list[Tensor]]]:

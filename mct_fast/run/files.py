@@ -7,17 +7,17 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import secrets
 import socket
 import tempfile
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import safe_open
 from torch import Tensor
 
 from mct_fast.run.errors import InputError
@@ -30,7 +30,7 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], None]) ->
 
     `write` receives the path of a temporary file in the folder of `path`; when it returns, that file is
     flushed to the disk and renamed onto `path`. Missing parent folders are created. If `write` raises, `path`
-    is untouched and the temporary file is removed.
+    is untouched and the temporary file is removed. So are those that killed processes left of the same file.
 
     Raises:
         InputError: the folder cannot be created or written to, or the disk is full.
@@ -38,14 +38,14 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], None]) ->
     target = Path(path)
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(target)
         # Created here, not by tempfile, so that the result has the permissions that any new file gets. The
         # suffix is kept because some writers (Pillow) choose their format by it.
-        temporary = target.with_name(f".{target.stem}-{secrets.token_hex(8)}{target.suffix}")
-        os.close(os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY, 0o666))
-    except OSError as error:
-        raise InputError(
-            f"cannot write {target}: {error.strerror or error}; choose a folder that you may write to"
-        ) from error
+        temporary = target.with_name(f".{target.stem[:_STEM]}-{secrets.token_hex(8)}{target.suffix[:_STEM]}")
+        handle = _locked(temporary)  # which says that its writer lives
+    except (OSError, ValueError) as error:  # a name with a null character is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot write {target}: {reason}; choose a folder that you may write to") from error
     try:
         mode = temporary.stat().st_mode
         write(temporary)
@@ -60,7 +60,31 @@ def atomic_write(path: str | os.PathLike[str], write: Callable[[Path], None]) ->
                 "what was written before is kept"
             ) from error
         raise
+    finally:
+        os.close(handle)
     _fsync_folder(target.parent)
+
+
+_STEM = 100  # characters of a name that its temporary file's name repeats
+
+
+def _sweep(target: Path) -> None:
+    """Removes the temporary files of ``target`` whose writers are dead."""
+    begin, end = f".{target.stem[:_STEM]}-", target.suffix[:_STEM]
+    for name in os.listdir(target.parent):
+        if name.startswith(begin) and re.fullmatch("[0-9a-f]{16}", name[len(begin) : len(name) - len(end)]):
+            remove_dead(target.with_name(name))
+
+
+def remove_dead(temporary: Path) -> None:
+    """Removes a temporary file of :func:`atomic_write`, unless its writer lives."""
+    with contextlib.suppress(OSError):
+        handle = os.open(temporary, os.O_RDWR)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            temporary.unlink(missing_ok=True)
+        finally:
+            os.close(handle)
 
 
 def write_json(path: str | os.PathLike[str], obj: Any) -> None:
@@ -75,16 +99,35 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     Raises:
         InputError: the file is missing, unreadable or malformed.
     """
-    target = Path(path)
+    return parse_json(path, read_bytes(path))
+
+
+def read_bytes(path: str | os.PathLike[str]) -> bytes:
+    """The content of a file, read at once; :class:`InputError` if it is missing or unreadable."""
     try:
-        return json.loads(target.read_text(encoding="utf-8"), object_pairs_hook=_distinct)
+        return Path(path).read_bytes()
     except FileNotFoundError as error:
-        raise InputError(f"{target} does not exist; check the path") from error
-    except OSError as error:
-        raise InputError(f"cannot read {target}: {error.strerror or error}; check the path") from error
-    except ValueError as error:  # JSONDecodeError and UnicodeDecodeError are both ValueErrors
-        detail = str(error).replace("\n", " ")
-        raise InputError(f"{target} is not valid JSON ({detail}); restore it or write it again") from error
+        raise InputError(f"{path} does not exist; check the path") from error
+    except (OSError, ValueError) as error:  # a name with a null character is a ValueError
+        reason = getattr(error, "strerror", None) or error
+        raise InputError(f"cannot read {path}: {reason}; check the path") from error
+
+
+def parse_json(path: str | os.PathLike[str], data: bytes) -> Any:
+    """``data``, the content of ``path``, as JSON: UTF-8, every name once in its object, no NaN, of a sane depth.
+
+    Raises:
+        InputError: it is none.
+    """
+    try:
+        return json.loads(data.decode("utf-8"), object_pairs_hook=_distinct, parse_constant=_no_number)
+    except (ValueError, RecursionError) as error:  # JSONDecodeError and UnicodeDecodeError are both ValueErrors
+        detail = " ".join(str(error).split())
+        raise InputError(f"{path} is not valid JSON ({detail}); restore it or write it again") from error
+
+
+def _no_number(name: str) -> Any:
+    raise ValueError(f"it holds {name}, which is no number")
 
 
 @contextlib.contextmanager
@@ -111,61 +154,6 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         names = [name for name, _ in pairs]
         raise ValueError(f"it names {next(name for name in names if names.count(name) > 1)!r} twice")
     return found
-
-
-def write_safetensors(path: str | os.PathLike[str], tensors: Mapping[str, Tensor]) -> str:
-    """Write CPU tensors as a safetensors file, atomically, one after another; returns its SHA-256.
-
-    The library's writer copies all tensors first and leaves the hash to a second reading. Tensors are laid out in the
-    order given, which must put wider types first, so that each begins at a multiple of its element's size.
-    """
-    header: dict[str, Any] = {}
-    end = 0
-    for name, tensor in tensors.items():
-        begin, end = end, end + tensor.nbytes
-        header[name] = {"dtype": _DTYPES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    digest = hashlib.sha256()
-
-    def write(temporary: Path) -> None:
-        with open(temporary, "wb") as file:
-            for piece in _pieces(text, tensors.values()):
-                digest.update(piece)
-                file.write(piece)
-
-    atomic_write(path, write)
-    return digest.hexdigest()
-
-
-def read_safetensors(
-    path: str | os.PathLike[str], skip: Collection[str] = ()
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file by name, but those in ``skip``, and its metadata.
-
-    Raises:
-        OSError, SafetensorError: the file is missing or damaged.
-    """
-    with safe_open(str(path), framework="pt") as file:
-        names = [name for name in file.keys() if name not in skip]  # noqa: SIM118 (not a mapping)
-        return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
-
-
-def _pieces(header: bytes, tensors: Iterable[Tensor]) -> Iterator[bytes | memoryview]:
-    yield len(header).to_bytes(8, "little") + header
-    for tensor in tensors:
-        if tensor.numel():
-            yield tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
-
-
-_DTYPES = {
-    torch.float64: "F64",
-    torch.float32: "F32",
-    torch.float16: "F16",
-    torch.bfloat16: "BF16",
-    torch.int8: "I8",
-    torch.uint8: "U8",
-}
 
 
 class RowSpool:
@@ -202,8 +190,10 @@ class RowSpool:
 
 
 @contextlib.contextmanager
-def exclusive(lock: str | os.PathLike[str], what: str) -> Iterator[None]:
+def exclusive(lock: str | os.PathLike[str], what: str, *, wait: bool = False) -> Iterator[None]:
     """Holds the file ``lock`` for this process; ``what`` names what it guards in the error.
+
+    Another holder is waited for, or refused.
 
     The operating system's own lock (``flock``): it vanishes with the process however that ends, so a file which a dead
     process left is simply taken over. The file says who holds it.
@@ -213,7 +203,7 @@ def exclusive(lock: str | os.PathLike[str], what: str) -> Iterator[None]:
     """
     path = Path(lock)
     try:
-        handle = _locked(path)
+        handle = _locked(path, wait)
     except BlockingIOError as error:
         raise InputError(
             f"{what} is being written by {_owner(path)}; wait until it is done or choose another folder"
@@ -231,11 +221,12 @@ def exclusive(lock: str | os.PathLike[str], what: str) -> Iterator[None]:
         os.close(handle)
 
 
-def _locked(path: Path) -> int:
+def _locked(path: Path, wait: bool = False) -> int:
+    """The file ``path``, made where there is none and locked for this process, open."""
     while True:
         handle = os.open(path, os.O_CREAT | os.O_RDWR, 0o666)
         try:
-            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
             # Its last holder may have removed the file between our opening and locking it: then we hold a ghost.
             if path.exists() and os.path.samestat(os.fstat(handle), path.stat()):
                 return handle

@@ -8,15 +8,16 @@
     checkpoint.safetensors   tensors, and the rest of the state as JSON in the file's metadata
     evaluations.json         what 'mct-fast evaluate' found afterwards, one record a network
 
-Nothing is pickled. A checkpoint is whole or absent and knows how long ``metrics.jsonl`` was when it was written, so a run
-that goes on from it first forgets the records after it: the file ends as that of a run that was never interrupted.
+Nothing is pickled, and every file knows its own checksum (``run/sealed.py``, ``run/journal.py``). A checkpoint is whole or
+absent and knows how long ``metrics.jsonl`` was when it was written, so a run that goes on from it first forgets the records
+after it: the file ends as that of a run that was never interrupted. Files of earlier releases have no checksum and are read.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
-import os
 import platform
 from collections.abc import Collection, Mapping
 from contextlib import AbstractContextManager
@@ -24,19 +25,23 @@ from pathlib import Path
 from typing import Any, Protocol
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mct_fast import __version__
 from mct_fast.run.errors import InputError
-from mct_fast.run.files import atomic_write, exclusive, read_json, read_safetensors, write_json
+from mct_fast.run.files import exclusive, read_json
+from mct_fast.run.journal import Journal
+from mct_fast.run.sealed import read_sealed, read_tensors, write_sealed, write_tensors
+
+log = logging.getLogger("mct_fast")
 
 CONFIG, ENVIRONMENT = "config.json", "environment.json"
 METRICS, CHECKPOINT = "metrics.jsonl", "checkpoint.safetensors"
 EVALUATIONS = "evaluations.json"
-_LOCK = ".lock"
-_FORMAT_VERSION = "1"
+_LOCK, _EVALUATIONS_LOCK = ".lock", ".evaluations.lock"
+_FORMAT_VERSION = "2"
+_RESTORE = "restore it, or begin a new run"
 
 
 class Product(Protocol):
@@ -66,8 +71,9 @@ class Unkept:
 class Run:
     """A run's folder ``path`` with its ``config``; make one with :meth:`create` or :meth:`open`."""
 
-    def __init__(self, path: Path, config: Mapping[str, Any]) -> None:
-        self.path, self.config = path, config
+    def __init__(self, path: Path, config: Mapping[str, Any], *, sealed: bool = True) -> None:
+        self.path, self.config, self._sealed = path, config, sealed
+        self._metrics = Journal(path / METRICS)
 
     @classmethod
     def create(cls, path: str | Path, config: Mapping[str, Any]) -> Run:
@@ -92,9 +98,9 @@ class Run:
             ) from error
         if strangers:
             raise InputError(f"out: {path} holds other files ({strangers[0]}); choose a new or an empty folder")
-        write_json(path / ENVIRONMENT, environment())
+        write_sealed(path / ENVIRONMENT, environment())
         plain = _as_read_back(config)
-        write_json(path / CONFIG, plain)  # last: a folder with a configuration is a run
+        write_sealed(path / CONFIG, plain)  # last: a folder with a configuration is a run
         return cls(path, plain)
 
     @staticmethod
@@ -122,10 +128,8 @@ class Run:
             raise InputError(
                 f"run: {path} holds no run ({CONFIG} is missing); give the folder that 'mct-fast distill' wrote"
             )
-        config = read_json(path / CONFIG)
-        if not isinstance(config, dict):
-            raise InputError(f"run: {path / CONFIG} is no JSON object; restore it")
-        return cls(path, config)
+        config, sealed = read_sealed(path / CONFIG, "run", _RESTORE)
+        return cls(path, config, sealed=sealed is not None)
 
     def held(self) -> AbstractContextManager[None]:
         """Holds the run for this process: two that write one run would mix their records.
@@ -137,58 +141,43 @@ class Run:
 
     def log(self, **metrics: Any) -> None:
         """Appends one record to ``metrics.jsonl``; numbers that are not finite are written as null."""
-        line = json.dumps({name: _plain(value) for name, value in metrics.items()}, allow_nan=False) + "\n"
-        try:
-            with open(self.path / METRICS, "a", encoding="utf-8") as file:
-                file.write(line)
-        except OSError as error:
-            raise InputError(f"out: cannot write {self.path / METRICS} ({error.strerror}); free some space") from error
+        self._metrics.append(_plain(metrics))
 
     def metrics(self) -> list[dict[str, Any]]:
         """All records. A torn last line, left by a kill, is passed over.
 
         Raises:
-            InputError: a line before the last is damaged.
+            InputError: a line before the last is damaged, or records are missing that the checkpoint knows of.
         """
-        try:
-            lines = (self.path / METRICS).read_text(encoding="utf-8").split("\n")
-        except FileNotFoundError:
-            return []
-        records = []
-        # split leaves "" after a final newline; anything else there is a torn line
-        for number, line in enumerate(lines[:-1], start=1):
-            try:
-                record = json.loads(line)
-            except ValueError as error:
-                raise InputError(f"run: {self.path / METRICS} is damaged in line {number}; remove that line") from error
-            if not isinstance(record, dict):
-                raise InputError(f"run: {self.path / METRICS} is damaged in line {number}; remove that line")
-            records.append(record)
-        return records
+        at_least = self._bytes_at_checkpoint()  # first: the file only grows
+        return self._metrics.records(at_least)
 
     def environment(self) -> dict[str, Any]:
         """What :func:`environment` said when the run began; empty if that was not kept."""
         file = self.path / ENVIRONMENT
-        found = read_json(file) if file.is_file() else {}
-        if not isinstance(found, dict):
-            raise InputError(f"run: {file} is no JSON object; restore or delete it")
-        return found
+        return read_sealed(file, "run", "delete it, and the run goes without")[0] if file.is_file() else {}
 
     def evaluations(self) -> list[dict[str, Any]]:
         """Later evaluations of the distilled set, one record a network (architecture)."""
         file = self.path / EVALUATIONS
-        found = read_json(file) if file.is_file() else []
+        if not file.is_file():
+            return []
+        remedy = "restore it, or delete it and evaluate again"
+        found = read_json(file)
+        if not isinstance(found, list):  # which earlier releases wrote
+            found = read_sealed(file, "run", remedy)[0].get("evaluations")
         if not isinstance(found, list) or not all(
             isinstance(r, dict) and {"model", "split"} <= r.keys() for r in found
         ):
-            raise InputError(f"run: {file} is no list of evaluations; restore or delete it")
+            raise InputError(f"run: {file} is no list of evaluations; {remedy}")
         return found
 
     def add_evaluation(self, record: Mapping[str, Any]) -> None:
-        """Keeps ``record``, in place of an earlier one of the same ``model`` and ``split``."""
+        """Keeps ``record``, in place of an earlier one of the same ``model`` and ``split``; several processes may."""
         key = (record["model"], record["split"])
-        others = [r for r in self.evaluations() if (r["model"], r["split"]) != key]
-        write_json(self.path / EVALUATIONS, [*others, _plain(record)])
+        with exclusive(self.path / _EVALUATIONS_LOCK, f"out: {self.path}", wait=True):
+            others = [r for r in self.evaluations() if (r["model"], r["split"]) != key]
+            write_sealed(self.path / EVALUATIONS, {"evaluations": [*others, _plain(record)]})
 
     def keep(self, product: Product) -> None:
         """Writes what was made, in place of what was kept before, and what people look at."""
@@ -200,14 +189,9 @@ class Run:
         metadata = {
             "format_version": _FORMAT_VERSION,
             "state": json.dumps(state),
-            "metrics_bytes": str(self._flush_metrics()),
+            "metrics_bytes": str(self._metrics.flush()),
         }
-        # Copies: safetensors refuses tensors that share memory.
-        copies = {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
-        try:
-            atomic_write(self.path / CHECKPOINT, lambda temporary: save_file(copies, str(temporary), metadata))
-        except (OSError, SafetensorError) as error:
-            raise InputError(f"out: cannot write {self.path / CHECKPOINT} ({error}); free some space") from error
+        write_tensors(self.path / CHECKPOINT, tensors, metadata)
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The last checkpoint ``(tensors, state)`` or None, to go on from.
@@ -215,39 +199,36 @@ class Run:
         ``metrics.jsonl`` is cut back to where it was then: records of work that will be done again are dropped.
 
         Raises:
-            InputError: the checkpoint is damaged.
+            InputError: the checkpoint is damaged, or the metrics are shorter than they were then.
         """
         file = self.path / CHECKPOINT
         if not file.exists():
-            self._rewind(0)
+            self._metrics.cut(0)
             return None
+        remedy = "delete it to begin this run anew"
+        tensors, metadata, checksum = read_tensors(file, "run", remedy)
+        if metadata.get("format_version") != ("1" if checksum is None else _FORMAT_VERSION):
+            raise InputError(f"run: {file} has an unknown format version; use a matching release of mct_fast")
         try:
-            tensors, metadata = read_safetensors(file)
-            if metadata.get("format_version") != _FORMAT_VERSION:
-                raise InputError(f"run: {file} has an unknown format version; use a matching release of mct_fast")
             state, length = json.loads(metadata["state"]), int(metadata["metrics_bytes"])
-        except (SafetensorError, OSError, KeyError, ValueError) as error:
-            if isinstance(error, InputError):
-                raise
-            raise InputError(f"run: {file} is damaged ({error}); delete it to begin this run anew") from error
+        except (KeyError, ValueError, RecursionError) as error:
+            raise InputError(f"run: {file} is damaged ({error}); {remedy}") from error
         if not isinstance(state, dict) or length < 0:
-            raise InputError(f"run: {file} is damaged; delete it to begin this run anew")
-        self._rewind(length)
+            raise InputError(f"run: {file} is damaged; {remedy}")
+        if checksum is None or not self._sealed:
+            log.warning(
+                "%s was begun by an earlier release: its files have no checksums and are taken as they are", self.path
+            )
+        self._metrics.cut(length)
         return tensors, state
 
-    def _flush_metrics(self) -> int:
-        """Puts ``metrics.jsonl`` on the disk and returns its length in bytes."""
+    def _bytes_at_checkpoint(self) -> int:
+        """How long the checkpoint says that the metrics were; 0 where it says nothing."""
         try:
-            with open(self.path / METRICS, "ab") as file:
-                os.fsync(file.fileno())
-                return file.tell()
-        except OSError as error:
-            raise InputError(f"out: cannot write {self.path / METRICS} ({error.strerror}); free some space") from error
-
-    def _rewind(self, length: int) -> None:
-        file = self.path / METRICS
-        if file.exists() and file.stat().st_size > length:
-            os.truncate(file, length)
+            with safe_open(str(self.path / CHECKPOINT), framework="pt") as file:
+                return int((file.metadata() or {}).get("metrics_bytes", 0))
+        except (OSError, SafetensorError, ValueError):
+            return 0
 
 
 def chosen_images(final: Mapping[str, Any], config: Mapping[str, Any]) -> str:

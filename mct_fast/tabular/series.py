@@ -114,15 +114,14 @@ def _load_arrays(path: Path, argument: str) -> dict[str, np.ndarray]:
     try:
         loaded: Any = np.load(path, allow_pickle=False)
         return dict(loaded) if path.suffix.lower() == ".npz" else {"x": loaded}
-    except ValueError as error:
+    except Exception as error:  # a damaged file can fail in every layer of the reader
         if "Object arrays" in str(error):
             raise InputError(
                 f"{argument}: {path.name} holds ragged series or objects, not plain arrays; "
                 "pad the series to one length, or give a long table with an id and a time column"
             ) from error
-        raise InputError(f"{argument}: {path} is no array file; save it with numpy.savez") from error
-    except (OSError, EOFError) as error:
-        raise InputError(f"{argument}: {path} cannot be read ({error}); save it with numpy.savez") from error
+        detail = " ".join(str(error).split()) or type(error).__name__
+        raise InputError(f"{argument}: {path} cannot be read as arrays ({detail}); save it with numpy.savez") from error
 
 
 def _as_series(values: np.ndarray, name: str) -> np.ndarray:

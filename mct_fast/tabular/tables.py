@@ -143,9 +143,9 @@ def read_frame(path: Path, argument: str, columns: Sequence[str] | None = None) 
             frame = pd.read_csv(path, usecols=columns, **options)
         else:
             raise InputError(f"{argument}: {path.name} is neither .csv, .tsv nor .parquet; convert it to one of them")
-    except (ValueError, OSError) as error:  # pandas' parser errors are ValueErrors
-        if isinstance(error, InputError):
-            raise
+    except InputError:
+        raise
+    except Exception as error:  # a damaged file can fail in every layer of the reader, the unpacking among them
         raise InputError(f"{argument}: {path} cannot be read ({_line(error)}); repair the file") from error
     frame.columns = [str(name).strip() for name in frame.columns]
     _check_names(list(frame.columns), path, argument)
@@ -177,7 +177,8 @@ def _read_parquet(path: Path, argument: str, columns: Sequence[str] | None) -> p
     try:
         names = parquet.read_schema(path).names
         _check_names(names, path, argument)
-        return parquet.read_table(path, columns=None if columns is None else list(columns)).to_pandas()
+        wanted = None if columns is None else list(columns)
+        return parquet.read_table(path, columns=wanted, page_checksum_verification=True).to_pandas()
     except ArrowException as error:
         raise InputError(f"{argument}: {path} cannot be read ({_line(error)}); repair the file") from error
 

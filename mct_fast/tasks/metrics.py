@@ -51,9 +51,9 @@ def metric_title(name: str) -> str:
     return label[0].upper() + label[1:]
 
 
-def format_metric(name: str, mean: float, std: float) -> str:
-    """``mean ± std`` in the metric's usual form: accuracies in %, areas and errors with three digits."""
-    if math.isnan(mean):
+def format_metric(name: str, mean: float | None, std: float | None) -> str:
+    """``mean ± std`` in the metric's usual form: accuracies in %, areas and errors with three digits; None is not defined."""
+    if mean is None or std is None or math.isnan(mean):
         return "undefined (one class only)"
     unit = metric_scale(name)[1]
     return f"{metric_digits(name, mean)} ± {metric_digits(name, std)}{unit and f' {unit}'}"

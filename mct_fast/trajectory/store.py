@@ -21,7 +21,9 @@ from torch import Tensor
 
 from mct_fast.models.init import GENERATOR, draw, plan_from_json
 from mct_fast.run.errors import InputError
-from mct_fast.run.files import atomic_write, exclusive, read_json, read_safetensors, sha256_file, write_safetensors
+from mct_fast.run.files import atomic_write, exclusive, remove_dead, sha256_file
+from mct_fast.run.form import SOURCE, misfit
+from mct_fast.run.sealed import BLANK, mapped_tensors, read_sealed, seal, write_tensors
 from mct_fast.trajectory.bezier import BezierTrajectory
 from mct_fast.trajectory.convex import ConvexTrajectory
 from mct_fast.trajectory.discrete import StoredCheckpoints
@@ -35,8 +37,25 @@ CACHE_BYTES = 64 << 20
 
 _READABLE = (1, 2)
 _LOCK = ".lock"
-_REQUIRED = ("model", "shapes", "dataset", "recipe", "experts")
-_BLANK = "0" * 64
+_FORM = {
+    "model": {"name?": str},
+    "shapes": [[int]],
+    "dataset": SOURCE,
+    "recipe": dict,
+    "experts": dict,
+    "init?": ([dict], None),
+    "task?": ({"name": str}, None),
+}
+_FILE = {"file": object, "sha256": str, "bytes": int}
+_SCORES = {f"{name}?": (float, None) for name in ("seconds", "accuracy", "auroc", "macro_auroc")}
+_TABLE = [[(float, None)]]
+_ENCODED = {
+    "encoding": str,
+    "origin": {"kind": str, "seed?": str, "generator?": str, "sha256?": str, "encoding?": str},
+    "error": ({"expert_epochs": [float], "start": [float], "point": _TABLE, "segment": _TABLE}, None),
+    "control?": {**_FILE, "info?": {"loss_line?": [float], "loss_curve?": [float]}},
+}
+_ENTRY = {1: {**_FILE, "info": _SCORES}, 2: {**_FILE, "info": _SCORES, **_ENCODED}}
 _TEMPORARY = re.compile(r"\.(expert_\d+(_control)?|manifest)-[0-9a-f]{16}\.(safetensors|json)")
 
 
@@ -207,7 +226,7 @@ class TrajectoryStore:
         line = self._cached(entry, file)
         shard = self._check_file(entry["control"])
         with _naming(shard):
-            control = read_safetensors(shard)[0]["control"]
+            control = mapped_tensors(shard)[0]["control"]
             points = torch.stack([line.waypoints[0], control, line.waypoints[-1]])
             return BezierTrajectory(points, line.epochs, self.shapes)
 
@@ -245,7 +264,7 @@ class TrajectoryStore:
 
     def _decode(self, entry: Mapping[str, Any], file: Path) -> ConvexTrajectory:
         shapes = self.shapes
-        tensors, _ = read_safetensors(file, skip=["checkpoints"])
+        tensors, _ = mapped_tensors(file, skip=["checkpoints"])
         if self.manifest["format_version"] == 1:
             return ConvexTrajectory(tensors["waypoints"], tensors["progress"], shapes)
         encoding, origin = find_encoding(entry["encoding"]), entry["origin"]
@@ -324,8 +343,8 @@ class TrajectoryStore:
         with exclusive(self.path / _LOCK, f"out: {self.path}"):
             self.manifest = _read_manifest(self.path / MANIFEST)
             for file in self.path.iterdir():
-                if _TEMPORARY.fullmatch(file.name):  # left by a killed process
-                    file.unlink(missing_ok=True)
+                if _TEMPORARY.fullmatch(file.name):
+                    remove_dead(file)
             self._writing = 1
             try:
                 yield
@@ -366,7 +385,6 @@ class TrajectoryStore:
         tensors = {"progress": path.progress, **{f"start_{name}": part for name, part in start_parts.items()}, **parts}
         if checkpoints is not None:
             tensors["checkpoints"] = checkpoints.cpu().float()
-        order = sorted(tensors, key=lambda name: (-tensors[name].dtype.itemsize, name))
         try:
             noted = json.loads(json.dumps(dict(info), allow_nan=False))
         except (TypeError, ValueError) as error:
@@ -378,7 +396,7 @@ class TrajectoryStore:
             self._check_extensible()
             if str(number) in self.manifest["experts"]:
                 raise InputError(f"number: {self.path} holds expert {number} already; give another number")
-            digest = write_safetensors(file, {name: tensors[name] for name in order})
+            digest = write_tensors(file, tensors)
             entry = {
                 "file": file.name,
                 "sha256": digest,
@@ -413,7 +431,7 @@ class TrajectoryStore:
             if entry is None or "control" in entry:
                 state = "is not in the store" if entry is None else "has a control point already"
                 raise InputError(f"number: expert {number} {state}; give another number")
-            digest = write_safetensors(file, {"control": control.detach().cpu().float().contiguous()})
+            digest = write_tensors(file, {"control": control.float()})
             noted = {"file": file.name, "sha256": digest, "bytes": file.stat().st_size, "info": dict(info)}
             changed = {**self.manifest["experts"], str(number): {**entry, "control": noted}}
             added = {**self.manifest, "experts": changed}
@@ -441,7 +459,7 @@ class TrajectoryStore:
 
     def _write_manifest(self, manifest: Mapping[str, Any]) -> None:
         # One line an expert.  The checksum is that of the file with its own digits zero.
-        lines = [f'"format_version": {manifest["format_version"]}', f'"checksum": "{_BLANK}"']
+        lines = [f'"format_version": {manifest["format_version"]}', f'"checksum": "{BLANK}"']
         for key, value in manifest.items():
             if key == "experts":
                 rows = [f"{json.dumps(number)}: {_compact(entry)}" for number, entry in value.items()]
@@ -449,60 +467,40 @@ class TrajectoryStore:
             elif key not in ("format_version", "checksum"):
                 lines.append(f"{json.dumps(key)}: {_compact(value)}")
         text = "{\n" + ",\n".join(lines) + "\n}\n"
-        digest = hashlib.sha256(text.encode()).hexdigest()
-        content = text.replace(_BLANK, digest, 1).encode()
-        atomic_write(self.path / MANIFEST, lambda temporary: _write_bytes(temporary, content))
+        atomic_write(self.path / MANIFEST, lambda temporary: _write_bytes(temporary, seal(text)))
 
 
 def _read_manifest(file: Path) -> dict[str, Any]:
-    manifest = read_json(file)
-    version = manifest.get("format_version") if isinstance(manifest, dict) else None
-    if version not in _READABLE:
-        raise InputError(
-            f"trajectories: {file} has format version {version}, this release reads "
-            f"{' and '.join(map(str, _READABLE))}; use a matching release of mct_fast"
-        )
-    missing = [key for key in _REQUIRED if key not in manifest]
-    if missing:
-        raise InputError(f"trajectories: {file} lacks {', '.join(missing)}; the file is damaged, restore it")
-    if version > 1:
-        # Without its checksum (null) the file is taken as it is: whoever edits it by hand can say so.
-        checksum = manifest.pop("checksum", "")
-        if checksum is not None:
-            text = file.read_bytes()
-            if hashlib.sha256(text.replace(str(checksum).encode(), _BLANK.encode(), 1)).hexdigest() != checksum:
-                raise InputError(
-                    f"trajectories: {file} does not match its checksum, the shards are untouched; "
-                    "restore it, or set its checksum to null if you changed it yourself"
-                )
-    _check_entries(file, version, manifest["experts"])
+    manifest, sealed = read_sealed(
+        file,
+        "trajectories",
+        "restore it, or set its checksum to null if you changed it yourself; the shards are untouched",
+        _READABLE,
+    )
+    version = manifest["format_version"]
+    if version > 1 and sealed is None:
+        raise InputError(f"trajectories: {file} lacks its checksum; the file is damaged, restore it")
+    wrong = misfit(manifest, _FORM, str(file)) or _wrong_entries(file, version, manifest["experts"])
+    if wrong is None and any(size < 0 for shape in manifest["shapes"] for size in shape):
+        wrong = f"{file} has a negative size among its shapes"
+    if wrong is not None:
+        raise InputError(f"trajectories: {wrong}; the file is damaged, restore it")
     return manifest
 
 
-def _check_entries(file: Path, version: int, experts: Any) -> None:
-    if not isinstance(experts, dict):
-        raise InputError(f"trajectories: {file} has no table of experts; the file is damaged, restore it")
-    needed = {"file", "sha256", "bytes", "info"} | ({"encoding", "origin", "error"} if version > 1 else set())
+def _wrong_entries(file: Path, version: int, experts: dict[str, Any]) -> str | None:
     names: set[str] = set()
     for number, entry in experts.items():
-        if not number.isdecimal() or not isinstance(entry, dict) or not needed <= entry.keys():
-            raise InputError(
-                f"trajectories: {file} says too little about expert {number}; the file is damaged, restore it"
-            )
-        control = entry.get("control")
-        if control is not None and not (isinstance(control, dict) and {"file", "sha256", "bytes"} <= control.keys()):
-            raise InputError(
-                f"trajectories: {file} says too little about the control point of expert {number}; restore the manifest"
-            )
-        for name in [entry["file"], *([] if control is None else [control["file"]])]:
+        wrong = misfit(entry, _ENTRY[version], f"{file} expert {number}")
+        if wrong is not None or not re.fullmatch("0|[1-9][0-9]{0,17}", number):
+            return wrong or f"{file} has an expert {number!r}, which is no number"
+        for name in [entry["file"], *([entry["control"]["file"]] if "control" in entry else [])]:
             if not isinstance(name, str) or not re.fullmatch(r"\w[\w.-]*\.safetensors", name):
-                raise InputError(
-                    f"trajectories: {file} names {name!r} for expert {number}, which is no file of this folder; "
-                    "restore the manifest"
-                )
+                return f"{file} names {name!r} for expert {number}, which is no file of this folder"
             if name in names:
-                raise InputError(f"trajectories: {file} names {name} as two experts; restore the manifest")
+                return f"{file} names {name} as two experts"
             names.add(name)
+    return None
 
 
 def _same_data(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:

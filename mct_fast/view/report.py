@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import base64
 import io
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
@@ -193,7 +194,7 @@ def _draw_loss(axis: Axes, records: Sequence[Mapping[str, Any]], ink: _Ink) -> N
 
 
 def _draw_step_size(axis: Axes, records: Sequence[Mapping[str, Any]], ink: _Ink) -> None:
-    points = [(r["iteration"], r["syn_lr"]) for r in records if r.get("kind") == "iter"]
+    points = [(r["iteration"], _number(r["syn_lr"])) for r in records if r.get("kind") == "iter"]
     _prepare(axis, "step size of the student", ink)
     if points:
         axis.plot(*zip(*points, strict=True), color=ink.line, linewidth=1.5)
@@ -207,9 +208,9 @@ def _draw_score(axis: Axes, records: Sequence[Mapping[str, Any]], ink: _Ink) -> 
     _prepare(axis, f"{metric_label(metric)}{unit and f', {unit}'}", ink)
     if evaluations:
         iterations = [r["iteration"] for r in evaluations]
-        means = [scale * r["mean"] for r in evaluations]
-        low = [scale * (r["mean"] - r["std"]) for r in evaluations]
-        high = [scale * (r["mean"] + r["std"]) for r in evaluations]
+        means, spreads = ([scale * _number(r[name]) for r in evaluations] for name in ("mean", "std"))
+        low = [mean - spread for mean, spread in zip(means, spreads, strict=True)]
+        high = [mean + spread for mean, spread in zip(means, spreads, strict=True)]
         label = "validation" if evaluations[-1]["split"] == "val" else evaluations[-1]["split"]
         axis.plot(iterations, means, color=ink.line, linewidth=1.5, marker="o", markersize=3, label=label)
         axis.fill_between(iterations, low, high, color=ink.line, alpha=0.2, linewidth=0)
@@ -217,8 +218,8 @@ def _draw_score(axis: Axes, records: Sequence[Mapping[str, Any]], ink: _Ink) -> 
         final = finals[-1]
         axis.errorbar(
             [final["iteration"]],
-            [scale * final["test_mean"]],
-            [scale * final["test_std"]],
+            [scale * _number(final["test_mean"])],
+            [scale * _number(final["test_std"])],
             color=ink.other,
             marker="D",
             markersize=5,
@@ -230,6 +231,11 @@ def _draw_score(axis: Axes, records: Sequence[Mapping[str, Any]], ink: _Ink) -> 
             axis.axhline(random, color=ink.text, linestyle="--", linewidth=1, label="random real, test")
     if evaluations or finals:
         _legend(axis, ink)
+
+
+def _number(value: float | None) -> float:
+    """NaN, of which a record has null, is not drawn."""
+    return math.nan if value is None else value
 
 
 def _prepare(axis: Axes, title: str, ink: _Ink) -> None:
@@ -308,7 +314,7 @@ def _tiles(facts: _Facts) -> str:
         count = f"{final['num_eval']} networks ({final['model']}), test split"
         tiles.append((f"Test {label}", format_metric(facts.metric, final["test_mean"], final["test_std"]), count))
         random = baseline_text(final)
-        if random is not None:
+        if random is not None and final["test_mean"] is not None:
             gain = final["test_mean"] - final["random_real_mean"]
             scale, unit = metric_scale(facts.metric)
             shown = f"{scale * abs(gain):.1f} points" if unit else f"{abs(gain):.3f}"
@@ -323,7 +329,7 @@ def _tiles(facts: _Facts) -> str:
         began = "" if final["iteration"] else f"; {chosen_images(final, facts.run.config).partition(',')[0]}"
         tiles.append(("Chosen iteration", str(final["iteration"]), f"by {label} on {chosen}{began}"))
     elif evaluations:
-        best = max(evaluations, key=lambda r: r["mean"])
+        best = max(evaluations, key=lambda r: (r["mean"] is not None, r["mean"]))
         tiles.append(
             (
                 f"Best {label} so far",

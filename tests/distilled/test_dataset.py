@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from safetensors.torch import load_file, save_file
 
 from mct_fast.data import ZCA, Identity, Normalize
 from mct_fast.distilled import DistilledDataset
 from mct_fast.run.errors import InputError
+from mct_fast.run.files import sha256_file
 
 
 def made(kind: str = "normalize", soft: bool = False) -> DistilledDataset:
@@ -76,8 +79,87 @@ def test_damage_is_named(damage: str, tmp_path: Path) -> None:
         del content["syn_lr"]
         meta.write_text(json.dumps(content))
     else:
-        meta.write_text(json.dumps({**content, "format_version": 2}))
+        meta.write_text(json.dumps({**content, "format_version": 3}))
     with pytest.raises(InputError, match=str(tmp_path)) as caught:
+        DistilledDataset.load(tmp_path)
+    assert "\n" not in str(caught.value)
+
+
+def test_a_changed_number_in_the_json_is_not_evaluated(tmp_path: Path) -> None:
+    replace(made(), syn_lr=0.011).save(tmp_path)
+    meta = tmp_path / "distilled.json"
+    meta.write_text(meta.read_text().replace("0.011", "0.911"))
+    with pytest.raises(InputError, match=r"distilled.json does not match its checksum.*; delete it"):
+        DistilledDataset.load(tmp_path)
+    content = json.loads(meta.read_text())
+    meta.write_text(json.dumps({**content, "checksum": None}))  # as whoever edits a store's manifest says so
+    with pytest.raises(InputError, match=r"distilled.json does not say what distilled.safetensors holds"):
+        DistilledDataset.load(tmp_path)
+    meta.unlink()
+    assert DistilledDataset.load(tmp_path).syn_lr == 0.011
+
+
+def test_a_kill_between_the_two_files_leaves_the_new_set(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    for before in (False, True):
+        folder = tmp_path / str(before)
+        if before:
+            replace(made(), syn_lr=0.3).save(folder)
+        monkeypatch.setattr("mct_fast.distilled.dataset.write_sealed", killed)
+        with pytest.raises(KeyboardInterrupt):
+            replace(made(), syn_lr=0.4).save(folder)
+        monkeypatch.undo()
+        assert DistilledDataset.load(folder).syn_lr == 0.4
+
+
+def as_before(folder: Path) -> dict[str, Any]:
+    """The set in ``folder`` as an earlier release wrote it; returns its description."""
+    content = json.loads((folder / "distilled.json").read_text())
+    tensors = load_file(folder / "distilled.safetensors")
+    save_file(tensors, folder / "distilled.safetensors")
+    del content["checksum"], content["tensors"]
+    content |= {"format_version": 1, "sha256": sha256_file(folder / "distilled.safetensors")}
+    (folder / "distilled.json").write_text(json.dumps(content))
+    return content
+
+
+def test_a_set_of_an_earlier_release_is_read_and_that_is_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    before = made("zca")
+    before.save(tmp_path)
+    as_before(tmp_path)
+    after = DistilledDataset.load(tmp_path)
+    assert torch.equal(after.pixels(), before.pixels()) and after.syn_lr == before.syn_lr
+    assert caplog.text.count("written by an earlier release") == 1
+    replace(after, syn_lr=0.7).save(tmp_path)
+    assert DistilledDataset.load(tmp_path).syn_lr == 0.7
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"syn_lr": "0.1"},
+        {"syn_lr": True},
+        {"class_names": "ab"},
+        {"class_names": [1, 2]},
+        {"transform": []},
+        {"transform": {"kind": ["zca"]}},
+        {"transform": {"kind": "zca", "eps": 0.1, "image_shape": [1, 2]}},
+        {"transform": {"kind": "table", "columns": 3}},
+        {"provenance": []},
+        {"provenance": {"config": []}},
+        {"provenance": {"config": {"lr_net": "x"}}},
+        {"provenance": {"task": {"name": 1}}},
+        {"provenance": {"task": {"name": "binary", "pos_weight": "x"}}},
+        {"provenance": {"task": {"name": "classification", "x": 1}}},
+    ],
+    ids=str,
+)
+def test_a_description_of_wrong_types_is_one_line(wrong: dict[str, Any], tmp_path: Path) -> None:
+    made("zca").save(tmp_path)
+    (tmp_path / "distilled.json").write_text(json.dumps({**as_before(tmp_path), **wrong}))
+    with pytest.raises(InputError) as caught:
         DistilledDataset.load(tmp_path)
     assert "\n" not in str(caught.value)
 

@@ -6,9 +6,11 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from mct_fast.run.errors import InputError
-from mct_fast.run.folder import CHECKPOINT, CONFIG, METRICS, Run
+from mct_fast.run.files import atomic_write
+from mct_fast.run.folder import CHECKPOINT, CONFIG, EVALUATIONS, METRICS, Run
 
 CONFIGURATION = {"ipc": 1, "names": ("a", "b"), "lr": 0.1, "model": {"depth": 3}}
 
@@ -21,7 +23,9 @@ def run(tmp_path: Path) -> Run:
 def test_config_is_what_was_given_and_is_found_again(run: Run) -> None:
     expected = {**CONFIGURATION, "names": ["a", "b"]}
     assert Run.open(run.path).config == expected
-    assert json.loads((run.path / CONFIG).read_text()) == expected
+    written = json.loads((run.path / CONFIG).read_text())
+    assert len(written.pop("checksum")) == 64
+    assert written == expected
 
 
 def test_environment_is_noted_at_the_beginning(run: Run) -> None:
@@ -73,7 +77,9 @@ def test_log_writes_one_line_a_record_and_null_for_what_is_not_finite(run: Run) 
     run.log(kind="iter", loss=float("nan"), many=[1.0, float("inf")], nested={"x": float("-inf")})
     run.log(kind="iter", loss=0.1 + 0.2)
     lines = (run.path / METRICS).read_text().splitlines()
-    assert json.loads(lines[0]) == {"kind": "iter", "loss": None, "many": [1.0, None], "nested": {"x": None}}
+    written = json.loads(lines[0])
+    assert len(written.pop("sum")) == 16
+    assert written == {"kind": "iter", "loss": None, "many": [1.0, None], "nested": {"x": None}}
     assert run.metrics()[1]["loss"] == 0.1 + 0.2
 
 
@@ -163,7 +169,7 @@ def test_a_failed_checkpoint_leaves_the_last_one(run: Run, monkeypatch: pytest.M
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("mct_fast.run.folder.save_file", full)
+    monkeypatch.setattr("mct_fast.run.files.os.replace", full)
     with pytest.raises(InputError, match="No space left"):
         run.save_checkpoint({"x": torch.ones(2)}, {"iteration": 2})
     loaded = run.load_checkpoint()
@@ -180,3 +186,143 @@ def test_evaluations_keep_one_record_a_network_and_split(run: Run) -> None:
     run.add_evaluation({"model": "A", "split": "test", "mean": 0.4})
     found = {(r["model"], r["split"]): r["mean"] for r in Run.open(run.path).evaluations()}
     assert found == {("A", "test"): 0.4, ("B", "test"): 0.2, ("A", "val"): 0.3}
+
+
+def test_processes_that_add_evaluations_lose_none(run: Run) -> None:
+    children = []
+    for process in range(4):
+        child = os.fork()
+        if child == 0:
+            status = 1
+            try:
+                for number in range(20):
+                    run.add_evaluation({"model": f"{process}-{number}", "split": "test", "mean": 0.5})
+                status = 0
+            finally:
+                os._exit(status)
+        children.append(child)
+    assert [os.waitpid(child, 0)[1] for child in children] == [0] * 4
+    assert len(run.evaluations()) == 80
+    assert sorted(file.name for file in run.path.iterdir()) == [CONFIG, "environment.json", EVALUATIONS]
+
+
+@pytest.mark.parametrize("left", [0, 10, -1])
+def test_metrics_that_the_checkpoint_knows_of_cannot_vanish(run: Run, left: int) -> None:
+    run.log(kind="iter", iteration=1)
+    run.save_checkpoint({"x": torch.zeros(2)}, {"iteration": 1})
+    file = run.path / METRICS
+    if left:
+        file.write_bytes(file.read_bytes()[:left])
+    else:
+        file.unlink()
+    for read in (run.load_checkpoint, run.metrics):
+        with pytest.raises(InputError, match=rf"^run: .*{METRICS} has \d+ bytes, but \d+ when the checkpoint"):
+            read()
+
+
+def test_a_line_that_is_changed_taken_out_or_added_is_named(run: Run) -> None:
+    for iteration in range(4):
+        run.log(kind="iter", iteration=iteration, loss=0.25)
+    file = run.path / METRICS
+    lines = file.read_text().splitlines(keepends=True)
+    for number, changed in (
+        (1, [lines[0].replace("0.25", "0.26"), *lines[1:]]),
+        (2, [lines[0], *lines[2:]]),
+        (1, lines[1:]),
+        (3, [*lines[:2], lines[3], lines[2]]),
+        (3, [*lines[:2], lines[0], *lines[2:]]),
+        (3, [*lines[:2], '{"kind": "iter", "iteration": 2}\n', *lines[2:]]),
+    ):
+        file.write_text("".join(changed))
+        with pytest.raises(InputError, match=f"{METRICS} is damaged in line {number}"):
+            run.metrics()
+
+
+def test_a_byte_that_is_no_utf8_is_named(run: Run) -> None:
+    run.log(kind="iter", iteration=1)
+    run.add_evaluation({"model": "A", "split": "test", "mean": 0.1})
+    for name, read in ((METRICS, run.metrics), (EVALUATIONS, run.evaluations), (CONFIG, lambda: Run.open(run.path))):
+        file = run.path / name
+        whole = file.read_bytes()
+        file.write_bytes(whole[:10] + b"\xff" + whole[10:])
+        with pytest.raises(InputError, match=name) as caught:
+            read()
+        assert "\n" not in str(caught.value)
+        file.write_bytes(whole)
+
+
+def test_temporary_files_of_killed_processes_go_and_those_of_others_stay(run: Run) -> None:
+    dead = run.path / f".checkpoint-{0:016x}.safetensors"
+    dead.write_bytes(b"half")
+    other = run.path / f".config-{0:016x}.json"
+    other.write_bytes(b"half")
+
+    def write(temporary: Path) -> None:
+        run.save_checkpoint({"x": torch.zeros(2)}, {"iteration": 1})
+        assert temporary.exists(), "its writer lives"
+        temporary.write_bytes(b"whole")
+
+    atomic_write(run.path / CHECKPOINT, write)
+    assert not dead.exists() and other.exists()
+    assert (run.path / CHECKPOINT).read_bytes() == b"whole"
+
+
+# Runs of earlier releases
+
+
+def as_before(run: Run) -> None:
+    """Takes every checksum away, as if an earlier release had written the run."""
+    for name in (CONFIG, "environment.json"):
+        content = json.loads((run.path / name).read_text())
+        del content["checksum"]
+        (run.path / name).write_text(json.dumps(content, indent=2))
+    (run.path / EVALUATIONS).write_text(json.dumps(json.loads((run.path / EVALUATIONS).read_text())["evaluations"]))
+    lines = [json.loads(line) for line in (run.path / METRICS).read_text().splitlines()]
+    text = "".join(json.dumps({name: value for name, value in line.items() if name != "sum"}) + "\n" for line in lines)
+    (run.path / METRICS).write_text(text)
+    metadata = {"format_version": "1", "state": '{"iteration": 2}', "metrics_bytes": str(len(text))}
+    save_file({"x": torch.arange(3)}, run.path / CHECKPOINT, metadata)
+
+
+def test_a_run_of_an_earlier_release_goes_on_and_that_is_said(run: Run, caplog: pytest.LogCaptureFixture) -> None:
+    for iteration in (1, 2):
+        run.log(kind="iter", iteration=iteration)
+    run.add_evaluation({"model": "A", "split": "test", "mean": 0.1})
+    as_before(run)
+    old = Run.open(run.path)
+    assert old.config["ipc"] == 1 and "torch" in old.environment()
+    assert [record["iteration"] for record in old.metrics()] == [1, 2]
+    loaded = old.load_checkpoint()
+    assert loaded is not None and loaded[1] == {"iteration": 2} and torch.equal(loaded[0]["x"], torch.arange(3))
+    assert caplog.text.count("begun by an earlier release") == 1
+    old.log(kind="iter", iteration=3)
+    old.add_evaluation({"model": "B", "split": "test", "mean": 0.2})
+    again = Run.open(run.path)
+    assert [record["iteration"] for record in again.metrics()] == [1, 2, 3]
+    assert [record["model"] for record in again.evaluations()] == ["A", "B"]
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        (METRICS, "[" * 100_000 + "\n"),
+        (METRICS, "3\n"),
+        (EVALUATIONS, '[{"model": "A"}]'),
+        (EVALUATIONS, '{"A": 1}'),
+        (EVALUATIONS, "[" * 100_000),
+        (EVALUATIONS, '[{"model": "A", "split": "test", "mean": NaN}]'),
+        (CONFIG, "[]"),
+        (CONFIG, '{"a":' * 100_000),
+    ],
+)
+def test_json_of_wrong_types_or_depth_is_one_line(run: Run, name: str, content: str) -> None:
+    (run.path / name).write_text(content)
+
+    def read() -> None:
+        opened = Run.open(run.path)
+        opened.metrics()
+        opened.evaluations()
+
+    with pytest.raises(InputError, match=name) as caught:
+        read()
+    assert "\n" not in str(caught.value)
