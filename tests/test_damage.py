@@ -10,12 +10,14 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from mct_fast.cli.output import run_rows
+from mct_fast.data import load_dataset
 from mct_fast.data.cache import load_cached, store_cached
 from mct_fast.distilled import DistilledDataset
 from mct_fast.experts.bezier import BezierConfig, fit_bezier
@@ -64,8 +66,13 @@ def _cache(folder: Path) -> Any:
     return {name: sha256_tensor(tensor) for name, tensor in found.items()}
 
 
+def _arrays(folder: Path) -> Any:
+    return {file.name: load_dataset("series", data_path=file).fingerprint for file in sorted(folder.iterdir())}
+
+
 READERS: dict[str, Read] = {
     "run": _run, "run/distilled": _set, "store": _store, "mtt": _buffer, "mct": _buffer, "cache": _cache,
+    "arrays": _arrays,
 }  # fmt: skip
 
 
@@ -88,6 +95,10 @@ def whole(tiny_run: Path, tiny_store: Path, tmp_path_factory: pytest.TempPathFac
     ):
         (root / name).parent.mkdir(exist_ok=True)
         torch.save(content, root / name)
+    (root / "arrays").mkdir()
+    x, y = torch.randn(12, 3, 2, generator=generator).numpy(), torch.arange(12).numpy() % 2
+    np.savez(root / "arrays" / "plain.npz", x=x, y=y)
+    np.savez_compressed(root / "arrays" / "packed.npz", x=x, y=y)
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("MCT_FAST_CACHE", str(root / "cache"))
         store_cached("made", {"images": torch.arange(40), "mean": torch.rand(3)})
@@ -134,7 +145,7 @@ def attempt(read: Read, folder: Path) -> Any:
 def files_of(folder: Path, below: Path) -> list[Path]:
     """What a reader of ``folder`` reads."""
     names = [path.relative_to(below) for path in sorted(folder.iterdir()) if path.is_file()]
-    return [name for name in names if name.suffix in (".json", ".jsonl", ".safetensors", ".pt")]
+    return [name for name in names if name.suffix in (".json", ".jsonl", ".safetensors", ".pt", ".npz")]
 
 
 @given(seed=st.integers(0, 2**63))

@@ -113,7 +113,7 @@ def _load_arrays(path: Path, argument: str) -> dict[str, np.ndarray]:
         raise InputError(f"{argument}: {path} is no file; give an .npz or .npy file")
     try:
         loaded: Any = np.load(path, allow_pickle=False)
-        return dict(loaded) if path.suffix.lower() == ".npz" else {"x": loaded}
+        return {"x": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
     except Exception as error:  # a damaged file can fail in every layer of the reader
         if "Object arrays" in str(error):
             raise InputError(

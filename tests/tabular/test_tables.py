@@ -342,6 +342,17 @@ def test_bad_files_are_refused_in_one_line(tmp_path: Path) -> None:
         load_dataset("digits", table=SPEC)
 
 
+def test_a_parquet_file_that_has_checksums_is_held_to_them(tmp_path: Path) -> None:
+    file = tmp_path / "patients.parquet"
+    frame = pd.DataFrame({"age": np.arange(40) * 1.5, "died": ["no", "yes"] * 20})
+    frame.to_parquet(file, compression="none", use_dictionary=False, write_page_checksum=True)
+    whole = file.read_bytes()
+    at = whole.index(np.float64(30.0).tobytes())
+    file.write_bytes(whole[: at + 6] + b"\x00" + whole[at + 7 :])
+    with pytest.raises(InputError, match=r"^data_path: .*patients.parquet cannot be read \(.*(CRC|checksum)"):
+        read_frame(file, "data_path")
+
+
 # Packaged sets
 
 
