@@ -41,7 +41,6 @@ METRICS, CHECKPOINT = "metrics.jsonl", "checkpoint.safetensors"
 EVALUATIONS = "evaluations.json"
 _LOCK, _EVALUATIONS_LOCK = ".lock", ".evaluations.lock"
 _FORMAT_VERSION = "2"
-_RESTORE = "restore it, or begin a new run"
 
 
 class Product(Protocol):
@@ -128,7 +127,9 @@ class Run:
             raise InputError(
                 f"run: {path} holds no run ({CONFIG} is missing); give the folder that 'mct-fast distill' wrote"
             )
-        config, sealed = read_sealed(path / CONFIG, "run", _RESTORE)
+        config, sealed = read_sealed(
+            path / CONFIG, "run", "restore it, or set its checksum to null if you changed it yourself"
+        )
         return cls(path, config, sealed=sealed is not None)
 
     def held(self) -> AbstractContextManager[None]:

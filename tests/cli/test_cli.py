@@ -219,7 +219,7 @@ def test_resume_takes_a_store_that_has_moved(
         Path(shutil.copytree(tiny_store, tmp_path / "moved")),
     )
     config = json.loads((run / "config.json").read_text())
-    (run / "config.json").write_text(json.dumps({**config, "trajectories": str(tmp_path / "gone")}))
+    (run / "config.json").write_text(json.dumps({**config, "trajectories": str(tmp_path / "gone"), "checksum": None}))
     code, _, err = run_cli(capsys, "distill", "--resume", run)
     assert code == 2
     assert "gone" in err

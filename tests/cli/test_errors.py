@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -139,7 +140,8 @@ def test_a_process_says_it_in_one_line_too(place: Path) -> None:
 
 def damaged_config(run: Path) -> None:
     file = run / "config.json"
-    file.write_text(file.read_text().replace('"syn_steps"', '"syn_stepz"'))
+    content = {**json.loads(file.read_text().replace('"syn_steps"', '"syn_stepz"')), "checksum": None}
+    file.write_text(json.dumps(content))
 
 
 def damaged_shard(run: Path) -> None:
@@ -156,7 +158,7 @@ def damaged_metrics(run: Path) -> None:
     ("damage", "command", "remedy"),
     [
         (damaged_config, ["distill", "--resume=run"], "syn_step"),
-        (damaged_shard, ["evaluate", "run"], "SHA-256"),
+        (damaged_shard, ["evaluate", "run"], "distilled.safetensors"),
         (damaged_metrics, ["report", "run"], "line 1"),
         (damaged_metrics, ["inspect", "run"], "line 1"),
     ],
