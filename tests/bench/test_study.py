@@ -36,7 +36,7 @@ TOY = Study(
     ),
     DistillConfig(
         syn_steps=2, lr_img=20.0, lr_teacher=0.05, iterations=5, eval_it=2, eval_test=True, random_real=False, num_eval=2,
-        lr_net=0.04, epoch_eval_train=2, checkpoint_every=1,
+        lr_net=0.04, epoch_eval_train=2, checkpoint_every=1, max_loss=1e6,
     ),
     (mct(1.5, 2), mtt(1, 2)),
     (0, 1),
