@@ -49,57 +49,58 @@ def _experts(words: list[str]) -> None:
         communicator.lead(lambda: print_rows(store_rows(store)))
 
 
+@dataclasses.dataclass(frozen=True)
+class _CompressArguments:
+    """Convexify MTT's replay_buffer_N.pt, or take over the waypoint and step files of the official MCT code.
+
+    The result is the trajectory store --out. The same command again goes on where a failed one stopped.
+    With --to-mtt FOLDER the source is a store, and replay_buffer_N.pt for MTT's distill.py are written.
+    """
+
+    source: Positional[Path]
+    """A replay_buffer_N.pt or waypoint_buffer_N.pt, or the folder that holds them; with --to-mtt a store."""
+    out: Path | None = None
+    """Folder of the trajectory store to write."""
+    dataset: str | None = None
+    """Name of the dataset that the experts were trained on, e.g. cifar10."""
+    data_path: str | None = None
+    """Folder that holds the dataset."""
+    zca: bool = False
+    """The experts were trained on ZCA-whitened images."""
+    model: str | None = None
+    """The network as JSON, e.g. '{"name": "ConvNet", "depth": 4, "image_size": 64, "num_classes": 200}'.
+    Left out, a ConvNet is recognised from its shapes."""
+    norm: str | None = None
+    """Normalisation of a ConvNet that is recognised: instance, group, layer or none. Left out, instance, where the
+    shapes allow it: they do not tell it from group norm, or from batch norm, which is not supported."""
+    files: str | None = None
+    """Which files of a folder, e.g. waypoint_buffer_ip4. Left out, replay_buffer, else the only kind there is."""
+    waypoints: int | tuple[int, ...] = 2
+    """Checkpoints that the convex path runs through: 2 is the paper's, 4 the official code's default; or their
+    epochs, e.g. 0 6 25 50."""
+    schedule: str = "arc_length"
+    """Pace along the path: arc_length, uniform, decreasing or projected."""
+    smooth: bool = False
+    """Average each later waypoint with its neighbours, as the official code does."""
+    keep_checkpoints: bool = False
+    """Also keep every checkpoint (about 25 times the space), which MTT needs."""
+    encoding: str = "fp16"
+    """How experts are stored: fp16, int8 (half the space), int4 (a quarter), float32 (exact, twice the space)."""
+    start_encoding: str = "float32"
+    """How an expert's first parameters are stored, whose seed nobody knows: float32 (exact), or as above."""
+    to_mtt: Path | None = None
+    """Write MTT's files into this folder: the kept checkpoints, or the convex path at whole epochs."""
+    per_file: int = 10
+    """Experts a file with --to-mtt: what memory holds at once."""
+
+
 def _compress(words: list[str]) -> None:
     """Make a store of experts that exist (MTT, MCT), or MTT's files of a store."""
     from mct_fast.compress import compress, to_mtt
 
-    @dataclasses.dataclass(frozen=True)
-    class Arguments:
-        """Convexify MTT's replay_buffer_N.pt, or take over the waypoint and step files of the official MCT code.
-
-        The result is the trajectory store --out. The same command again goes on where a failed one stopped.
-        With --to-mtt FOLDER the source is a store, and replay_buffer_N.pt for MTT's distill.py are written.
-        """
-
-        source: Positional[Path]
-        """A replay_buffer_N.pt or waypoint_buffer_N.pt, or the folder that holds them; with --to-mtt a store."""
-        out: Path | None = None
-        """Folder of the trajectory store to write."""
-        dataset: str | None = None
-        """Name of the dataset that the experts were trained on, e.g. cifar10."""
-        data_path: str | None = None
-        """Folder that holds the dataset."""
-        zca: bool = False
-        """The experts were trained on ZCA-whitened images."""
-        model: str | None = None
-        """The network as JSON, e.g. '{"name": "ConvNet", "depth": 4, "image_size": 64, "num_classes": 200}'.
-        Left out, a ConvNet is recognised from its shapes."""
-        norm: str | None = None
-        """Normalisation of a ConvNet that is recognised: instance, group, layer or none. Left out, instance, where the
-        shapes allow it: they do not tell it from group norm, or from batch norm, which is not supported."""
-        files: str | None = None
-        """Which files of a folder, e.g. waypoint_buffer_ip4. Left out, replay_buffer, else the only kind there is."""
-        waypoints: int | tuple[int, ...] = 2
-        """Checkpoints that the convex path runs through: 2 is the paper's, 4 the official code's default; or their
-        epochs, e.g. 0 6 25 50."""
-        schedule: str = "arc_length"
-        """Pace along the path: arc_length, uniform, decreasing or projected."""
-        smooth: bool = False
-        """Average each later waypoint with its neighbours, as the official code does."""
-        keep_checkpoints: bool = False
-        """Also keep every checkpoint (about 25 times the space), which MTT needs."""
-        encoding: str = "fp16"
-        """How experts are stored: fp16, int8 (half the space), int4 (a quarter), float32 (exact, twice the space)."""
-        start_encoding: str = "float32"
-        """How an expert's first parameters are stored, whose seed nobody knows: float32 (exact), or as above."""
-        to_mtt: Path | None = None
-        """Write MTT's files into this folder: the kept checkpoints, or the convex path at whole epochs."""
-        per_file: int = 10
-        """Experts a file with --to-mtt: what memory holds at once."""
-
-    given = parse("compress", Arguments, words)
+    given = parse("compress", _CompressArguments, words)
     if given.to_mtt is not None:
-        if given != Arguments(given.source, to_mtt=given.to_mtt, per_file=given.per_file):
+        if given != _CompressArguments(given.source, to_mtt=given.to_mtt, per_file=given.per_file):
             raise InputError("to_mtt: the store says all else; leave out every option but --to-mtt and --per-file")
         written = to_mtt(given.source, given.to_mtt, per_file=given.per_file, progress=progress_bars())
         print_rows(written_rows(given.to_mtt, written))
@@ -219,7 +220,7 @@ def _distill(words: list[str]) -> None:
 
 def _evaluate(words: list[str]) -> None:
     """Train fresh networks on a distilled set and score them."""
-    from mct_fast.evaluate import EvalConfig, baseline_lrs, default_model, evaluate, evaluate_random_real
+    from mct_fast.evaluate import EvalConfig, baseline_text, default_model
     from mct_fast.run.folder import Run
     from mct_fast.tasks import format_metric
 
@@ -251,9 +252,6 @@ def _evaluate(words: list[str]) -> None:
         dataset = communicator.lead_first(
             lambda: dataset_of(distilled, run_path, given.dataset, given.data_path, given.config.device)
         )
-        common: dict[str, Any] = {
-            "split": given.split, "progress": progress_bars(communicator), "communicator": communicator
-        }  # fmt: skip
         own = distilled.provenance.get("model")
         # Of data that the set was not distilled from, the run's page has nothing to say.
         kept_in = run_path if dataset.fingerprint == distilled.provenance.get("fingerprint") else None
@@ -264,21 +262,34 @@ def _evaluate(words: list[str]) -> None:
         done = f"networks that were finished are {'kept' if kept_in else 'printed above; nothing is kept'}"
         with resumable(done):
             for network in networks:
-                result = evaluate(distilled, dataset, given.config, model=network, **common)
-                record = result.record()
-                row = [result.model, format_metric(result.metric, result.mean, result.std)]
-                if given.random_real:
-                    ipc = len(distilled) // distilled.num_classes
-                    lrs = baseline_lrs(distilled, result.lr) if len(dataset.val) else (result.lr,)
-                    random = evaluate_random_real(
-                        ipc, dataset, given.config, model=network, task=distilled.task, lrs=lrs, **common
-                    )
-                    record |= random.baseline()
-                    row.append(format_metric(random.metric, random.mean, random.std))
-                rows.append(tuple(row))
+                record = _measured(
+                    distilled,
+                    dataset,
+                    given.config,
+                    given.random_real,
+                    model=network,
+                    split=given.split,
+                    progress=progress_bars(communicator),
+                    communicator=communicator,
+                )
+                result = format_metric(record["metric"], record["mean"], record["std"])
+                rows.append((record["model"], result, *([baseline_text(record) or ""] if given.random_real else [])))
                 if kept_in is not None:
                     communicator.lead(lambda record=record: Run.open(kept_in).add_evaluation(record))
         communicator.lead(lambda: print_rows(rows))
+
+
+def _measured(distilled: Any, dataset: Any, config: Any, random_real: bool, **common: Any) -> dict[str, Any]:
+    """What a run notes of networks trained on ``distilled`` and, if asked, on as many random real images."""
+    from mct_fast.evaluate import baseline_lrs, evaluate, evaluate_random_real
+
+    result = evaluate(distilled, dataset, config, **common)
+    if not random_real:
+        return result.record()
+    ipc = len(distilled) // distilled.num_classes
+    lrs = baseline_lrs(distilled, result.lr) if len(dataset.val) else (result.lr,)
+    random = evaluate_random_real(ipc, dataset, config, task=distilled.task, lrs=lrs, **common)
+    return {**result.record(), **random.baseline()}
 
 
 def _report(words: list[str]) -> None:

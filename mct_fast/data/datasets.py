@@ -286,79 +286,141 @@ def load_dataset(
     Raises:
         InputError: anything wrong with the arguments or the data, in one line with the remedy.
     """
-    check_image_size(image_size)
-    if not 0 <= val_fraction < 1:
-        raise InputError(
-            f"val_fraction={val_fraction} is out of range; give a share of the training set in [0, 1), e.g. 0.1"
-        )
-    target = _usable_device(device)
-    noted_path = _absolute(data_path)
-    path = None if data_path is None else Path(data_path).expanduser()
-    if canonical_name(name) in TABLES:
-        canonical = canonical_name(name)
-        if download or zca or image_size is not None:
-            argument = "download" if download else "zca" if zca else "image_size"
-            raise InputError(f"{argument}: is for images; leave it out with dataset={name!r}")
-        raw, spec = TABLES[canonical](TableOptions(path, table, grid, progress))
-        source: dict[str, Any] = {"data_path": noted_path, "table": changed(table), "grid": changed(grid)}
-        for options, argument in (("table", "test_path"), ("grid", "labels_path")):
-            if argument in source[options]:
-                source[options][argument] = _absolute(source[options][argument])
-        return _tabular(canonical, raw, spec, val_fraction, split_seed, target, source)
-    if table != _NO_TABLE or grid != _NO_GRID:
-        raise InputError(f"table: dataset={name!r} holds images; leave out the options of tables and series")
-    canonical, reader = REGISTRY.find(name)
-    size = 128 if image_size is None and canonical in IMAGENET_SUBSETS else image_size
-    raw = reader(ReadOptions(path, download, size, cache, progress))
+    asked = _Asked(
+        name, data_path, download, zca, val_fraction, split_seed, image_size, device, cache, table, grid, progress
+    )
+    return asked.tabular() if canonical_name(name) in TABLES else asked.images()
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The arguments of `load_dataset`, whose names these are."""
+
+    name: str
+    data_path: str | os.PathLike[str] | None
+    download: bool
+    zca: bool
+    val_fraction: float
+    split_seed: int
+    image_size: int | None
+    device: torch.device | str
+    cache: bool
+    table: TableSpec
+    grid: TimeGrid
+    progress: Progress
+
+    def __post_init__(self) -> None:
+        check_image_size(self.image_size)
+        if not 0 <= self.val_fraction < 1:
+            raise InputError(
+                f"val_fraction={self.val_fraction} is out of range; give a share of the training set in [0, 1), e.g. 0.1"
+            )
+        _usable_device(self.device)
+        _absolute(self.data_path)
+
+    @property
+    def path(self) -> Path | None:
+        return None if self.data_path is None else Path(self.data_path).expanduser()
+
+    def tabular(self) -> Dataset:
+        """The table or the series."""
+        for argument in ("download", "zca", "image_size"):
+            if getattr(self, argument) not in (False, None):
+                raise InputError(f"{argument}: is for images; leave it out with dataset={self.name!r}")
+        canonical = canonical_name(self.name)
+        raw, spec = TABLES[canonical](TableOptions(self.path, self.table, self.grid, self.progress))
+        source = {
+            "data_path": _absolute(self.data_path),
+            "table": _noted(self.table, "test_path"),
+            "grid": _noted(self.grid, "labels_path"),
+        }
+        return _tabular(canonical, raw, spec, self.val_fraction, self.split_seed, _usable_device(self.device), source)
+
+    def images(self) -> Dataset:
+        """The images."""
+        if self.table != _NO_TABLE or self.grid != _NO_GRID:
+            raise InputError(f"table: dataset={self.name!r} holds images; leave out the options of tables and series")
+        canonical, reader = REGISTRY.find(self.name)
+        size = 128 if self.image_size is None and canonical in IMAGENET_SUBSETS else self.image_size
+        raw = reader(ReadOptions(self.path, self.download, size, self.cache, self.progress))
+        raw = _square_images(self.name, raw, size)
+        if self.zca:
+            channels, height, width = raw.train.images.shape[1:]
+            check_zca_size((channels, height, width))
+        train, val, test = _make_splits(raw, self.val_fraction, self.split_seed)
+        check_every_class(train.labels, raw.class_names, f"dataset={self.name!r}")
+        source = {
+            "name": canonical,
+            "data_path": _absolute(self.data_path),
+            "zca": self.zca,
+            "val_fraction": self.val_fraction,
+            "split_seed": self.split_seed,
+            "image_size": self.image_size,
+        }
+        splits, device = {"train": train, "val": val, "test": test}, _usable_device(self.device)
+
+        def whiten(digest: str) -> ZCA:
+            return _fit_zca(train.images, digest, device, self.cache, self.progress)
+
+        return _of_images(canonical, raw, splits, whiten if self.zca else None, device, source)
+
+
+def _square_images(name: str, raw: RawDataset, size: int | None) -> RawDataset:
+    """`raw` with images of `size` pixels a side; None: as they are, which must be square."""
     if size is not None:
         raw = _map_splits(raw, lambda split: replace(split, images=resize_and_crop(split.images, size)))
-    channels, height, width = raw.train.images.shape[1:]
+    height, width = raw.train.images.shape[2:]
     if height != width:
         raise InputError(f"dataset={name!r}: images are {width}x{height} pixels, not square; pass image_size")
-    if zca:
-        check_zca_size((channels, height, width))
-    train, val, test = _make_splits(raw, val_fraction, split_seed)
-    check_every_class(train.labels, raw.class_names, f"dataset={name!r}")
+    return raw
 
-    hashes = {
-        part: hash_split(split.images, split.labels) for part, split in (("train", train), ("val", val), ("test", test))
-    }
+
+def _of_images(
+    name: str,
+    raw: RawDataset,
+    splits: Mapping[str, RawSplit],
+    whiten: Callable[[str], ZCA] | None,
+    device: torch.device,
+    source: Mapping[str, Any],
+) -> Dataset:
+    """`whiten` gives ZCA from the hash of the training split; None: per-channel normalisation."""
+    hashes = {part: hash_split(split.images, split.labels) for part, split in splits.items()}
     transform: Transform
-    if zca:
-        transform = _fit_zca(train.images, hashes["train"], target, cache, progress)
+    if whiten is not None:
+        transform = whiten(hashes["train"])
         # The last bits of the matrix depend on the machine, so it is named by what it was fitted on.
         description: dict[str, Any] = {"kind": "zca", "eps": transform.eps, "fitted_on": hashes["train"]}
     else:
-        transform = _normalisation(raw, train.images)
-        description = {
-            "kind": "normalize",
-            "mean": [round(value, 6) for value in transform.mean],
-            "std": [round(value, 6) for value in transform.std],
-        }
-    fingerprint = hashlib.sha256(json.dumps([hashes, description], sort_keys=True).encode()).hexdigest()
+        transform = _normalisation(raw, splits["train"].images)
+        constants = {"mean": transform.mean, "std": transform.std}
+        description = {"kind": "normalize"}
+        description |= {key: [round(value, 6) for value in values] for key, values in constants.items()}
 
-    def finish(split: RawSplit, digest: str) -> Split:
-        images = _into_space(split.images, transform, target)
-        return Split(images, split.labels.to(target), digest, len(raw.class_names))
+    def finish(part: str) -> Split:
+        images = _into_space(splits[part].images, transform, device)
+        return Split(images, splits[part].labels.to(device), hashes[part], len(raw.class_names))
 
     return Dataset(
-        name=canonical,
-        train=finish(train, hashes["train"]),
-        val=finish(val, hashes["val"]),
-        test=finish(test, hashes["test"]),
+        name=name,
+        train=finish("train"),
+        val=finish("val"),
+        test=finish("test"),
         class_names=raw.class_names,
         transform=transform,
-        fingerprint=fingerprint,
-        source={
-            "name": canonical,
-            "data_path": noted_path,
-            "zca": zca,
-            "val_fraction": val_fraction,
-            "split_seed": split_seed,
-            "image_size": image_size,
-        },
+        fingerprint=_fingerprint(hashes, description),
+        source=source,
         report=raw.report,
     )
+
+
+def _fingerprint(hashes: Mapping[str, str], description: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([hashes, description], sort_keys=True).encode()).hexdigest()
+
+
+def _noted(options: TableSpec | TimeGrid, path: str) -> dict[str, Any]:
+    """What differs from the defaults, the file named by the field `path` from the root."""
+    given = changed(options)
+    return {**given, path: _absolute(given[path])} if path in given else given
 
 
 def load_noted(
@@ -464,7 +526,6 @@ def _tabular(
     # Rounded: the last bits of a mean depend on the machine.
     constants = {key: [f"{value:.6g}" for value in tensor.tolist()] for key, tensor in tensors.items()}
     description = {**meta, **constants, "task": raw.task, "class_names": raw.class_names}
-    fingerprint = hashlib.sha256(json.dumps([hashes, description], sort_keys=True).encode()).hexdigest()
 
     def finish(part: str) -> Split:
         own = rows[part]
@@ -478,7 +539,7 @@ def _tabular(
         test=finish("test"),
         class_names=raw.class_names,
         transform=transform,
-        fingerprint=fingerprint,
+        fingerprint=_fingerprint(hashes, description),
         task=raw.task,
         kind="series" if transform.series else "table",
         target=raw.target,

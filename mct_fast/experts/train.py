@@ -158,58 +158,23 @@ def _train_group(
     stack = FlatStack(student, initial.to(config.device), SGD(config.mom, config.l2), _descent(config))
     del initial
     recorders = [_recorder(config, model, seed) for seed in seeds]
-    half = config.train_epochs // 2
-    schedule = Schedule(config.train_epochs, config.batch_train, config.lr_teacher, half if config.decay else None)
-    streams = [("expert", number) for number in numbers]
-    augment = augmentation(dataset.kind, config.dsa, config.dsa_strategy, config.jitter)
-    losses = []
-    train = dataset.train
-    strata = task.strata(train.labels) if config.stratify else None
-
-    def tick(images: int, losses: torch.Tensor) -> None:
-        bar.advance(images, loss=float(losses.mean()))
-
     spools = [files.one() for _ in numbers] if config.keep_checkpoints else []
-
-    def observe() -> None:
-        for number, recorder, params in zip(numbers, recorders, stack.params, strict=True):
-            if number in finite and bool(params.isfinite().all()):
-                recorder.observe(params)
-            else:
-                finite.discard(number)
-        for spool, params in zip(spools, stack.params, strict=False):
-            spool.append(params)
-
-    finite = set(numbers)
-    observe()
-    for _, loss in train_epochs(
-        stack,
-        train.images,
-        train.labels,
-        schedule,
-        streams,
-        seed=config.seed,
-        augment=augment,
-        strata=strata,
-        tick=tick,
-    ):
-        observe()
-        losses.append(loss.tolist())
-    held_out = dataset.val if len(dataset.val.labels) else dataset.test
-    reached = scores(stack, held_out.images, held_out.labels, task)
+    watch = _Watch(numbers, recorders, spools)
+    losses = _train(stack, watch, config, dataset, task, bar)
+    held_out = "val" if len(dataset.val.labels) else "test"
+    split = getattr(dataset, held_out)
+    reached = scores(stack, split.images, split.labels, task)
     seconds = (time.perf_counter() - began) / len(numbers)
-    guessing = float(
-        task.loss(torch.zeros(len(train.labels), task.num_outputs(dataset.num_classes)), train.labels.cpu())
-    )
+    worst = _FAR_OFF * _guessing(task, dataset)
     trained: list[_Trained | _Diverged] = []
     for i, number in enumerate(numbers):
         final = losses[-1][i]
-        if number not in finite or not final <= _FAR_OFF * guessing:  # "not <=": NaN fails too
+        if number not in watch.finite or not final <= worst:  # "not <=": NaN fails too
             trained.append(_Diverged(number, final, config.lr_teacher))
             continue
         info = {
             task.headline: _short(reached[i]),
-            "split": "val" if len(dataset.val.labels) else "test",
+            "split": held_out,
             "train_loss": [_short(row[i]) for row in losses],
             "seconds": _short(seconds),
         }
@@ -219,6 +184,61 @@ def _train_group(
         path = ConvexTrajectory(path.waypoints.cpu(), path.progress, path.shapes)  # may go to another process
         trained.append(_Trained(number, path, info, checkpoints, seed))
     return trained
+
+
+@dataclass
+class _Watch:
+    """What looks at experts after each whole epoch: recorders of their paths, and files if checkpoints are kept."""
+
+    numbers: list[int]
+    recorders: list[PathRecorder]
+    spools: list[RowSpool]
+
+    def __post_init__(self) -> None:
+        self.finite = set(self.numbers)
+        """The experts whose parameters were finite at every epoch."""
+
+    def observe(self, stacked: torch.Tensor) -> None:
+        for number, recorder, params in zip(self.numbers, self.recorders, stacked, strict=True):
+            if number in self.finite and bool(params.isfinite().all()):
+                recorder.observe(params)
+            else:
+                self.finite.discard(number)
+        for spool, params in zip(self.spools, stacked, strict=False):
+            spool.append(params)
+
+
+def _train(
+    stack: FlatStack, watch: _Watch, config: ExpertConfig, dataset: Dataset, task: Task, bar: Any
+) -> list[list[float]]:
+    """Trains ``stack`` under ``watch`` and returns the losses, a row an epoch."""
+
+    def tick(images: int, losses: torch.Tensor) -> None:
+        bar.advance(images, loss=float(losses.mean()))
+
+    train, half = dataset.train, config.train_epochs // 2
+    losses = []
+    watch.observe(stack.params)
+    for _, loss in train_epochs(
+        stack,
+        train.images,
+        train.labels,
+        Schedule(config.train_epochs, config.batch_train, config.lr_teacher, half if config.decay else None),
+        [("expert", number) for number in watch.numbers],
+        seed=config.seed,
+        augment=augmentation(dataset.kind, config.dsa, config.dsa_strategy, config.jitter),
+        strata=task.strata(train.labels) if config.stratify else None,
+        tick=tick,
+    ):
+        watch.observe(stack.params)
+        losses.append(loss.tolist())
+    return losses
+
+
+def _guessing(task: Task, dataset: Dataset) -> float:
+    """The loss of a network that says nothing."""
+    labels = dataset.train.labels
+    return float(task.loss(torch.zeros(len(labels), task.num_outputs(dataset.num_classes)), labels.cpu()))
 
 
 def _short(value: float) -> float | None:
