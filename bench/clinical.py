@@ -166,7 +166,7 @@ class Bench:
         dataset, train = self.dataset, self.dataset.train
         task, spec = expert_task(self.config, dataset), expert_spec(self.config, dataset)
         whole = DistilledDataset(train.images, train.labels, STEP_SIZES[0], dataset.transform, dataset.class_names)
-        config = replace(self.evaluation, epoch_eval_train=2 * EXPERTS.train_epochs)
+        config = replace(self.evaluation, epoch_eval_train=2 * EXPERTS.training.train_epochs)
         tried = [
             evaluate_splits(whole, dataset, replace(config, lr_net=lr), model=spec, task=task, progress=for_stream())
             for lr in STEP_SIZES

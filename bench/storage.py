@@ -241,7 +241,7 @@ def _study(study: Study, seeds: int, folder: Path) -> list[dict[str, Any]]:
     pieces = Pieces(folder / "pieces", study.title)
     rows = []
     for encoding in ENCODINGS:
-        store = encoded(experts, folder / encoding, encoding, config.seed)
+        store = encoded(experts, folder / encoding, encoding, config.engine.seed)
         costs = {
             "dataset": study.title,
             "encoding": encoding,

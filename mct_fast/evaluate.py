@@ -19,14 +19,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from mct_fast.data import Dataset, Split, augmentation, random_real
+from mct_fast.data import AugmentationConfig, Dataset, Split, random_real
 from mct_fast.distilled import DistilledDataset
 from mct_fast.models import build_model
 from mct_fast.run.distributed import Communicator, Single
 from mct_fast.run.errors import InputError
 from mct_fast.run.progress import Bar, Progress, quiet
 from mct_fast.run.seeds import derive_seed, generator
-from mct_fast.run.settings import Checked, Count, Fraction, NonNegative, Positive, Seed
+from mct_fast.run.settings import Checked, Count, Fraction, Grouped, NonNegative, Positive, Seed
 from mct_fast.tasks import Classification, Task, format_metric, metric_label, task_named
 from mct_fast.training import SGD, Schedule, build_stack, measures, named_spec, train_epochs
 
@@ -34,8 +34,8 @@ log = logging.getLogger("mct_fast")
 
 
 @dataclass(frozen=True)
-class EvalConfig(Checked):
-    """How a distilled set is evaluated."""
+class NetworksConfig(Checked):
+    """The fresh networks, and how they are trained."""
 
     num_eval: Count = 5
     """Fresh networks to train; the result is their mean and standard deviation."""
@@ -49,20 +49,29 @@ class EvalConfig(Checked):
     """Momentum of SGD."""
     l2: NonNegative = 5e-4
     """Weight decay of SGD."""
-    dsa: bool = True
-    """Whether to augment with DSA; tables and series are not augmented."""
-    dsa_strategy: str = "color_crop_cutout_flip_scale_rotate"
-    """The augmentations to draw from, joined by underscores."""
-    jitter: NonNegative = 0.0
-    """Standard deviation of Gaussian noise on the batches of tables and series, which are standardised; 0: none."""
     dropout: Fraction = 0.0
     """Share of units that MLP, GRU and TCN drop while they are trained here; students never do."""
+
+
+@dataclass(frozen=True)
+class ProtocolConfig(Checked):
+    """What is chosen on which split, with which random numbers, where."""
+
     select_on: Literal["val", "test"] = "val"
     """The split that picks the step size of the random-real baseline: 'val', or 'test' where that picked the images too."""
     seed: Seed = 0
     """Seed of initialisations, order and augmentation."""
     device: str = "cpu"
     """Where to compute, e.g. 'cpu' or 'cuda'."""
+
+
+@dataclass(frozen=True, init=False)
+class EvalConfig(Grouped):
+    """How a distilled set is evaluated.  Settings are known by their own names: ``EvalConfig(num_eval=3, device="cuda")``."""
+
+    networks: NetworksConfig = NetworksConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    protocol: ProtocolConfig = ProtocolConfig()
 
 
 @dataclass(frozen=True)
@@ -222,7 +231,10 @@ def evaluate_splits(
         raise InputError("distilled: its images hold NaN or infinity; distil them again")
     task = task or distilled.task
     task.check(distilled.labels, task.num_outputs(distilled.num_classes))
-    images, labels = distilled.images.to(config.device), _labels_for(dataset, distilled, task).to(config.device)
+    images, labels = (
+        distilled.images.to(config.protocol.device),
+        _labels_for(dataset, distilled, task).to(config.protocol.device),
+    )
     model = default_model(dataset, distilled.provenance) if model is None else model
     given = _Given(images, labels, dataset, task, model, progress, communicator)
     return given.train_and_score(distilled.lr_net, config, splits)
@@ -305,13 +317,14 @@ def evaluate_random_real(
     handicapped by a step size learned for other images.  ``config.lr_net`` plays no part.
     """
     task = task or task_named(dataset.task)
-    streams = [generator(config.seed, "random-real", i) for i in range(config.num_eval)]
+    device = config.protocol.device
+    streams = [generator(config.protocol.seed, "random-real", i) for i in range(config.networks.num_eval)]
     draws = [random_real(dataset.train, ipc, stream, task) for stream in streams]
-    images = torch.stack([drawn[0] for drawn in draws]).to(config.device)
-    labels = torch.stack([drawn[1] for drawn in draws]).to(config.device)
+    images = torch.stack([drawn[0] for drawn in draws]).to(device)
+    labels = torch.stack([drawn[1] for drawn in draws]).to(device)
     model = default_model(dataset) if model is None else model
     given = _Given(images, labels, dataset, task, model, progress, communicator)
-    chosen = split if len(lrs) == 1 else config.select_on
+    chosen = split if len(lrs) == 1 else config.protocol.select_on
     if chosen == "val" and not len(dataset.val):
         log.warning("%s has no validation split: the baseline's step size is selected on the test split", dataset.name)
         chosen = "test"
@@ -337,10 +350,10 @@ class _Given:
         held_out = {name: split_of(dataset, name) for name in splits}
         for name, split in held_out.items():
             check_scorable(split, dataset, task, name)
-        make, name = _network(self.model, dataset, task, config.dropout)
-        lr = own_lr if config.lr_net is None else config.lr_net
-        mine = self.communicator.share(config.num_eval)
-        with self.progress.task(f"evaluate {name}", config.epoch_eval_train) as bar:
+        make, name = _network(self.model, dataset, task, config.networks.dropout)
+        lr = own_lr if config.networks.lr_net is None else config.networks.lr_net
+        mine = self.communicator.share(config.networks.num_eval)
+        with self.progress.task(f"evaluate {name}", config.networks.epoch_eval_train) as bar:
             measured = self._networks(mine, lr, held_out, config, make, bar) if mine else {}
         parts = self.communicator.gather_all(measured)
         results = {}
@@ -364,23 +377,24 @@ class _Given:
         shared = images.ndim == len(shape) + 1
         if not shared:
             images, labels = images[numbers.start : numbers.stop], labels[numbers.start : numbers.stop]
-        seeds = [derive_seed(config.seed, "eval-init", i) for i in numbers]
-        stack = build_stack(make, seeds, self.task, SGD(config.mom, config.l2), config.device)
-        schedule = Schedule(config.epoch_eval_train, config.batch_train, lr, decay_after=config.epoch_eval_train // 2)
+        how, device = config.networks, config.protocol.device
+        seeds = [derive_seed(config.protocol.seed, "eval-init", i) for i in numbers]
+        stack = build_stack(make, seeds, self.task, SGD(how.mom, how.l2), device)
+        schedule = Schedule(how.epoch_eval_train, how.batch_train, lr, decay_after=how.epoch_eval_train // 2)
         for _, loss in train_epochs(
             stack,
             images,
             labels,
             schedule,
             [("eval", i) for i in numbers],
-            seed=config.seed,
-            augment=augmentation(self.dataset.kind, config.dsa, config.dsa_strategy, config.jitter),
+            seed=config.protocol.seed,
+            augment=config.augmentation.of(self.dataset.kind),
             shared=shared,
             window=_window(images, shape),
         ):
             bar.advance(1, loss=float(loss.mean()))
         return {
-            split: measures(stack, data.images.to(config.device), data.labels.to(config.device), self.task)
+            split: measures(stack, data.images.to(device), data.labels.to(device), self.task)
             for split, data in held_out.items()
         }
 

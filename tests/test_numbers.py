@@ -40,8 +40,14 @@ from tests.conftest import TINY_DISTILL, TINY_EXPERTS
 
 # --- settings ------------------------------------------------------------------
 
-GROUPS = [type(field.default) for field in dataclasses.fields(DistillConfig)]
-CONFIGS: list[type] = [ExpertConfig, *GROUPS, EvalConfig, BezierConfig, TableSpec, TimeGrid]
+
+def groups(kind: type) -> list[type]:
+    return [type(field.default) for field in dataclasses.fields(kind)]
+
+
+CONFIGS: list[type] = [
+    *dict.fromkeys([*groups(ExpertConfig), *groups(DistillConfig), *groups(EvalConfig)]), BezierConfig, TableSpec, TimeGrid
+]  # fmt: skip
 FIELDS = [(kind, field.name) for kind in CONFIGS for field in dataclasses.fields(kind)]
 HOSTILE = [
     math.nan, math.inf, -math.inf, -1, -0.5, 0, 1, 1.0, 1.5, 5, 1e300, 10**30, 2**63, -(2**63) - 1, True, None, "5", "nan", "",
@@ -122,9 +128,9 @@ def test_a_setting_says_what_to_give():
 
 
 OPTIONS = {
-    "experts": ([ExpertConfig], ["--out=NEW"]),
-    "distill": (GROUPS, ["--trajectories={STORE}", "--out=NEW"]),
-    "evaluate": ([EvalConfig], ["{RUN}"]),
+    "experts": (groups(ExpertConfig), ["--out=NEW"]),
+    "distill": (groups(DistillConfig), ["--trajectories={STORE}", "--out=NEW"]),
+    "evaluate": (groups(EvalConfig), ["{RUN}"]),
     "bezier": ([BezierConfig], ["{STORE}"]),
 }
 NUMERIC = [

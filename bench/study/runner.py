@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, is_dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
@@ -193,7 +193,11 @@ class Runner:
 
 def _plan(study: Study) -> dict[str, Any]:
     """What makes a study this one, as JSON will give it back; where the data lie is no part of it."""
-    experts = {name: value for name, value in asdict(study.experts).items() if name not in ("data_path", "parallel")}
+    experts = {
+        name: asdict(value) if is_dataclass(value) and not isinstance(value, type) else value
+        for name, value in study.experts.flat().items()
+        if name not in ("data_path", "parallel")
+    }
     arms = {
         arm.name: {"path": {"kind": type(arm.path).__name__, **asdict(arm.path)}, "changes": dict(arm.changes)}
         | ({"experts": dict(arm.experts)} if arm.experts else {})

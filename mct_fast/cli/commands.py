@@ -250,7 +250,7 @@ def _evaluate(words: list[str]) -> None:
     with session() as communicator:
         distilled, run_path = communicator.tell(lambda: distilled_at(given.path))
         dataset = communicator.lead_first(
-            lambda: dataset_of(distilled, run_path, given.dataset, given.data_path, given.config.device)
+            lambda: dataset_of(distilled, run_path, given.dataset, given.data_path, given.config.protocol.device)
         )
         own = distilled.provenance.get("model")
         # Of data that the set was not distilled from, the run's page has nothing to say.
@@ -414,12 +414,12 @@ def _presets(words: list[str]) -> None:
         path, student, steps = known.distill.path, known.distill.student, known.distill.optimizer
         starts = f"{path.min_start_epoch:g}-{path.max_start_epoch:g}"
         numbers = (student.syn_steps, f"{path.expert_epochs:g}", starts, f"{steps.lr_img:g}", f"{steps.lr_lr:g}")
-        rest = (f"{student.lr_teacher:g}", student.batch_syn or "all", "yes" if known.experts.zca else "no")
+        rest = (f"{student.lr_teacher:g}", student.batch_syn or "all", "yes" if known.experts.data.zca else "no")
         rows.append(
             (
                 known.name,
                 *map(str, (*numbers, *rest)),
-                _waypoints(path.trajectory, known.experts.waypoints),
+                _waypoints(path.trajectory, known.experts.path.waypoints),
                 known.source,
             )
         )

@@ -1,6 +1,6 @@
 """Real data on one device: images, tables and series, splits, transforms and DSA augmentation."""
 
-from mct_fast.data.augment import DSA, Augment, AugmentPlan, Jitter, augmentation
+from mct_fast.data.augment import DSA, Augment, AugmentationConfig, AugmentPlan, Jitter, augmentation
 from mct_fast.data.datasets import Dataset, load_dataset, load_noted, register_dataset, table_dataset
 from mct_fast.data.splits import Split, random_real
 from mct_fast.data.transforms import ZCA, Identity, Normalize, Transform, transform_from_state
@@ -13,6 +13,7 @@ __all__ = [
     "ZCA",
     "Augment",
     "AugmentPlan",
+    "AugmentationConfig",
     "Column",
     "Dataset",
     "Identity",

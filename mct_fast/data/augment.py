@@ -51,6 +51,7 @@ from torch import Tensor
 
 from mct_fast import ops
 from mct_fast.run.errors import InputError
+from mct_fast.run.settings import Checked, NonNegative
 
 KINDS: tuple[str, ...] = ("none", "color", "crop", "cutout", "flip", "scale", "rotate")
 """Names of the operations; the index in this tuple is the kind id of the parameter table."""
@@ -515,6 +516,22 @@ def augmentation(kind: str, dsa: bool, strategy: str, jitter: float) -> Augment 
     if jitter != 0:
         raise InputError("jitter: is for tables and series; leave it out for images, which DSA augments")
     return DSA(strategy) if dsa else None
+
+
+@dataclass(frozen=True)
+class AugmentationConfig(Checked):
+    """How batches are augmented, real and synthetic ones alike."""
+
+    dsa: bool = True
+    """Augment batches with DSA; tables and series are not augmented."""
+    dsa_strategy: str = "color_crop_cutout_flip_scale_rotate"
+    """The augmentations to draw from, joined by underscores."""
+    jitter: NonNegative = 0.0
+    """Standard deviation of Gaussian noise on batches of tables and series, which are standardised; 0: none."""
+
+    def of(self, kind: str) -> Augment | None:
+        """What augments data of ``kind``, see :func:`augmentation`."""
+        return augmentation(kind, self.dsa, self.dsa_strategy, self.jitter)
 
 
 @dataclass(frozen=True)

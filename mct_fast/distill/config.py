@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import torch
 
-from mct_fast.data import Dataset, augmentation
+from mct_fast.data import AugmentationConfig, Dataset
 from mct_fast.distill.pixels import Canvases, Layout, Plain
 from mct_fast.distill.sampling import SegmentSampler
 from mct_fast.evaluate import EvalConfig, check_scorable, split_of
@@ -76,18 +76,6 @@ class OptimizerConfig(Checked):
 
 
 @dataclass(frozen=True)
-class AugmentationConfig(Checked):
-    """How batches are augmented, the student's and those of evaluation networks."""
-
-    dsa: bool = True
-    """Augment batches with DSA; tables and series are not augmented."""
-    dsa_strategy: str = "color_crop_cutout_flip_scale_rotate"
-    """The augmentations to draw from, joined by underscores."""
-    jitter: NonNegative = 0.0
-    """Standard deviation of Gaussian noise on batches of tables and series, which are standardised; 0: none."""
-
-
-@dataclass(frozen=True)
 class EvaluationConfig(Checked):
     """How the images are evaluated, and which are kept."""
 
@@ -150,9 +138,9 @@ def check_config(config: DistillConfig, dataset: Dataset, first: Trajectory, tas
 
     ``first`` is one of the paths, ``task`` what the dataset's labels say, by default.
     """
-    layout, chosen = layout_of(config), config.augmentation
+    layout = layout_of(config)
     layout.check(dataset, config.images.labels)
-    augmentation(dataset.kind, chosen.dsa, chosen.dsa_strategy, chosen.jitter)  # refuses what does not fit the data
+    config.augmentation.of(dataset.kind)  # refuses what does not fit the data
     task = task or task_named(dataset.task)
     wanted = config.images.ipc * (layout.real_images if config.images.pix_init == "real" else 1)
     task.draw_rows(dataset.train.labels, dataset.num_classes, wanted, torch.Generator())  # refuses too many
@@ -163,14 +151,12 @@ def check_config(config: DistillConfig, dataset: Dataset, first: Trajectory, tas
 
 def evaluation_of(config: DistillConfig) -> EvalConfig:
     """How the images of a run are evaluated, every time with the same networks."""
-    chosen, augment = config.evaluation, config.augmentation
+    chosen = config.evaluation
     return EvalConfig(
+        augmentation=config.augmentation,
         num_eval=chosen.num_eval,
         epoch_eval_train=chosen.epoch_eval_train,
         batch_train=chosen.batch_train,
-        dsa=augment.dsa,
-        dsa_strategy=augment.dsa_strategy,
-        jitter=augment.jitter,
         lr_net=chosen.lr_net,
         select_on=chosen.select_on,
         seed=derive_seed(config.engine.seed, "eval"),

@@ -2,23 +2,22 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
 
-from mct_fast.data import Dataset, TableSpec, TimeGrid, load_dataset
+from mct_fast.data import AugmentationConfig, Dataset, TableSpec, TimeGrid, load_dataset
 from mct_fast.models import build_model, model_spec
 from mct_fast.run.progress import Progress, quiet
-from mct_fast.run.settings import Checked, Count, Fraction, Natural, NonNegative, Positive, Seed
+from mct_fast.run.settings import Checked, Count, Fraction, Grouped, Natural, NonNegative, Positive, Seed
 from mct_fast.tasks import Task, task_named
 from mct_fast.training import named_spec
-from mct_fast.trajectory.encoding import find_encoding
 
 
 @dataclass(frozen=True)
-class ExpertConfig(Checked):
-    """How experts are trained."""
+class DataConfig(Checked):
+    """The real data that experts are trained on."""
 
     dataset: str = "digits"
     """Dataset name: digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet, imagenette, ..., or folder:NAME;
@@ -33,6 +32,18 @@ class ExpertConfig(Checked):
     """Share of the training images held out for validation, stratified."""
     split_seed: Seed = 0
     """Seed of the validation split."""
+    image_size: Count | None = None
+    """Side of the images in pixels; None keeps the dataset's."""
+    table: TableSpec = TableSpec()
+    """Which columns of a table are what."""
+    grid: TimeGrid = TimeGrid()
+    """How a long table becomes regular series."""
+
+
+@dataclass(frozen=True)
+class NetworkConfig(Checked):
+    """The network of experts, and of the students after them."""
+
     model: str = "ConvNet"
     """Architecture: ConvNet, MLP, or a named variant such as ConvNetD4."""
     depth: Count = 3
@@ -45,18 +56,24 @@ class ExpertConfig(Checked):
     """Activation: relu, leakyrelu, sigmoid."""
     pooling: str = "avg"
     """Pooling: avg, max, none."""
-    image_size: Count | None = None
-    """Side of the images in pixels; None keeps the dataset's."""
-    table: TableSpec = TableSpec()
-    """Which columns of a table are what."""
-    grid: TimeGrid = TimeGrid()
-    """How a long table becomes regular series."""
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig(Checked):
+    """What the networks are trained to do."""
+
     task: str | None = None
     """What labels say: classification, binary, multilabel; None: what the data are (of two classes either of the first two)."""
     pos_weight: NonNegative = 1.0
     """Weight of the positives in the loss of binary and multi-label tasks, for experts and students; 0 balances them."""
     stratify: bool = False
     """Spread each class (of multi-label rows the rarest label) evenly over the batches of an epoch, for rare positives."""
+
+
+@dataclass(frozen=True)
+class TrainingConfig(Checked):
+    """How many experts are trained, and by which steps."""
+
     num_experts: Count = 100
     """Experts to train."""
     train_epochs: Count = 50
@@ -73,14 +90,14 @@ class ExpertConfig(Checked):
     """Weight of GSAM's orthogonal part (FTD: 0.3); without rho it plays no part."""
     batch_train: Count = 256
     """Real images a step."""
-    dsa: bool = True
-    """Augment with DSA; tables and series are not augmented."""
-    dsa_strategy: str = "color_crop_cutout_flip_scale_rotate"
-    """The augmentations to draw from, joined by underscores."""
-    jitter: NonNegative = 0.0
-    """Standard deviation of Gaussian noise on the batches of tables and series, which are standardised; 0: none."""
     decay: bool = False
     """Multiply the step size by 0.1 after half the epochs."""
+
+
+@dataclass(frozen=True)
+class PathConfig(Checked):
+    """What is kept of an expert."""
+
     waypoints: Count | tuple[Natural, ...] = 2
     """Checkpoints that the convex path runs through: 2 is the paper's, 4 the official code's default; or their epochs,
     e.g. 0 6 25 50."""
@@ -90,8 +107,14 @@ class ExpertConfig(Checked):
     """Pace along the path: arc_length, uniform, decreasing."""
     keep_checkpoints: bool = False
     """Also keep every epoch's checkpoint (100 times the space of fp16), which MTT needs."""
-    encoding: str = "fp16"
+    encoding: Literal["fp16", "int8", "int4", "float32"] = "fp16"
     """How experts are stored: fp16, int8 (half the space), int4 (a quarter), float32 (exact, twice the space)."""
+
+
+@dataclass(frozen=True)
+class EngineConfig(Checked):
+    """How and where it is computed."""
+
     seed: Seed = 0
     """Seed of everything random."""
     parallel: Count = 4
@@ -100,68 +123,69 @@ class ExpertConfig(Checked):
     """Where to compute, e.g. 'cpu' or 'cuda'."""
 
 
+@dataclass(frozen=True, init=False)
+class ExpertConfig(Grouped):
+    """How experts are trained.  Settings are known by their own names: ``ExpertConfig(dataset="cifar10", num_experts=20)``."""
+
+    data: DataConfig = DataConfig()
+    network: NetworkConfig = NetworkConfig()
+    objective: ObjectiveConfig = ObjectiveConfig()
+    training: TrainingConfig = TrainingConfig()
+    augmentation: AugmentationConfig = AugmentationConfig()
+    path: PathConfig = PathConfig()
+    engine: EngineConfig = EngineConfig()
+
+
 def expert_task(config: ExpertConfig, dataset: Dataset) -> Task:
     """The task that experts, and the students after them, are trained for."""
-    task = task_named(config.task or dataset.task).weighted(config.pos_weight, dataset.train.labels)
+    task = task_named(config.objective.task or dataset.task).weighted(config.objective.pos_weight, dataset.train.labels)
     task.check(dataset.train.labels, task.num_outputs(dataset.num_classes))
     return task
 
 
 def expert_spec(config: ExpertConfig, dataset: Dataset) -> dict[str, Any]:
     """The full model spec of the experts."""
-    shape = {"depth": config.depth, "width": config.width, "activation": config.activation}
+    network = config.network
+    shape = {"depth": network.depth, "width": network.width, "activation": network.activation}
     by_name: dict[str, dict[str, Any]] = {
-        "ConvNet": {**shape, "norm": config.norm, "pooling": config.pooling},
+        "ConvNet": {**shape, "norm": network.norm, "pooling": network.pooling},
         # A vector has no plane to normalise: the default norm of the ConvNet means none here.
-        "MLP": {**shape, "norm": "none" if config.norm == "instance" else config.norm},
-        "GRU": {"depth": config.depth, "width": config.width},
+        "MLP": {**shape, "norm": "none" if network.norm == "instance" else network.norm},
+        "GRU": {"depth": network.depth, "width": network.width},
         "TCN": shape,
     }
-    given = {"name": config.model, **by_name.get(config.model, {})}
+    given = {"name": network.model, **by_name.get(network.model, {})}
     return model_spec(build_model(named_spec(given, dataset, expert_task(config, dataset))))
 
 
 def load_for(config: ExpertConfig, progress: Progress = quiet()) -> Dataset:
     """The dataset that ``config`` names."""
+    data = config.data
     return load_dataset(
-        config.dataset,
-        data_path=config.data_path,
-        download=config.download,
-        zca=config.zca,
-        val_fraction=config.val_fraction,
-        split_seed=config.split_seed,
-        image_size=config.image_size,
-        device=config.device,
-        table=config.table,
-        grid=config.grid,
+        data.dataset,
+        data_path=data.data_path,
+        download=data.download,
+        zca=data.zca,
+        val_fraction=data.val_fraction,
+        split_seed=data.split_seed,
+        image_size=data.image_size,
+        device=config.engine.device,
+        table=data.table,
+        grid=data.grid,
         progress=progress,
     )
 
 
+_RECIPE = (
+    "stratify", "train_epochs", "lr_teacher", "mom", "l2", "rho", "gsam_alpha", "batch_train", "dsa", "dsa_strategy", "jitter",
+    "decay", "waypoints", "smooth", "schedule", "keep_checkpoints", "seed",
+)  # fmt: skip
+"""The settings that make two experts comparable, in the order of the stores that exist."""
+
+
 def recipe_of(config: ExpertConfig, dataset: Dataset) -> dict[str, Any]:
     """What makes two experts comparable: the training recipe without what does not change the result."""
-    where = {
-        "dataset",
-        "data_path",
-        "download",
-        "zca",
-        "val_fraction",
-        "split_seed",
-        "image_size",
-        "table",
-        "grid",
-        "task",  # with its weights, by itself
-        "pos_weight",
-        "device",
-        "parallel",
-        "encoding",  # of each expert by itself, in its entry
-    }
-    shape = {"model", "depth", "width", "norm", "activation", "pooling"}
-    where |= {"jitter"} if dataset.kind == "images" else {"dsa", "dsa_strategy"}
-    recipe = {k: v for k, v in asdict(config).items() if k not in where | shape | {"num_experts"}}
+    without = {"jitter"} if dataset.kind == "images" else {"dsa", "dsa_strategy"}
+    settings = config.flat()
+    recipe = {name: settings[name] for name in _RECIPE if name not in without}
     return {"kind": "sgd", "torch": torch.__version__, **recipe}
-
-
-def check_config(config: ExpertConfig) -> None:
-    """Raises :class:`InputError` for a setting that cannot work, naming the field and the remedy."""
-    find_encoding(config.encoding)

@@ -15,8 +15,8 @@ from typing import Any, cast
 
 import torch
 
-from mct_fast.data import Dataset, augmentation
-from mct_fast.experts.config import ExpertConfig, check_config, expert_spec, expert_task, load_for, recipe_of
+from mct_fast.data import Dataset
+from mct_fast.experts.config import ExpertConfig, TrainingConfig, expert_spec, expert_task, load_for, recipe_of
 from mct_fast.models import FunctionalModel, build_model
 from mct_fast.run.distributed import Communicator, Single
 from mct_fast.run.errors import InputError
@@ -42,11 +42,10 @@ def train_experts(
     Experts that the store already holds are not trained again, so a killed run continues where it stopped.  Of several
     processes each trains its share, ``config.parallel`` at once; the leader writes.
     """
-    check_config(config)
     dataset = communicator.lead_first(
-        lambda: dataset.to(config.device) if dataset is not None else load_for(config, progress)
+        lambda: dataset.to(config.engine.device) if dataset is not None else load_for(config, progress)
     )
-    augmentation(dataset.kind, config.dsa, config.dsa_strategy, config.jitter)  # refuses what does not fit the data
+    config.augmentation.of(dataset.kind)  # refuses what does not fit the data
     task, spec = expert_task(config, dataset), expert_spec(config, dataset)
     network = build_model(spec)
     if any(True for _ in network.buffers()):
@@ -75,9 +74,9 @@ def train_experts(
 
         store = communicator.lead(begin)
         done = communicator.tell(lambda: set(store.experts) if store is not None else set())
-        todo = [number for number in range(config.num_experts) if number not in done]
-        rounds = _rounds(todo, config.parallel, communicator)
-        images = sum(map(len, rounds)) * config.train_epochs * len(dataset.train.labels)
+        todo = [number for number in range(config.training.num_experts) if number not in done]
+        rounds = _rounds(todo, config.engine.parallel, communicator)
+        images = sum(map(len, rounds)) * config.training.train_epochs * len(dataset.train.labels)
         with progress.task("experts, images", images) as bar:
             for mine in rounds:
                 with _Spools(None if store is None else store.path) as spools:
@@ -86,7 +85,7 @@ def train_experts(
                     # Those that diverged come last: the others of their round are kept.
                     for expert in sorted(found, key=lambda expert: isinstance(expert, _Diverged)):
                         assert store is not None
-                        expert.add_to(store, config.encoding)
+                        expert.add_to(store, config.path.encoding)
     return communicator.tell(lambda: cast(TrajectoryStore, store))
 
 
@@ -154,11 +153,12 @@ def _train_group(
     began = time.perf_counter()
     seeds = [_init_seed(config, number) for number in numbers]
     initial = torch.stack([model.init(seed) for seed in seeds])
-    student = student_for(model, task, config.device)
-    stack = FlatStack(student, initial.to(config.device), SGD(config.mom, config.l2), _descent(config))
+    student = student_for(model, task, config.engine.device)
+    rule = SGD(config.training.mom, config.training.l2)
+    stack = FlatStack(student, initial.to(config.engine.device), rule, _descent(config.training))
     del initial
     recorders = [_recorder(config, model, seed) for seed in seeds]
-    spools = [files.one() for _ in numbers] if config.keep_checkpoints else []
+    spools = [files.one() for _ in numbers] if config.path.keep_checkpoints else []
     watch = _Watch(numbers, recorders, spools)
     losses = _train(stack, watch, config, dataset, task, bar)
     held_out = "val" if len(dataset.val.labels) else "test"
@@ -170,7 +170,7 @@ def _train_group(
     for i, number in enumerate(numbers):
         final = losses[-1][i]
         if number not in watch.finite or not final <= worst:  # "not <=": NaN fails too
-            trained.append(_Diverged(number, final, config.lr_teacher))
+            trained.append(_Diverged(number, final, config.training.lr_teacher))
             continue
         info = {
             task.headline: _short(reached[i]),
@@ -216,18 +216,19 @@ def _train(
     def tick(images: int, losses: torch.Tensor) -> None:
         bar.advance(images, loss=float(losses.mean()))
 
-    train, half = dataset.train, config.train_epochs // 2
+    train, how = dataset.train, config.training
+    decay_after = how.train_epochs // 2 if how.decay else None
     losses = []
     watch.observe(stack.params)
     for _, loss in train_epochs(
         stack,
         train.images,
         train.labels,
-        Schedule(config.train_epochs, config.batch_train, config.lr_teacher, half if config.decay else None),
+        Schedule(how.train_epochs, how.batch_train, how.lr_teacher, decay_after),
         [("expert", number) for number in watch.numbers],
-        seed=config.seed,
-        augment=augmentation(dataset.kind, config.dsa, config.dsa_strategy, config.jitter),
-        strata=task.strata(train.labels) if config.stratify else None,
+        seed=config.engine.seed,
+        augment=config.augmentation.of(dataset.kind),
+        strata=task.strata(train.labels) if config.objective.stratify else None,
         tick=tick,
     ):
         watch.observe(stack.params)
@@ -247,19 +248,19 @@ def _short(value: float) -> float | None:
 
 
 def _init_seed(config: ExpertConfig, number: int) -> int:
-    return derive_seed(config.seed, "expert-init", number)
+    return derive_seed(config.engine.seed, "expert-init", number)
 
 
-def _descent(config: ExpertConfig) -> Descent:
+def _descent(config: TrainingConfig) -> Descent:
     return GSAM(config.rho, config.gsam_alpha) if config.rho else Steepest()
 
 
 def _recorder(config: ExpertConfig, model: FunctionalModel, init_seed: int) -> PathRecorder:
     return PathRecorder(
         model.shapes,
-        config.train_epochs,
-        waypoints=config.waypoints,
-        schedule=config.schedule,
-        smooth=config.smooth,
+        config.training.train_epochs,
+        waypoints=config.path.waypoints,
+        schedule=config.path.schedule,
+        smooth=config.path.smooth,
         start=lambda: model.init(init_seed),
     )

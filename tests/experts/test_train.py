@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from mct_fast.data import DSA, Dataset, load_dataset
 from mct_fast.experts import ExpertConfig, expert_spec, train_experts
+from mct_fast.experts.config import recipe_of
 from mct_fast.models import FunctionalModel, build_model
 from mct_fast.run.errors import InputError
 from mct_fast.run.seeds import derive_seed, generator
@@ -165,6 +167,22 @@ def test_the_manifest_says_what_was_trained(digits: Dataset, tmp_path: Path) -> 
     info = store.info(0)
     assert info["split"] == "val" and 0 <= info["accuracy"] <= 1 and len(info["train_loss"]) == 4
     assert info["train_loss"][-1] < info["train_loss"][0]
+
+
+def test_the_recipe_of_a_store_is_that_of_earlier_releases(digits: Dataset) -> None:
+    """Byte for byte: a store goes on only with the recipe that it was begun with."""
+    assert json.dumps(recipe_of(TINY, digits)) == (
+        f'{{"kind": "sgd", "torch": "{torch.__version__}", "stratify": false, "train_epochs": 4, "lr_teacher": 0.05, '
+        '"mom": 0.0, "l2": 0.0, "rho": 0.0, "gsam_alpha": 0.3, "batch_train": 500, "dsa": true, '
+        '"dsa_strategy": "color_crop_cutout_flip_scale_rotate", "decay": false, "waypoints": 2, "smooth": false, '
+        '"schedule": "arc_length", "keep_checkpoints": false, "seed": 0}'
+    )
+    table = recipe_of(replace(TINY, waypoints=(0, 4), jitter=0.5), load_dataset("breast_cancer"))
+    assert json.dumps(table) == (
+        f'{{"kind": "sgd", "torch": "{torch.__version__}", "stratify": false, "train_epochs": 4, "lr_teacher": 0.05, '
+        '"mom": 0.0, "l2": 0.0, "rho": 0.0, "gsam_alpha": 0.3, "batch_train": 500, "jitter": 0.5, "decay": false, '
+        '"waypoints": [0, 4], "smooth": false, "schedule": "arc_length", "keep_checkpoints": false, "seed": 0}'
+    )
 
 
 BAD = {
