@@ -52,6 +52,32 @@ def test_every_package_is_listed() -> None:
     assert set(listed()) - packages == {"csrc"}
 
 
+FILE = r"`([\w/]+\.(?:py|cpp))`"
+
+
+def test_the_walk_names_what_there_is() -> None:
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    walk = text.split("## The walk of one image")[1].split("\n## ")[0]
+    steps = [step for step in re.split(r"^\d+\. ", walk, flags=re.MULTILINE) if step.strip()]
+    assert len(steps) == 10
+    sources = "".join(file.read_text(encoding="utf-8") for file in PACKAGE.rglob("*.py"))
+    for step in steps:
+        for file in re.findall(FILE, step):
+            assert any((place / file).is_file() for place in (PACKAGE, ROOT, PACKAGE / "students")), file
+        for name in re.findall(r"`(?:\w+\.)?(\w+)`", re.sub(FILE, "", step)):
+            assert re.search(rf"\b(def|class) {name}\b|\b{name} = ", sources), name
+
+
+def test_the_glossary_says_each_term_once() -> None:
+    text = (ROOT / "docs" / "glossary.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| (.+?) \| (.+) \|$", text, flags=re.MULTILINE)
+    terms = [term for names, _ in rows if names != "term" for term in names.split(", ")]
+    assert len(terms) > 50 and len(terms) == len(set(terms))
+    assert {"vjp", "jvp", "cotangent", "residuals", "broadcast", "gather", "checkpoint", "ipc", "syn_steps"} <= set(
+        terms
+    )
+
+
 def test_the_root_has_few_modules() -> None:
     assert len(list(PACKAGE.glob("*.py"))) <= 8
 
