@@ -83,7 +83,7 @@ def _binary(logits, y, pos, neg, at, inside, k, K):
 
 
 @triton.jit
-def _softplus(x):
+def softplus(x):
     """log(1 + exp x), for large x too; log1p by Kahan's correction of log (HP-15C Advanced Functions Handbook, 1982)."""
     e = tl.exp(-tl.abs(x))
     u = 1 + e
@@ -98,7 +98,7 @@ def binary_kernel(logits, y, pos, neg, g, loss, gb, B, K, ROWS: tl.constexpr, CO
     x, on, off, a, c, _ = _binary(logits, y, pos, neg, at, inside, k, K)
     cotangent = (c * on - a * off) / B
     tl.store(g + at, cotangent, mask=inside)
-    _store_sums(loss, gb, (a * _softplus(-x) + c * _softplus(x)) / B, cotangent, k, K)
+    _store_sums(loss, gb, (a * softplus(-x) + c * softplus(x)) / B, cotangent, k, K)
 
 
 @triton.jit

@@ -261,7 +261,7 @@ def first_tangent_backward_kernel(
     mean_qxdot = (gamma * ggdot + gammadot * gg) / n
     rdot = -r * r * m2
     total = tl.zeros([KP, BC], tl.float32)
-    columns += tl.program_id(1) * columns_stride + image * tiles * 4 * TILE * KP
+    columns += tl.program_id(1).to(tl.int64) * columns_stride + image * tiles * 4 * TILE * KP
     for tile in range(tiles):
         p = tl.arange(0, TILE) + tile * TILE
         at = (image * PH * PW + p)[:, None] * C + c[None, :]
@@ -309,7 +309,7 @@ def columns_kernel(
         p = (r // 2) * PW + c // 2
         window = ((p // TILE) * 4 + (r % 2) * 2 + c % 2) * TILE + p % TILE
         for part in tl.static_range(PARTS):
-            here = columns + part * columns_stride + tap * tiles * 4 * TILE + window
+            here = columns + tl.cast(columns_stride, tl.int64) * part + tap * tiles * 4 * TILE + window
             total += tl.load(here, mask=inside, other=0).to(tl.float32)
     total = total / tl.load(tau + image // B)
     tl.store(gx + (image * CHANNELS + channel) * H * W + at, total, mask=at < H * W)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
+from mct_fast.kernels.linear import softplus
 from mct_fast.kernels.planes.common import after_the_last, halved, load_halves, product
 from mct_fast.kernels.planes.plane import norm_backward, norm_tangent_backward, plane_of
 
@@ -51,17 +52,11 @@ def outputs_kernel(
 
 
 @triton.jit
-def _softplus(v):
-    return tl.maximum(v, 0) + tl.log(1 + tl.exp(-tl.abs(v)))
-
-
-@triton.jit
 def _loss(v, y, pos, neg, real, BINARY: tl.constexpr):
     """Of rows of outputs: the loss of each row, and its gradient by the outputs."""
     if BINARY:
-        s = tl.sigmoid(v)
-        each = pos * y * _softplus(-v) + neg * (1 - y) * _softplus(v)
-        g = neg * (1 - y) * s - pos * y * (1 - s)
+        each = pos * y * softplus(-v) + neg * (1 - y) * softplus(v)
+        g = neg * (1 - y) * tl.sigmoid(v) - pos * y * tl.sigmoid(-v)
     else:
         v = tl.where(real, v, float("-inf"))
         top = tl.max(v, axis=1)[:, None]
@@ -76,9 +71,9 @@ def _loss(v, y, pos, neg, real, BINARY: tl.constexpr):
 def _loss_tangent(v, vdot, y, pos, neg, real, BINARY: tl.constexpr):
     """The tangent of the gradient by the outputs, and that of the gradient by the targets."""
     if BINARY:
-        s = tl.sigmoid(v)
-        gdot = (pos * y + neg * (1 - y)) * s * (1 - s) * vdot
-        ydot = -(pos * (1 - s) + neg * s) * vdot
+        on, off = tl.sigmoid(v), tl.sigmoid(-v)
+        gdot = (pos * y + neg * (1 - y)) * on * off * vdot
+        ydot = -(pos * off + neg * on) * vdot
     else:
         v = tl.where(real, v, float("-inf"))
         e = tl.where(real, tl.exp(v - tl.max(v, axis=1)[:, None]), 0)

@@ -91,8 +91,8 @@ def pixels_kernel(
 
     position (S, steps, n) is the row of an image of the set among the step's images, -1 where it is none of them.
     """
-    at = tl.program_id(0) * SIZE + tl.arange(0, SIZE)
-    image, student = tl.program_id(1), tl.program_id(2)
+    at = tl.program_id(1) * SIZE + tl.arange(0, SIZE)
+    image, student = tl.program_id(0), tl.program_id(2)
     inside = at < plane
     total = tl.zeros([SIZE], tl.float32)
     for step in range(steps):

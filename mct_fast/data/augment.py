@@ -412,6 +412,11 @@ class AugmentPlan:
         """Number of steps."""
         return len(self.draws[0])
 
+    @property
+    def noise(self) -> bool:
+        """Whether it adds noise, which is no affine map of four numbers and has no table."""
+        return isinstance(self.draws[0][0], JitterDraw)
+
     def to(self, device: torch.device | str) -> AugmentPlan:
         """The same plan with its tables on ``device``."""
         return AugmentPlan(tuple(tuple(draw.to(device) for draw in row) for row in self.draws))
@@ -448,13 +453,12 @@ class AugmentPlan:
         run: Callable[[AugmentDraw | JitterDraw, Tensor], Tensor],
         fused: Callable[[Tensor, Tensor, Tensor], Tensor],
     ) -> Tensor:
-        noise = isinstance(self.draws[0][step], JitterDraw)
-        if (x.ndim != 5 and not noise) or x.shape[0] != self.students:
+        if (x.ndim != 5 and not self.noise) or x.shape[0] != self.students:
             raise InputError(
                 f"this plan is for {self.students} students: pass ({self.students}, b, C, H, W), not {tuple(x.shape)}"
             )
         # The kernel takes all students in one pass, but has no second derivative and no images one pixel high.
-        if not noise and ops.kernels_available(x.device) and not x.requires_grad and min(x.shape[3:]) > 1:
+        if not self.noise and ops.kernels_available(x.device) and not x.requires_grad and min(x.shape[3:]) > 1:
             kinds, params = self.table(step)
             return fused(x.contiguous(), kinds, params.to(x.device))
         if self.students == 1:

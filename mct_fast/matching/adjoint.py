@@ -109,7 +109,8 @@ class Truncated:
 def _sweep(problem: MatchingProblem, *, carry_curvature: bool, keep_bytes: int) -> StudentGradients:
     """Forward over the steps, then back over them.  Reads no number from the device: it can be captured in a CUDA graph."""
     student, alpha = problem.student, problem.syn_lr
-    if isinstance(student, PlaneStudent) and student.takes(problem.images):
+    noise = isinstance(problem.augment, AugmentPlan) and problem.augment.noise
+    if isinstance(student, PlaneStudent) and student.takes(problem.images) and not noise:
         from mct_fast.matching.plane_sweep import sweep  # imports Triton
 
         engine = student.engine(problem.images.device)

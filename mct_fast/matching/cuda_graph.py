@@ -77,6 +77,10 @@ class Graphed:
     def solve(self, problem: MatchingProblem) -> StudentGradients:
         if not self._recorder.takes(problem):
             return self._adjoint.solve(problem)
+        with torch.cuda.device_of(problem.images):
+            return self._solve(problem)
+
+    def _solve(self, problem: MatchingProblem) -> StudentGradients:
         key = _key(problem)
         if key not in self._kept:
             while len(self._kept) >= self._most:

@@ -95,7 +95,8 @@ class _Images:
 
 def sweep(problem: MatchingProblem, engine: Engine, *, carry_curvature: bool, keep_bytes: int) -> StudentGradients:
     """`mct_fast.matching.adjoint`'s sweep of `Exact` and `Truncated`: the same gradient, to the engine's precision."""
-    return _Sweep(problem, engine, carry_curvature, keep_bytes).run()
+    with torch.cuda.device_of(problem.images):
+        return _Sweep(problem, engine, carry_curvature, keep_bytes).run()
 
 
 class _Sweep:

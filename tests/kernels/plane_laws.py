@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from mct_fast.kernels.planes import head
 from mct_fast.matching import plane_sweep
 from mct_fast.matching.adjoint import Exact, Truncated
 from mct_fast.matching.points import Points
@@ -86,6 +87,20 @@ def point_agrees(device: str) -> None:
         filling_is_zero(engine, weights)
 
 
+def confident_gradient(device: str) -> None:
+    """A label that is surely right costs exp(-logit), and its gradient is as small, not zero."""
+    one, yes = torch.ones(1, device=device), torch.ones(1, 1, device=device)
+    for logit in (-300.0, -20.0, 20.0, 40.0):
+        out = torch.full((1, 1), logit, device=device)
+        loss, gl, tau, sums = (torch.empty(1, 1, device=device) for _ in range(4))
+        head.loss_kernel[(1,)](
+            out, yes, one, one, loss, gl, tau, sums, 1, 1, 1, BINARY=True, ROWS=1, COLS=1, PDL=False
+        )  # fmt: skip
+        x = torch.tensor([[-logit]], dtype=torch.float64)
+        close(loss * 1e20, torch.nn.functional.softplus(x) * 1e20, "loss", 1e-5)
+        close(gl / tau * 1e20, -x.sigmoid() * 1e20, "gradient", 1e-5)
+
+
 def step_agrees(name: str, precision: str, device: str) -> None:
     """A step's gradient and its tangent, of each student."""
     case, how = STEPS[name], PRECISIONS[precision]
@@ -98,9 +113,13 @@ def step_agrees(name: str, precision: str, device: str) -> None:
 def _step(student: Any, case: Case, dtype: torch.dtype, device: str = "cpu") -> dict[str, Tensor]:
     problem = case.problem(dtype, device)
     x, y = problem.batch(0, problem.images, problem.labels)
-    along = torch.randn(problem.theta.shape, generator=torch.Generator().manual_seed(2)).to(problem.theta)
-    loss, grad = student.gradient(problem.theta, x, y)
-    t = student.gradient_tangent(problem.theta, along, x, y)
+    # rows of wider tensors, as they are in use
+    rows, count = problem.theta.shape
+    wide = torch.randn(2, rows, count + 11, generator=torch.Generator().manual_seed(2)).to(problem.theta)
+    theta, along = wide[:, :, 4 : 4 + count]
+    theta.copy_(problem.theta)
+    loss, grad = student.gradient(theta, x, y)
+    t = student.gradient_tangent(theta, along, x, y)
     # <gradient, along> may cancel to anything: its scale is that of its terms
     scale = grad.norm(dim=1) * along.norm(dim=1)
     parts = {"loss": loss, "grad": grad, "loss_dot": t.loss_dot / scale, "hvp": t.hvp, "by images": t.grad_x_dot}

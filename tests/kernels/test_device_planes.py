@@ -45,6 +45,7 @@ def _same(found: StudentGradients, wanted: StudentGradients) -> None:
 def test_small_shapes_agree_on_the_device() -> None:
     plane_laws.packing("cuda")
     plane_laws.point_agrees("cuda")
+    plane_laws.confident_gradient("cuda")
     for name in plane_laws.STEPS:
         plane_laws.step_agrees(name, "fine", "cuda")
     plane_laws.step_agrees("decided", "fast", "cuda")

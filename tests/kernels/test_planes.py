@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from typing import Any
 
 import pytest
+import torch
 
 pytest.importorskip("triton")
 
+from mct_fast.data import Jitter
+from mct_fast.matching.adjoint import Exact
 from mct_fast.students.planes.memory import FAST, FINE
 from tests.kernels import plane_laws
-from tests.kernels.plane_cases import Case
+from tests.kernels.plane_cases import Anywhere, Case
 from tests.kernels.recording import Launch, launches
 
 
@@ -21,6 +25,10 @@ def test_parameters_come_back_and_filling_is_zero(interpreter: Any) -> None:
 
 def test_a_point_between_two_models(interpreter: Any) -> None:
     interpreter.run("point_agrees")
+
+
+def test_a_confident_network_loses_no_gradient(interpreter: Any) -> None:
+    interpreter.run("confident_gradient")
 
 
 @pytest.mark.parametrize(
@@ -72,3 +80,12 @@ def test_the_interpreted_cases_use_every_kernel_and_switch(kernels: set[str]) ->
 
 def _switches(found: list[Launch]) -> set[tuple[str, str, Any]]:
     return {(launch.kernel, name, value) for launch in found for name, value in launch.constants if type(value) is bool}
+
+
+def test_noise_is_matched_a_step_at_a_time() -> None:
+    """It has no table, by which the steps' images are made together."""
+    case = Case(2, 16, 3, (8, 8), images=4, batch=3, steps=3)
+    noise = Jitter(0.1).plan(1, 3, [1, 3, 1], (3, 8, 8), torch.Generator().manual_seed(0))
+    problem = replace(case.problem(device="meta"), student=Anywhere(case.fused, FAST), augment=noise)
+    found = Counter(launch.kernel for launch in launches(Exact().solve, problem))
+    assert found["planes.first.patches_kernel"] == 6

@@ -9,8 +9,10 @@ import torch
 
 from mct_fast import ops
 from mct_fast.models import ConvNet
+from mct_fast.run.errors import InputError
 from mct_fast.students import FusedStudent, GenericStudent, PlaneStudent, student_for
 from mct_fast.students.fused_convnet import ConvPlan
+from mct_fast.students.planes import geometry
 from mct_fast.students.planes.geometry import Geometry, why_not
 from mct_fast.students.planes.layout import BLOCK, Layout
 from mct_fast.tasks import Classification
@@ -131,3 +133,34 @@ def test_tensors_begin_where_blocks_and_rows_do(changes: dict[str, object]) -> N
         ends = segment.start + segment.size
     assert layout.size >= ends
     assert layout.size % BLOCK == layout.size % plan.width == 0
+
+
+class _OnMeta(PlaneStudent):
+    def takes(self, like: torch.Tensor) -> bool:
+        return True
+
+
+def test_what_does_not_fit_is_refused_before_a_kernel_reads_it() -> None:
+    pytest.importorskip("triton")
+    student = _OnMeta(FusedStudent(ConvNet(**REFERENCE | dict(width=16, image_size=8))))
+    params = torch.empty(2, student.num_params, device="meta")
+    x, y = torch.empty(2, 3, 3, 8, 8, device="meta"), torch.empty(2, 3, 10, device="meta")
+    for call, name in (
+        (lambda: student.gradient(params[:, 1:], x, y), "params"),
+        (lambda: student.gradient(params, x[:, :, 1:], y), "x"),
+        (lambda: student.gradient(params, x, y[..., 1:]), "y"),
+        (lambda: student.gradient(params, x, y[:, 1:]), "y"),
+        (lambda: student.gradient_tangent(params, params[:, 1:], x, y), "tangent"),
+        (lambda: student.logits(params[:, 1:], x[0]), "params"),
+        (lambda: student.logits(params, x[0, ..., 1:]), "x"),
+    ):
+        with pytest.raises(InputError, match=f"^{name}: "):
+            call()
+
+
+def test_what_modules_without_triton_repeat_of_the_kernels() -> None:
+    pytest.importorskip("triton")
+    from mct_fast.kernels.planes import first, params
+
+    assert first.TILE.value == geometry.TILE
+    assert params.BLOCK.value == BLOCK

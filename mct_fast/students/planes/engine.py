@@ -207,7 +207,7 @@ class Engine:
         values = out[0, 0].numel()
         block = min(1024, 1 << (values - 1).bit_length())
         _launch(
-            params.pixels_kernel, (_blocks(values, block), n, students),
+            params.pixels_kernel, (n, _blocks(values, block), students),
             steps, position, alpha, sigma, out, count, n, steps.numel() // (count * values), values, SIZE=block,
         )  # fmt: skip
 
@@ -277,7 +277,8 @@ class Engine:
             arena[parts.at["w0"] :], *self._norm_parts(arena, parts, 0), step.gamma[0], step.beta[0], batch, g.tiles,
             *g.sides[1], *self._places(0), **self._first(t),
         )  # fmt: skip
-        self._together()
+        if gradients:
+            self._together()
 
     def tangent(
         self, w: Weights, dot: Weights, x: Batch, y: Tensor, step: Step, t: TangentStep, arena: Tensor,
@@ -366,7 +367,8 @@ class Engine:
             *self._norm_parts(arena, parts, 0), t.columns, batch, g.tiles, *g.sides[1], *self._places(0),
             t.columns.stride(0), **self._first(f),
         )  # fmt: skip
-        self._together()
+        if curvature:
+            self._together()
 
     @contextmanager
     def _beside(self) -> Iterator[None]:

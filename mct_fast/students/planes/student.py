@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from mct_fast.run.errors import InputError
 from mct_fast.students.fused import FusedStudent
 from mct_fast.students.fused_convnet import ConvPlan
 from mct_fast.students.planes.geometry import Geometry, why_not
@@ -65,10 +66,11 @@ class PlaneStudent:
     def gradient(self, params: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         if not self.takes(x):
             return self.fused.gradient(params, x, y)
-        engine, step, weights, patches, targets, arena = self._made(params, x, y)
-        students, batch = x.shape[:2]
-        engine.backward(weights, patches, targets, step, arena, students, batch)
-        return step.loss.clone(), engine.gradient(arena, engine.parts(students, batch), step.tau, students)
+        with torch.cuda.device_of(x):
+            engine, step, weights, patches, targets, arena = self._made(params, x, y)
+            students, batch = x.shape[:2]
+            engine.backward(weights, patches, targets, step, arena, students, batch)
+            return step.loss.clone(), engine.gradient(arena, engine.parts(students, batch), step.tau, students)
 
     def gradient_keeping(self, params: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Any]:
         if not self.takes(x):
@@ -78,8 +80,13 @@ class PlaneStudent:
     def gradient_tangent(self, params: Tensor, tangent: Tensor, x: Tensor, y: Tensor, tape: Any = None) -> Tangent:
         if not self.takes(x):
             return self.fused.gradient_tangent(params, tangent, x, y, tape)
+        with torch.cuda.device_of(x):
+            return self._tangent(params, tangent, x, y)
+
+    def _tangent(self, params: Tensor, tangent: Tensor, x: Tensor, y: Tensor) -> Tangent:
         from mct_fast.students.planes.engine import power_of_two
 
+        tangent = self._checked(tangent, "tangent")
         engine, step, weights, patches, targets, arena = self._made(params, x, y)
         students, batch = x.shape[:2]
         engine.backward(weights, patches, targets, step, arena, students, batch, gradients=False)
@@ -102,11 +109,13 @@ class PlaneStudent:
     def logits(self, params: Tensor, x: Tensor) -> Tensor:
         if not self.takes(x):
             return self.fused.logits(params, x)
-        engine, students = self.engine(x.device), len(params)
-        weights = engine.weights(students)
-        engine.pack(params.contiguous(), weights)
-        chunk = max(1, LOGITS_IMAGES // students)
-        return torch.cat([self._outputs(engine, weights, part, students) for part in x.split(chunk)], dim=1)
+        with torch.cuda.device_of(x):
+            engine, students = self.engine(x.device), len(params)
+            params, weights = self._checked(params, "params"), engine.weights(students)
+            self._check_images(x[None])
+            engine.pack(params, weights)
+            chunk = max(1, LOGITS_IMAGES // students)
+            return torch.cat([self._outputs(engine, weights, part, students) for part in x.split(chunk)], dim=1)
 
     def _outputs(self, engine: Engine, weights: Weights, x: Tensor, students: int) -> Tensor:
         """``(S, b, K)`` of all students on the same images ``(b, C, H, W)``."""
@@ -131,15 +140,31 @@ class PlaneStudent:
         """Everything in the engine's form, and the forward sweep done."""
         engine = self.engine(x.device)
         students, batch = x.shape[:2]
-        weights = engine.weights(students)
-        engine.pack(params.contiguous(), weights)
-        patches = engine.batch(students * batch)
+        params, targets = self._checked(params, "params"), engine.targets(y)
+        self._check_images(x)
+        if targets.shape != (students, batch, engine.geometry.outputs):
+            raise InputError(
+                f"y: labels of shape {tuple(y.shape)}; give {engine.geometry.outputs} outputs for {batch} images"
+            )
+        targets = targets.flatten(0, 1)
+        weights, patches = engine.weights(students), engine.batch(students * batch)
+        engine.pack(params, weights)
         engine.patch(x.contiguous().flatten(0, 1), patches)
-        targets = engine.targets(y).reshape(students * batch, -1)
         step = self._room(engine, students, batch)
         arena = engine.arena(students, (batch,))
         engine.forward(weights, patches, step, students, batch)
         return engine, step, weights, patches, targets, arena
+
+    def _checked(self, vectors: Tensor, name: str) -> Tensor:
+        """``vectors (S, P)``, contiguous. The kernels trust what they are given."""
+        if vectors.dim() != 2 or vectors.shape[1] != self.num_params:
+            raise InputError(f"{name}: shape {tuple(vectors.shape)}, expected (S, {self.num_params})")
+        return vectors.contiguous()
+
+    def _check_images(self, x: Tensor) -> None:
+        expected = self._geometry.channels, *self._geometry.image_size
+        if tuple(x.shape[2:]) != expected:
+            raise InputError(f"x: images of shape {tuple(x.shape[2:])}, expected {expected}")
 
 
 def _loss(head: Head, outputs: int, device: torch.device) -> Loss:
