@@ -211,7 +211,7 @@ def test_the_command_line_speaks_of_the_metric(tmp_path: Path, capsys: pytest.Ca
     assert cli.main(["experts", *words.split()]) == 0
     assert "macro AUROC" in capsys.readouterr().out
     words = f"--trajectories {tmp_path / 'experts'} --out {tmp_path / 'run'} --ipc 2 --syn-steps 2 --iterations 2"
-    words += " --max-start-epoch 1 --expert-epochs 1 --eval-it 1 --num-eval 1 --epoch-eval-train 2 --jitter 0.05"
+    words += " --max-start-epoch 1 --expert-epochs 1 --eval-it 1 --num-eval 1 --epoch-eval-train 2 --jitter 0.05 --max-loss 1e6"
     assert cli.main(["distill", *words.split()]) == 0
     assert "macro AUROC 0." in capsys.readouterr().out
     assert cli.main(["evaluate", str(tmp_path / "run"), "--num-eval", "1", "--epoch-eval-train", "2"]) == 0
