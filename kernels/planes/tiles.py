@@ -47,8 +47,8 @@ class WeightTiles:
     stages: int
 
 
-SHARED_BYTES = 200 << 10
-"""Of a program's shared memory, of which an sm_90 has 227 KiB; what does not fit takes a smaller step."""
+SHARED_BYTES = 160 << 10
+"""Of a program's shared memory, of which an sm_80 has 163 KiB; what does not fit takes a smaller step."""
 
 FEW = 32
 """Images of a student below which a plane is shared by as many programs as can be."""
@@ -78,7 +78,8 @@ def convolution(width: int, pooled: int, batch: int) -> Tiles:
     channels = _part_of(width, channels)
     if rows * channels >= 64 * 64:
         warps = 8
-    return Tiles(channels, warps, 3, _depth(width, 4 * rows, channels, 3, most), rows)
+    stages = 3 if rows < 256 else 2
+    return Tiles(channels, warps, stages, _depth(width, 4 * rows, channels, stages, most), rows)
 
 
 def transposed(width: int, pooled: int, batch: int, halves: int, tangent: bool) -> Tiles:
