@@ -12,8 +12,9 @@ import torch
 pytest.importorskip("triton")
 
 from mct_fast.data import Jitter
+from mct_fast.kernels.planes import tiles
 from mct_fast.matching.adjoint import Exact
-from mct_fast.students.planes.memory import FAST, FINE
+from mct_fast.students.planes.memory import FAST, FINE, Precision
 from tests.kernels import plane_laws
 from tests.kernels.plane_cases import Anywhere, Case
 from tests.kernels.recording import Launch, launches
@@ -89,3 +90,30 @@ def test_noise_is_matched_a_step_at_a_time() -> None:
     problem = replace(case.problem(device="meta"), student=Anywhere(case.fused, FAST), augment=noise)
     found = Counter(launch.kernel for launch in launches(Exact().solve, problem))
     assert found["planes.first.patches_kernel"] == 6
+
+
+SIZES = {
+    "reference": Case(images=100, batch=100, steps=1),
+    "few": Case(images=10, batch=10, steps=1),
+    "cifar100-ipc50": Case(outputs=100, images=125, batch=125, steps=1),
+    "tiny-imagenet": Case(4, 128, 3, (64, 64), 200, images=200, batch=200, steps=1),
+    "tiny-imagenet-few": Case(4, 128, 3, (64, 64), 200, images=10, batch=10, steps=1),
+    "wide": Case(3, 512, 3, (64, 64), 10, images=64, batch=64, steps=1),
+}
+
+
+@pytest.mark.parametrize("how", [FAST, FINE], ids=lambda how: how.name)
+@pytest.mark.parametrize("name", SIZES)
+def test_tiles_fit_into_shared_memory(name: str, how: Precision) -> None:
+    """What the stages of a product hold, counted; an sm_80 has 163 KiB for a program."""
+    assert tiles.SHARED_BYTES <= 163 << 10
+    for launch in launches(SIZES[name].match(how, "meta")):
+        c = {**dict(launch.constants), **dict(launch.options)}
+        if "BP" in c:
+            rows, depth = 3 * c["BI"] + c["BO"], c["BP"]
+        elif "ROWS" in c and "BK" in c:
+            quads = 4 if launch.kernel.endswith(("plane_forward_kernel", "plane_tangent_kernel")) else 1
+            rows, depth = quads * c["ROWS"] + c["BC"], c["BK"]
+        else:
+            continue
+        assert c["num_stages"] * rows * depth * 2 <= tiles.SHARED_BYTES, launch.describe()
