@@ -57,7 +57,6 @@ def test_small_shapes_agree_on_the_device() -> None:
 
 @PRECISIONS
 @pytest.mark.parametrize("name", REFERENCE)
-@pytest.mark.usefixtures("poisoned_memory")
 def test_a_match_agrees_with_float64(name: str, how: Precision) -> None:
     case = REFERENCE[name]
     found, truth = _solved(case, how), Exact().solve(case.problem(torch.float64, "cuda"))
