@@ -143,7 +143,8 @@ class _Sweep:
         """Parameters of every step, and the images of the last steps."""
         problem, engine = self._problem, self._engine
         path = [engine.weights(problem.num_students) for _ in range(problem.syn_steps + 1)]
-        engine.pack(problem.theta, path[0])
+        start = problem.start
+        engine.pack_point(start.origin, start.end, start.weights, path[0])
         images = None
         for chunk in self._chunks:
             images = _Images(problem, engine, chunk)
