@@ -64,17 +64,16 @@ def _before_the_tangent(found: list[Launch]) -> int:
 
 def test_what_a_match_adds_does_not_grow_with_its_steps() -> None:
     one, four = (Counter(launch.kernel for launch in _launches(3, steps)) for steps in (1, 4))
-    once = ("patches_kernel", "pixels_kernel", "permute_kernel")
+    once = ("patches_kernel", "pixels_kernel", "permute_kernel", "point_kernel")
     assert {k: n for k, n in one.items() if k.endswith(once)} == {k: n for k, n in four.items() if k.endswith(once)}
 
 
 def test_the_interpreted_cases_use_every_kernel_and_switch(kernels: set[str]) -> None:
-    """But `point_kernel`, which has a law of its own."""
     cases = [*plane_laws.STEPS.values(), *plane_laws.MATCHES.values()]
     interpreted = [launch for case in cases for launch in launches(case.match(FINE, "meta"))]
     interpreted += launches(plane_laws.STEPS["two-blocks"].step(FINE, "meta"))
     planes = {kernel for kernel in kernels if kernel.startswith("planes.")}
-    assert {launch.kernel for launch in interpreted} == planes - {"planes.params.point_kernel"}
+    assert {launch.kernel for launch in interpreted} == planes
     compiled = launches(Case(steps=2).match(FAST, "meta")) + launches(Case(labels="binary").match(FAST, "meta"))
     assert _switches(compiled) <= _switches(interpreted)
 
