@@ -24,6 +24,7 @@ from mct_fast.distilled import DistilledDataset
 from mct_fast.models import build_model
 from mct_fast.run.distributed import Communicator, Single
 from mct_fast.run.errors import InputError
+from mct_fast.run.memory import check_fits
 from mct_fast.run.progress import Bar, Progress, quiet
 from mct_fast.run.seeds import derive_seed, generator
 from mct_fast.run.settings import Checked, Count, Fraction, Grouped, NonNegative, Positive, Seed
@@ -318,6 +319,8 @@ def evaluate_random_real(
     """
     task = task or task_named(dataset.task)
     device = config.protocol.device
+    numbers = config.networks.num_eval * ipc * dataset.num_classes * math.prod(dataset.image_shape)
+    check_fits("num_eval", 4.0 * numbers, "their images", device)
     streams = [generator(config.protocol.seed, "random-real", i) for i in range(config.networks.num_eval)]
     draws = [random_real(dataset.train, ipc, stream, task) for stream in streams]
     images = torch.stack([drawn[0] for drawn in draws]).to(device)
@@ -353,6 +356,8 @@ class _Given:
         make, name = _network(self.model, dataset, task, config.networks.dropout)
         lr = own_lr if config.networks.lr_net is None else config.networks.lr_net
         mine = self.communicator.share(config.networks.num_eval)
+        numbers = sum(parameter.numel() for parameter in make().parameters())
+        check_fits("num_eval", 12.0 * len(mine) * numbers, "so many networks at once", config.protocol.device)
         with self.progress.task(f"evaluate {name}", config.networks.epoch_eval_train) as bar:
             measured = self._networks(mine, lr, held_out, config, make, bar) if mine else {}
         parts = self.communicator.gather_all(measured)

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from mct_fast import __version__
 from mct_fast.cli.commands import COMMANDS, SPLIT
 from mct_fast.cli.parsing import nearest
-from mct_fast.cli.session import Interrupted, process, processes, spoken_log
+from mct_fast.cli.session import Interrupted, process, processes, speak, spoken_log
 from mct_fast.run.errors import InputError, PeerError
 
 
@@ -20,6 +20,7 @@ def main(words: Sequence[str] | None = None) -> int:
     run has failed; 130 after Ctrl-C.
     """
     words = list(sys.argv[1:] if words is None else words)
+    speak(sys.stdout)
     try:
         with spoken_log():
             return _dispatch(words)
@@ -39,9 +40,23 @@ def main(words: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nmct-fast: interrupted", file=sys.stderr)
         return 130
+    except (MemoryError, RuntimeError) as error:
+        from mct_fast.run.memory import shortage
+
+        short = shortage(error)
+        if short is None:
+            raise
+        print(f"mct-fast: {process()}error: {short}", file=sys.stderr)
+        return 2
     except BrokenPipeError:  # the reader of a pipe, such as head, has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:  # of files that change under our hands, of names that a system does not take
+        named = f"{error.filename}: " if error.filename is not None else ""
+        print(
+            f"mct-fast: {process()}error: {InputError(f'{named}{error.strerror or error}; check it')}", file=sys.stderr
+        )
+        return 2
 
 
 def _dispatch(words: list[str]) -> int:

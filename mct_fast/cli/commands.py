@@ -9,7 +9,7 @@ import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
@@ -17,7 +17,7 @@ from tyro.conf import OmitArgPrefixes, Positional
 from mct_fast.cli.output import distilled_rows, percent, print_rows, run_rows, store_rows, written_rows
 from mct_fast.cli.parsing import json_object, parse, preset_in
 from mct_fast.cli.session import progress_bars, resumable, session
-from mct_fast.cli.stored import dataset_of, distilled_at, models, stored_config
+from mct_fast.cli.stored import buildable, check_preset, dataset_of, distilled_at, models, stored_config
 from mct_fast.run.errors import InputError
 
 
@@ -201,6 +201,8 @@ def _distill(words: list[str]) -> None:
             raise InputError("trajectories: missing; give --trajectories STORE and --out RUN, or --resume RUN")
         if given.out is None:
             raise InputError("out: missing; give --out RUN, the folder to write")
+        if chosen is not None:
+            check_preset(chosen, given.trajectories)
         return given.config, given.trajectories, given.out
 
     with session() as communicator:
@@ -236,7 +238,7 @@ def _evaluate(words: list[str]) -> None:
         model: str | None = None
         """Networks, separated by commas: ConvNet, MLP, AlexNet, VGG11, ResNet18, LeNet, or a variant such as
         ConvNetD4 or ResNet18BN. Left out, the one that the set was distilled with."""
-        split: str = "test"
+        split: Literal["test", "val"] = "test"
         """The split to score on: test or val."""
         random_real: bool = True
         """Also train on as many random real images, the baseline."""
@@ -247,6 +249,7 @@ def _evaluate(words: list[str]) -> None:
         config: OmitArgPrefixes[EvalConfig] = EvalConfig()
 
     given = parse("evaluate", Arguments, words)
+    names = None if given.model is None else models(given.model)
     with session() as communicator:
         distilled, run_path = communicator.tell(lambda: distilled_at(given.path))
         dataset = communicator.lead_first(
@@ -256,7 +259,9 @@ def _evaluate(words: list[str]) -> None:
         # Of data that the set was not distilled from, the run's page has nothing to say.
         kept_in = run_path if dataset.fingerprint == distilled.provenance.get("fingerprint") else None
         networks: list[Any] = (
-            [default_model(dataset, distilled.provenance)] if given.model is None else models(given.model, own)
+            [default_model(dataset, distilled.provenance)]
+            if names is None
+            else buildable(names, own, dataset, distilled.task)
         )
         rows: list[tuple[str, ...]] = [("network", given.split, *(["random real"] if given.random_real else []))]
         done = f"networks that were finished are {'kept' if kept_in else 'printed above; nothing is kept'}"
@@ -382,7 +387,7 @@ def _inspect_store(given: Any) -> None:
         progress=progress_bars(),
     )
     if given.json:
-        print(json.dumps(report.json(), indent=1, ensure_ascii=False))
+        print(json.dumps(report.json(), indent=1))
     else:
         print_rows(rows(report))
         show(report, Console())

@@ -7,8 +7,10 @@ import dataclasses
 import difflib
 import io
 import json
+import re
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, TypeVar, get_type_hints
 
 import tyro
 
@@ -27,14 +29,34 @@ def parse(command: str, arguments: type[T], words: list[str], default: T | None 
     complaint = io.StringIO()
     try:
         with contextlib.redirect_stderr(complaint):
-            prog = f"mct-fast {command}"
-            if default is None:
-                return tyro.cli(arguments, prog=prog, args=words, use_underscores=True)
-            return tyro.cli(arguments, prog=prog, args=words, use_underscores=True, default=default)
+            given: dict[str, Any] = {} if default is None else {"default": default}
+            settings = tyro.cli(arguments, prog=f"mct-fast {command}", args=words, use_underscores=True, **given)
     except SystemExit as stop:
         if not stop.code:
             raise
         raise _said_by_settings(stop) or InputError(_first_sentence(complaint.getvalue(), command)) from None
+    _check_paths(settings)
+    return settings
+
+
+def _check_paths(settings: Any) -> None:
+    """Raises :class:`InputError` for a path that no system takes."""
+    for field in dataclasses.fields(settings):
+        value = getattr(settings, field.name)
+        if dataclasses.is_dataclass(value):
+            _check_paths(value)
+        elif isinstance(value, Path) or (isinstance(value, str) and field.name.endswith("_path")):
+            if _NO_CHARACTER.search(str(value)):
+                raise InputError(f"{field.name}: holds a character that no path does; give another")
+            text = str(value).encode("utf-8", "surrogateescape")
+            if len(text) > _LONGEST_PATH or max(map(len, text.split(b"/"))) > _LONGEST_NAME:
+                raise InputError(
+                    f"{field.name}: is too long; give at most {_LONGEST_PATH} bytes, {_LONGEST_NAME} a name"
+                )
+
+
+_LONGEST_PATH, _LONGEST_NAME = 4095, 255
+_NO_CHARACTER = re.compile("[\0\ud800-\udc7f\udd00-\udfff]")  # of the surrogates, 128 stand for bytes that are no UTF-8
 
 
 def _said_by_settings(error: BaseException | None) -> InputError | None:
@@ -60,17 +82,24 @@ def preset_in(words: Sequence[str]) -> Any:
 def _refuse(arguments: type, words: Sequence[str]) -> None:
     """Raises :class:`InputError` for an option that there is not, or a value that is none of an option's choices."""
     known = dict(_options(arguments))
+    valued = False  # whether the word before was an option that may take this one
     for word, following in zip(words, (*words[1:], ""), strict=False):
         if word == "--":
             return
+        if word == "" and not valued:
+            raise InputError("an argument is empty; name a folder, '.' is the one you are in")
+        valued = word.startswith("--") and "=" not in word
         if not word.startswith("--") or word == "--help":
             continue
         name, equals, value = word[2:].partition("=")
         name = name.replace("-", "_")
         if name not in known:
             raise InputError(f"unknown option --{name}{nearest(name, known, '--')}")
+        given = value if equals else following
+        if given == "" and _is_path(known[name], name) and (equals or (len(words) > 1 and following in words)):
+            raise InputError(f"{name}: is empty; name a folder, '.' is the one you are in")
         if name in choices(known[name]):
-            check_choice(known[name], name, value if equals else following)
+            check_choice(known[name], name, given)
 
 
 def _options(arguments: type) -> Iterator[tuple[str, type]]:
@@ -82,6 +111,10 @@ def _options(arguments: type) -> Iterator[tuple[str, type]]:
             yield field.name, arguments
             if isinstance(field.default, bool):
                 yield f"no_{field.name}", arguments
+
+
+def _is_path(kind: type, name: str) -> bool:
+    return name.endswith("_path") or "Path" in str(get_type_hints(kind).get(name, ""))
 
 
 def nearest(name: str, known: Iterable[str], prefix: str = "") -> str:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import codecs
 import contextlib
+import io
 import logging
 import os
 import sys
@@ -32,6 +34,23 @@ def progress_bars(communicator: Any = None) -> Any:
     from mct_fast.run.progress import for_stream, quiet
 
     return quiet() if communicator is not None and communicator.rank else for_stream()
+
+
+_PLAIN = {"±": "+-", "×": "x", "–": "-", "…": "...", "θ": "theta", "β": "beta"}
+
+
+def speak(stream: Any) -> None:
+    """What the terminal of ``stream`` cannot print is written in letters that it can: a result must not be lost to that."""
+    codecs.register_error("mct_fast", _plainly)
+    if isinstance(stream, io.TextIOWrapper):
+        stream.reconfigure(errors="mct_fast")
+
+
+def _plainly(error: UnicodeError) -> tuple[str, int]:
+    assert isinstance(error, UnicodeEncodeError)
+    characters = error.object[error.start : error.end]
+    said = (_PLAIN.get(c) or c.encode("ascii", "backslashreplace").decode("ascii") for c in characters)
+    return "".join(said), error.end
 
 
 @contextlib.contextmanager

@@ -56,9 +56,41 @@ def dataset_of(distilled: Any, run_path: Path | None, name: str | None, data_pat
     return load_noted(noted, data_path=data_path, device=device)
 
 
-def models(names: str, own: dict[str, Any] | None) -> list[Any]:
-    """Networks by name; the name of the distilled set's own network stands for exactly that one."""
+def models(names: str) -> list[str]:
+    """Names of networks, all known."""
+    from mct_fast.models import check_name
+
     wanted = [name.strip() for name in names.split(",") if name.strip()]
     if not wanted:
         raise InputError("model: names no network; give e.g. --model ConvNet,AlexNet")
-    return [own if own is not None and own.get("name") == name else name for name in wanted]
+    for name in wanted:
+        check_name(name)
+    return wanted
+
+
+def buildable(names: list[str], own: dict[str, Any] | None, dataset: Any, task: Any) -> list[Any]:
+    """``names``, once it is known that each can be built for ``dataset``; that of the set's ``own`` network is that one."""
+    import torch
+
+    from mct_fast.models import build_model
+    from mct_fast.training import named_spec
+
+    networks = [own if own is not None and own.get("name") == name else name for name in names]
+    with torch.device("meta"):
+        for network in networks:
+            build_model(named_spec(network, dataset, task))
+    return networks
+
+
+def check_preset(chosen: Any, trajectories: Path) -> None:
+    """Raises :class:`InputError` if the preset ``chosen`` is for another dataset than the store's."""
+    from mct_fast.data.datasets import canonical_name
+    from mct_fast.trajectory import TrajectoryStore
+
+    stored = str(TrajectoryStore.open(trajectories).manifest["dataset"]["name"])
+    # A tree of a set's images is that set: folder:cifar10.
+    if canonical_name(stored.partition(":")[2] or stored) != canonical_name(chosen.experts.dataset):
+        raise InputError(
+            f"preset: {chosen.name} is for {chosen.experts.dataset}, the experts of {trajectories} saw {stored}; "
+            "choose a preset of that dataset, or give its settings as options"
+        )

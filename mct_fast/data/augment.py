@@ -533,6 +533,10 @@ class AugmentationConfig(Checked):
     jitter: NonNegative = 0.0
     """Standard deviation of Gaussian noise on batches of tables and series, which are standardised; 0: none."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        augmentation("images", self.dsa, self.dsa_strategy, 0)  # refuses unknown names
+
     def of(self, kind: str) -> Augment | None:
         """What augments data of ``kind``, see :func:`augmentation`."""
         return augmentation(kind, self.dsa, self.dsa_strategy, self.jitter)

@@ -41,6 +41,7 @@ from mct_fast.data.splits import Split, hash_split
 from mct_fast.data.transforms import ZCA, Normalize, Transform, check_zca_size, rows_in, to_unit
 from mct_fast.data.trees import ReadReport
 from mct_fast.run.errors import InputError
+from mct_fast.run.memory import check_fits
 from mct_fast.run.progress import Progress, quiet
 from mct_fast.tabular.columns import TableTransform
 from mct_fast.tabular.recipes import TABLES, TableOptions
@@ -368,6 +369,8 @@ class _Asked:
 def _square_images(name: str, raw: RawDataset, size: int | None) -> RawDataset:
     """`raw` with images of `size` pixels a side; None: as they are, which must be square."""
     if size is not None:
+        pixels = sum(len(part.labels) for part in (raw.train, raw.val, raw.test) if part is not None) * size**2
+        check_fits("image_size", 4 * pixels * raw.train.images.shape[1], "the images")
         raw = _map_splits(raw, lambda split: replace(split, images=resize_and_crop(split.images, size)))
     height, width = raw.train.images.shape[2:]
     if height != width:
@@ -624,8 +627,15 @@ def _map_splits(raw: RawDataset, change: Callable[[RawSplit], RawSplit]) -> RawD
 def _usable_device(device: torch.device | str) -> torch.device:
     try:
         target = torch.device(device)
-    except RuntimeError as error:
+    except (RuntimeError, TypeError, ValueError) as error:
         raise InputError(f"device={device!r} is not a device; use cpu, cuda or cuda:N") from error
+    if target.type not in ("cpu", "cuda"):
+        raise InputError(f"device={str(device)!r} is not supported; use cpu, cuda or cuda:N")
     if target.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"device={str(device)!r} is not available: no CUDA device was found; use device='cpu'")
+    count = torch.cuda.device_count() if target.type == "cuda" else 1
+    if target.index is not None and target.index >= count:
+        raise InputError(
+            f"device={str(device)!r} does not exist: there are {target.type}:0 to {target.type}:{count - 1}; use one of them"
+        )
     return target

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
@@ -13,6 +14,7 @@ from mct_fast.distill.sampling import SegmentSampler
 from mct_fast.evaluate import EvalConfig, check_scorable, split_of
 from mct_fast.matching.adjoint import ADJOINTS, KEEP_BYTES, Adjoint, Exact, Truncated
 from mct_fast.matching.cuda_graph import Graphed
+from mct_fast.run.memory import check_fits
 from mct_fast.run.seeds import derive_seed
 from mct_fast.run.settings import Bounds, Checked, Count, Fraction, Grouped, Natural, NonNegative, Positive, Seed, Share
 from mct_fast.tasks import Task, task_named
@@ -142,6 +144,13 @@ def check_config(config: DistillConfig, dataset: Dataset, first: Trajectory, tas
     layout.check(dataset, config.images.labels)
     config.augmentation.of(dataset.kind)  # refuses what does not fit the data
     task = task or task_named(dataset.task)
+    numbers, device = sum(shape.numel() for shape in first.shapes), config.engine.device
+    check_fits(
+        "syn_steps", 4.0 * (config.student.syn_steps + 1) * numbers, "a student's parameters of every step", device
+    )
+    count = config.images.ipc * dataset.num_classes * math.prod(layout.shape(dataset.image_shape))
+    check_fits("canvas" if config.images.canvas > 1 else "ipc", 16.0 * count, "the images and their gradients", device)
+    check_fits("students", 4.0 * config.student.students * count, "the images' gradient of each student", device)
     wanted = config.images.ipc * (layout.real_images if config.images.pix_init == "real" else 1)
     task.draw_rows(dataset.train.labels, dataset.num_classes, wanted, torch.Generator())  # refuses too many
     select_on = config.evaluation.select_on

@@ -8,11 +8,15 @@ from typing import Any, Literal
 import torch
 
 from mct_fast.data import AugmentationConfig, Dataset, TableSpec, TimeGrid, load_dataset
-from mct_fast.models import build_model, model_spec
+from mct_fast.models import build_model, check_name, model_spec
+from mct_fast.models.convnet import ACTIVATIONS, NORMS, POOLINGS, one_of
+from mct_fast.run.errors import InputError
+from mct_fast.run.memory import check_fits
 from mct_fast.run.progress import Progress, quiet
 from mct_fast.run.settings import Checked, Count, Fraction, Grouped, Natural, NonNegative, Positive, Seed
 from mct_fast.tasks import Task, task_named
 from mct_fast.training import named_spec
+from mct_fast.trajectory.convex import SCHEDULES
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,13 @@ class NetworkConfig(Checked):
     pooling: str = "avg"
     """Pooling: avg, max, none."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_name(self.model)
+        one_of("norm", self.norm, NORMS)
+        one_of("activation", self.activation, ACTIVATIONS)
+        one_of("pooling", self.pooling, POOLINGS)
+
 
 @dataclass(frozen=True)
 class ObjectiveConfig(Checked):
@@ -68,6 +79,11 @@ class ObjectiveConfig(Checked):
     """Weight of the positives in the loss of binary and multi-label tasks, for experts and students; 0 balances them."""
     stratify: bool = False
     """Spread each class (of multi-label rows the rarest label) evenly over the batches of an epoch, for rare positives."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.task is not None:
+            task_named(self.task)
 
 
 @dataclass(frozen=True)
@@ -93,6 +109,10 @@ class TrainingConfig(Checked):
     decay: bool = False
     """Multiply the step size by 0.1 after half the epochs."""
 
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_fits("num_experts", 1000 * self.num_experts, "what is noted of each expert")
+
 
 @dataclass(frozen=True)
 class PathConfig(Checked):
@@ -109,6 +129,11 @@ class PathConfig(Checked):
     """Also keep every epoch's checkpoint (100 times the space of fp16), which MTT needs."""
     encoding: Literal["fp16", "int8", "int4", "float32"] = "fp16"
     """How experts are stored: fp16, int8 (half the space), int4 (a quarter), float32 (exact, twice the space)."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.schedule not in SCHEDULES:
+            raise InputError(f"schedule: unknown {self.schedule!r}; choose one of {', '.join(SCHEDULES)}")
 
 
 @dataclass(frozen=True)

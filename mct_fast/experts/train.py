@@ -21,6 +21,7 @@ from mct_fast.models import FunctionalModel, build_model
 from mct_fast.run.distributed import Communicator, Single
 from mct_fast.run.errors import InputError
 from mct_fast.run.files import RowSpool
+from mct_fast.run.memory import check_fits
 from mct_fast.run.progress import Progress, quiet
 from mct_fast.run.seeds import derive_seed
 from mct_fast.students import student_for
@@ -51,6 +52,8 @@ def train_experts(
     if any(True for _ in network.buffers()):
         raise InputError("norm: experts with batch norm have state beside their parameters; use 'instance' or 'group'")
     model = FunctionalModel(network)
+    together = min(config.engine.parallel, config.training.num_experts)
+    check_fits("parallel", 12.0 * together * model.num_params, "so many experts at once", config.engine.device)
     _recorder(config, model, 0)  # refuses what it cannot record before a store is begun
     manifest = {
         "model": spec,

@@ -12,7 +12,7 @@ from mct_fast.models.convnet import ConvNet
 from mct_fast.models.functional import FunctionalModel, has_dropout, without_dropout
 from mct_fast.models.mlp import MLP
 from mct_fast.models.series import GRU, TCN
-from mct_fast.models.zoo import ZOO, ZooModel, build_zoo
+from mct_fast.models.zoo import ZOO, ZooModel, build_zoo, check_zoo_name
 from mct_fast.run.errors import InputError
 
 __all__ = [
@@ -25,6 +25,7 @@ __all__ = [
     "ZooModel",
     "build_model",
     "build_zoo",
+    "check_name",
     "has_dropout",
     "model_spec",
     "spec_for",
@@ -84,6 +85,14 @@ def build_model(spec: Mapping[str, Any]) -> nn.Module:
         network, options = _NETWORKS[name]
         return network(**{key: value for key, value in given.items() if key in _SHARED + options})
     return build_zoo(name, **{key: value for key, value in given.items() if key in _SHARED})
+
+
+def check_name(name: str) -> None:
+    """Raises :class:`InputError` for a name of a network that :func:`build_model` does not know."""
+    if name.startswith("ConvNet"):
+        _suffixes(name)
+    elif name not in _NETWORKS:
+        check_zoo_name(name)
 
 
 def model_spec(module: nn.Module) -> dict[str, Any]:

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor, nn
 
 from mct_fast.run.errors import InputError
+from mct_fast.run.memory import check_fits
 
-_NORMS = {
+NORMS = {
     "instance": "instance",
     "instancenorm": "instance",
     "batch": "batch",
@@ -19,8 +20,8 @@ _NORMS = {
     "groupnorm": "group",
     "none": "none",
 }
-_ACTIVATIONS = {"relu": "relu", "sigmoid": "sigmoid", "leakyrelu": "leakyrelu"}
-_POOLINGS = {"avg": "avg", "avgpooling": "avg", "max": "max", "maxpooling": "max", "none": "none"}
+ACTIVATIONS = {"relu": "relu", "sigmoid": "sigmoid", "leakyrelu": "leakyrelu"}
+POOLINGS = {"avg": "avg", "avgpooling": "avg", "max": "max", "maxpooling": "max", "none": "none"}
 
 
 def one_of(argument: str, value: str, choices: Mapping[str, str]) -> str:
@@ -36,6 +37,16 @@ def positive(argument: str, value: int) -> int:
     if isinstance(value, bool) or int(value) != value or value < 1:
         raise InputError(f"{argument} must be a positive whole number, not {value!r}")
     return int(value)
+
+
+_DEEPEST = 1000
+
+
+def check_size(depth: int, width: int, least: int) -> None:
+    """Raises :class:`InputError` for a network that no memory holds: ``least`` parameters, and ``width`` squared a layer."""
+    if depth > _DEEPEST:
+        raise InputError(f"depth: got {depth}; give at most {_DEEPEST}")
+    check_fits("width", 4 * (least + (depth - 1) * width**2), "the network's parameters")
 
 
 def sides(image_size: int | Sequence[int]) -> tuple[int, int]:
@@ -93,9 +104,9 @@ class ConvNet(nn.Module):
         self.width = positive("width", width)
         self.channels = positive("channels", channels)
         self.num_classes = positive("num_classes", num_classes)
-        self.norm = one_of("norm", norm, _NORMS)
-        self.activation = one_of("activation", activation, _ACTIVATIONS)
-        self.pooling = one_of("pooling", pooling, _POOLINGS)
+        self.norm = one_of("norm", norm, NORMS)
+        self.activation = one_of("activation", activation, ACTIVATIONS)
+        self.pooling = one_of("pooling", pooling, POOLINGS)
         rows, columns = sides(image_size)
         self.image_size: int | tuple[int, int] = rows if rows == columns else (rows, columns)
         if self.norm == "group" and self.width % 4:
@@ -110,6 +121,8 @@ class ConvNet(nn.Module):
                 f"depth={self.depth} halves image_size=28 (padded to 32) below one pixel: "
                 "use depth=5 or less, larger images, or pooling='none'"
             )
+        last_rows, last_columns = self.block_size(self.depth)
+        check_size(self.depth, self.width, self.width * last_rows * last_columns * self.num_classes)
         self.features = self._blocks()
         self.classifier = nn.Linear(self.width * self.feature_size[0] * self.feature_size[1], self.num_classes)
 

@@ -6,10 +6,10 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from mct_fast.models.convnet import _ACTIVATIONS, activation_layer, one_of, positive, sides
+from mct_fast.models.convnet import ACTIVATIONS, activation_layer, check_size, one_of, positive, sides
 from mct_fast.models.series import share
 
-_NORMS = {"none": "none", "layer": "layer", "layernorm": "layer", "batch": "batch", "batchnorm": "batch"}
+NORMS = {"none": "none", "layer": "layer", "layernorm": "layer", "batch": "batch", "batchnorm": "batch"}
 
 
 class MLP(nn.Module):
@@ -48,13 +48,14 @@ class MLP(nn.Module):
         self.width = positive("width", width)
         self.channels = positive("channels", channels)
         self.num_classes = positive("num_classes", num_classes)
-        self.activation = one_of("activation", activation, _ACTIVATIONS)
-        self.norm = one_of("norm", norm, _NORMS)
+        self.activation = one_of("activation", activation, ACTIVATIONS)
+        self.norm = one_of("norm", norm, NORMS)
         self.dropout = share("dropout", dropout)
         rows, columns = sides(image_size)
         self.image_size: int | tuple[int, int] = rows if rows == columns else (rows, columns)
         layers: list[nn.Module] = []
         inputs = self.channels * rows * columns
+        check_size(self.depth, self.width, self.width * (inputs + self.num_classes))
         for _ in range(self.depth):
             layers.append(nn.Linear(inputs, self.width))
             if self.norm != "none":

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mct_fast.models.convnet import _ACTIVATIONS, activation_layer, one_of, positive, sides
+from mct_fast.models.convnet import ACTIVATIONS, activation_layer, check_size, one_of, positive, sides
 from mct_fast.run.errors import InputError
 
 
@@ -29,6 +29,7 @@ class _SeriesModel(nn.Module):
         self.num_classes = positive("num_classes", num_classes)
         self.dropout = share("dropout", dropout)
         self.image_size = sides(image_size)
+        check_size(self.depth, self.width, self.width * (self.channels + self.num_classes))
 
     @property
     def spec(self) -> dict[str, object]:
@@ -133,7 +134,7 @@ class TCN(_SeriesModel):
         dropout: float = 0.0,
     ) -> None:
         super().__init__(depth, width, channels, image_size, num_classes, dropout)
-        self.activation = one_of("activation", activation, _ACTIVATIONS)
+        self.activation = one_of("activation", activation, ACTIVATIONS)
         self.blocks = nn.ModuleList(
             _TCNBlock(self.width if i else self.channels, self.width, 2**i, self.activation, self.dropout)
             for i in range(self.depth)

@@ -161,6 +161,12 @@ ZOO: tuple[str, ...] = (
 """Names that :func:`build_zoo` takes."""
 
 
+def check_zoo_name(name: str) -> None:
+    """Raises :class:`InputError` for a name that is none of :data:`ZOO`."""
+    if name not in ZOO:
+        raise InputError(f"model {name!r} is unknown: use ConvNet, MLP, GRU, TCN or one of {', '.join(ZOO)}")
+
+
 def build_zoo(name: str, channels: int = 3, image_size: int = 32, num_classes: int = 10) -> ZooModel:
     """Build a network of :data:`ZOO` for square images of ``image_size`` pixels a side.
 
@@ -170,8 +176,7 @@ def build_zoo(name: str, channels: int = 3, image_size: int = 32, num_classes: i
     Raises:
         InputError: an unknown name, or images too small for the network.
     """
-    if name not in ZOO:
-        raise InputError(f"model {name!r} is unknown: use ConvNet, MLP, GRU, TCN or one of {', '.join(ZOO)}")
+    check_zoo_name(name)
     channels, classes = positive("channels", channels), positive("num_classes", num_classes)
     if not isinstance(image_size, int):
         raise InputError(f"{name} takes square images: pass image_size as one number, or use ConvNet or MLP")

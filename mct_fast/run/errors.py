@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+_LONGEST = 2000  # characters: a message is for people, whatever was passed
+
 
 class InputError(ValueError):
     """Bad input: a single line that names the offending argument and the remedy.
@@ -10,7 +12,8 @@ class InputError(ValueError):
     """
 
     def __init__(self, message: str) -> None:
-        super().__init__(printable(message))
+        text = printable(message)
+        super().__init__(text if len(text) <= _LONGEST else f"{text[: _LONGEST // 2]} … {text[-_LONGEST // 2 :]}")
 
 
 class PeerError(RuntimeError):

@@ -128,14 +128,16 @@ class TrajectoryStore:
 
     def _check_same(self, fresh: Mapping[str, Any]) -> None:
         self._check_extensible()
-        for key in fresh.keys() - {"experts", "dataset"}:
-            if self.manifest.get(key) != fresh[key]:
-                raise InputError(
-                    f"out: {self.path} holds experts of another {key}; choose an empty folder or delete this one"
-                )
-        if not _same_data(self.manifest["dataset"], fresh["dataset"]):
+        # What explains most comes first: another width has other shapes and another plan of initialisation.
+        order = [key for key in ("model", "task", "recipe") if key in fresh]
+        for key in ("dataset", *order, *sorted(fresh.keys() - {"experts", "dataset", *order})):
+            ours: Any = self.manifest.get(key)
+            theirs = fresh[key]
+            if _same_data(ours, theirs) if key == "dataset" else ours == theirs:
+                continue
             raise InputError(
-                f"out: {self.path} holds experts of another dataset; choose an empty folder or delete this one"
+                f"out: {self.path} holds experts of another {key}{_difference(ours, theirs)}; "
+                "choose an empty folder or delete this one"
             )
 
     # What it holds
@@ -501,6 +503,16 @@ def _wrong_entries(file: Path, version: int, experts: dict[str, Any]) -> str | N
                 return f"{file} names {name} as two experts"
             names.add(name)
     return None
+
+
+def _difference(ours: Any, theirs: Any) -> str:
+    """The first entry in which two objects differ, with both values."""
+    if not isinstance(ours, dict) or not isinstance(theirs, dict):
+        return ""
+    for name in [*theirs, *(name for name in ours if name not in theirs)]:
+        if name not in ("data_path", "report") and ours.get(name) != theirs.get(name):
+            return f" ({name}: {ours.get(name)!r} there, {theirs.get(name)!r} here)"
+    return ""
 
 
 def _same_data(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:

@@ -107,9 +107,17 @@ def write_images(distilled: DistilledDataset, path: str | Path) -> Path:
             gray = image.shape[2] == 1
             axis.imshow(image[..., 0] if gray else image, cmap="gray" if gray else None, vmin=0, vmax=1)
             if single or position == 0:
-                axis.set_title(distilled.class_names[int(classes[index])], fontsize=9, color=_ON_WHITE.text)
+                name = _short(distilled.class_names[int(classes[index])])
+                axis.set_title(name, fontsize=9, color=_ON_WHITE.text, parse_math=False)
     figure.subplots_adjust(left=0, right=1, bottom=0, top=1, wspace=0.08, hspace=0.32)
     return _save(figure, path, trim=True)
+
+
+_LETTERS = 30  # of a name in a picture
+
+
+def _short(name: str) -> str:
+    return name if len(name) <= _LETTERS else f"{name[: _LETTERS - 1]}…"
 
 
 def write_curves(run: Run, path: str | Path) -> Path:
@@ -390,7 +398,7 @@ def _rows(facts: _Facts) -> str:
 
 
 def _cell(value: Any) -> str:
-    if value is None or value != value or str(value) == "<NA>":
+    if value is None or str(value) in ("nan", "NaT", "<NA>"):  # <NA> says nothing to a comparison, not even of itself
         return ""
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 

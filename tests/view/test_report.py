@@ -12,6 +12,7 @@ from pathlib import Path
 import matplotlib
 import matplotlib.axes
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 from PIL import Image
@@ -20,7 +21,7 @@ from mct_fast.data import Normalize
 from mct_fast.distilled import DistilledDataset
 from mct_fast.run.errors import InputError
 from mct_fast.run.folder import Run
-from mct_fast.view.report import write_curves, write_images, write_report
+from mct_fast.view.report import _cell, write_curves, write_images, write_report
 
 VOID = {"img", "meta"}
 
@@ -205,3 +206,19 @@ def test_drawing_touches_no_global_state(run_copy: Path) -> None:
     write_curves(Run.open(run_copy), run_copy / "c.png")
     assert matplotlib.get_backend() == backend
     assert dict(matplotlib.rcParams) == settings
+
+
+@pytest.mark.parametrize("name", ["$$", "$\\frac{$", "a_b^c", "\\alpha", "n" * 100_000, "", "<b>"])
+def test_any_class_name_can_be_shown(name: str, run_copy: Path) -> None:
+    distilled = DistilledDataset.load(run_copy / "distilled")
+    names = (name, *distilled.class_names[1:])
+    replace(distilled, class_names=names).save(run_copy / "distilled")
+    write_report(run_copy)
+    with Image.open(run_copy / "images.png") as picture:
+        assert picture.width < 3000 and picture.height < 3000
+
+
+def test_a_cell_without_a_value_is_empty() -> None:
+    for value in (None, float("nan"), pd.NA, pd.NaT):
+        assert _cell(value) == ""
+    assert [_cell(value) for value in (0, 1.5, "NA", True)] == ["0", "1.5", "NA", "True"]
