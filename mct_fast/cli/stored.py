@@ -87,7 +87,10 @@ def check_preset(chosen: Any, trajectories: Path) -> None:
     from mct_fast.data.datasets import canonical_name
     from mct_fast.trajectory import TrajectoryStore
 
-    stored = str(TrajectoryStore.open(trajectories).manifest["dataset"]["name"])
+    try:
+        stored = str(TrajectoryStore.open(trajectories).manifest["dataset"]["name"])
+    except InputError:
+        return  # which whoever reads the store says
     # A tree of a set's images is that set: folder:cifar10.
     if canonical_name(stored.partition(":")[2] or stored) != canonical_name(chosen.experts.dataset):
         raise InputError(

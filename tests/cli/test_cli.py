@@ -248,6 +248,7 @@ def test_the_packaged_diabetes_table_ends_with_a_page(tmp_path: Path, capsys: py
         "--expert-epochs=1",
         "--max-start-epoch=1",
         "--iterations=2",
+        "--max-loss=1e20",
         "--eval-it=0",
         "--num-eval=1",
     ]
