@@ -22,7 +22,7 @@ demo: install
 
 test: export MCT_FAST_REQUIRE_EXT = $(REQUIRE_EXT)
 test: lint
-	$(BIN)/pytest -q
+	$(BIN)/pytest -q -n auto --maxprocesses 4 --dist loadfile --no-loadscope-reorder
 
 lint: install
 	$(BIN)/ruff check .

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
-from collections import Counter
+import os
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
+
+# Processes beside each other (pytest-xdist) have a core each, and so have the processes that they start.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import pytest
 import torch
@@ -12,6 +17,7 @@ from hypothesis import HealthCheck, settings
 
 from mct_fast.distill import DistillConfig, distill
 from mct_fast.experts import ExpertConfig, train_experts
+from tests.report import Report
 
 # Generated tests: a fixed few cases with every run; with --hypothesis-profile=thorough many, other ones each time.
 _COMMON = {"deadline": None, "database": None, "suppress_health_check": list(HealthCheck)}
@@ -21,6 +27,8 @@ settings.load_profile("quick")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    # The longest files begin first, so that processes beside each other end together.
+    items.sort(key=lambda item: "kernels" not in item.path.parts)
     if torch.cuda.is_available():
         return
     skip = pytest.mark.skip(reason="needs a CUDA GPU, and PyTorch sees none")
@@ -29,37 +37,40 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             item.add_marker(skip)
 
 
-# What tests leave for the end of the run: lines by heading. Fixtures add to it, the last hook prints it.
-_REPORT = pytest.StashKey[dict[str, list[str]]]()
+_REPORT = pytest.StashKey[Report]()
 
 
-@pytest.fixture(scope="session")
-def final_report(pytestconfig: pytest.Config) -> dict[str, list[str]]:
-    """Lines to print at the end of the run, by heading."""
-    return pytestconfig.stash.setdefault(_REPORT, {})
+def pytest_configure(config: pytest.Config) -> None:
+    config.stash[_REPORT] = Report()
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    if hasattr(session.config, "workeroutput"):  # one process of several, by pytest-xdist
+        session.config.workeroutput["report"] = session.config.stash[_REPORT].plain()
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_testnodedown(node: Any) -> None:
+    node.config.stash[_REPORT].add(node.workeroutput["report"])
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    for heading, lines in config.stash.get(_REPORT, {}).items():
+    for heading, lines in config.stash[_REPORT].sections().items():
         terminalreporter.section(heading)
         for line in lines:
             terminalreporter.write_line(line)
 
 
 @pytest.fixture(scope="session")
-def tally(final_report: dict[str, list[str]]) -> Callable[[str, str], None]:
+def report(pytestconfig: pytest.Config) -> Report:
+    """What the summary says at the end of the run."""
+    return pytestconfig.stash[_REPORT]
+
+
+@pytest.fixture(scope="session")
+def tally(report: Report) -> Callable[[str, str], None]:
     """Counts an outcome (such as "right", "refused") of a class of generated cases, for the end of the run."""
-    counts: dict[str, Counter[str]] = {}
-    lines = final_report.setdefault("generated cases", [])
-
-    def count(kind: str, outcome: str) -> None:
-        counts.setdefault(kind, Counter())[outcome] += 1
-        lines[:] = [
-            f"{kind}: {sum(found.values())} tries, " + ", ".join(f"{n} {what}" for what, n in sorted(found.items()))
-            for kind, found in counts.items()
-        ]
-
-    return count
+    return report.count
 
 
 @pytest.fixture

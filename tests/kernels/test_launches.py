@@ -61,7 +61,7 @@ def launched(request: pytest.FixtureRequest) -> list[dict[str, Any]]:
     return _results(request.param)
 
 
-def test_every_kernel_reaches_the_driver(launched: list[dict[str, Any]], kernels: set[str], proof: Any) -> None:
+def test_every_kernel_reaches_the_driver(launched: list[dict[str, Any]], kernels: set[str], report: Any) -> None:
     version, *launches = launched
     failed = [
         f"{line['kernel']} {line['variant']} sm_{line['arch']}: {line['error']}" for line in launches if line["error"]
@@ -69,7 +69,7 @@ def test_every_kernel_reaches_the_driver(launched: list[dict[str, Any]], kernels
     assert not failed, f"Triton {version['triton']}:\n" + "\n".join(failed)
     for arch in SHARED:
         assert {line["kernel"] for line in launches if line["arch"] == arch} == kernels
-    proof.launched[version["triton"]] = launches
+    report.launched[version["triton"]] = launches
 
 
 SPILLS = {

@@ -14,7 +14,7 @@ pytest.importorskip("triton")
 from mct_fast.kernels import MODULES, launcher
 from tests.kernels import laws, recording
 from tests.kernels.calls import PRECISIONS, allowing, launches_of, reference_steps, variants
-from tests.kernels.conftest import jit_functions
+from tests.report import jit_functions
 
 
 @functools.cache

@@ -222,7 +222,8 @@ def test_bad_long_tables_are_refused_in_one_line(tmp_path: Path) -> None:
 
     assert "id: missing; name the column" in refused(table, labels, replace(GRID, id=None))
     assert "no column 'visit' in the long table" in refused(table, labels, replace(GRID, id="visit"))
-    assert "give at least one step" in refused(table, labels, replace(GRID, steps=0))
+    with pytest.raises(InputError, match="steps: got 0; give a whole number of at least 1"):
+        replace(GRID, steps=0)
     assert "no column 'dead'" in refused(table, labels, spec=TableSpec(target=("dead",)))
     assert "'stay' 100 has two rows; keep one" in refused(table, pd.concat([labels, labels[:1]]))
     lost = refused(table[table["stay"] != 103], labels)
