@@ -22,12 +22,13 @@ from torch import Tensor, nn
 from mct_fast.data import AugmentationConfig, Dataset, Split, random_real
 from mct_fast.distilled import DistilledDataset
 from mct_fast.models import build_model
+from mct_fast.ops.device import usable_device
 from mct_fast.run.distributed import Communicator, Single
 from mct_fast.run.errors import InputError
 from mct_fast.run.memory import check_fits
 from mct_fast.run.progress import Bar, Progress, quiet
 from mct_fast.run.seeds import derive_seed, generator
-from mct_fast.run.settings import Checked, Count, Fraction, Grouped, NonNegative, Positive, Seed
+from mct_fast.run.settings import AUTO, Checked, Count, Fraction, Grouped, NonNegative, Positive, Seed
 from mct_fast.tasks import Classification, Task, format_metric, metric_label, task_named
 from mct_fast.training import SGD, Schedule, build_stack, measures, named_spec, train_epochs
 
@@ -62,8 +63,9 @@ class ProtocolConfig(Checked):
     """The split that picks the step size of the random-real baseline: 'val', or 'test' where that picked the images too."""
     seed: Seed = 0
     """Seed of initialisations, order and augmentation."""
-    device: str = "cpu"
-    """Where to compute, e.g. 'cpu' or 'cuda'."""
+    device: str = AUTO
+    """Where to compute: 'cpu', 'cuda', 'cuda:N', or 'auto', the GPU where there is one that the kernels serve, else the
+    processor."""
 
 
 @dataclass(frozen=True, init=False)
@@ -232,10 +234,8 @@ def evaluate_splits(
         raise InputError("distilled: its images hold NaN or infinity; distil them again")
     task = task or distilled.task
     task.check(distilled.labels, task.num_outputs(distilled.num_classes))
-    images, labels = (
-        distilled.images.to(config.protocol.device),
-        _labels_for(dataset, distilled, task).to(config.protocol.device),
-    )
+    device = usable_device(config.protocol.device)
+    images, labels = distilled.images.to(device), _labels_for(dataset, distilled, task).to(device)
     model = default_model(dataset, distilled.provenance) if model is None else model
     given = _Given(images, labels, dataset, task, model, progress, communicator)
     return given.train_and_score(distilled.lr_net, config, splits)
@@ -318,7 +318,7 @@ def evaluate_random_real(
     handicapped by a step size learned for other images.  ``config.lr_net`` plays no part.
     """
     task = task or task_named(dataset.task)
-    device = config.protocol.device
+    device = usable_device(config.protocol.device)
     numbers = config.networks.num_eval * ipc * dataset.num_classes * math.prod(dataset.image_shape)
     check_fits("num_eval", 4.0 * numbers, "their images", device)
     streams = [generator(config.protocol.seed, "random-real", i) for i in range(config.networks.num_eval)]
@@ -357,7 +357,7 @@ class _Given:
         lr = own_lr if config.networks.lr_net is None else config.networks.lr_net
         mine = self.communicator.share(config.networks.num_eval)
         numbers = sum(parameter.numel() for parameter in make().parameters())
-        check_fits("num_eval", 12.0 * len(mine) * numbers, "so many networks at once", config.protocol.device)
+        check_fits("num_eval", 12.0 * len(mine) * numbers, "so many networks at once", self.images.device)
         with self.progress.task(f"evaluate {name}", config.networks.epoch_eval_train) as bar:
             measured = self._networks(mine, lr, held_out, config, make, bar) if mine else {}
         parts = self.communicator.gather_all(measured)
@@ -382,9 +382,9 @@ class _Given:
         shared = images.ndim == len(shape) + 1
         if not shared:
             images, labels = images[numbers.start : numbers.stop], labels[numbers.start : numbers.stop]
-        how, device = config.networks, config.protocol.device
+        how, device = config.networks, images.device
         seeds = [derive_seed(config.protocol.seed, "eval-init", i) for i in numbers]
-        stack = build_stack(make, seeds, self.task, SGD(how.mom, how.l2), device)
+        stack = build_stack(make, seeds, self.task, SGD(how.mom, how.l2), str(device))
         schedule = Schedule(how.epoch_eval_train, how.batch_train, lr, decay_after=how.epoch_eval_train // 2)
         for _, loss in train_epochs(
             stack,

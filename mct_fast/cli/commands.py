@@ -350,8 +350,8 @@ def _inspect(words: list[str]) -> None:
         """Picture (PNG) to write: pace of each layer, accuracy along the path."""
         json: bool = False
         """Print everything as JSON instead."""
-        device: str = "cpu"
-        """Where to compute, e.g. 'cpu' or 'cuda'."""
+        device: str = "auto"
+        """Where to compute: 'cpu', 'cuda', 'cuda:N', or 'auto', the GPU where there is one that the kernels serve."""
 
     given = parse("inspect", Arguments, words)
     path = given.path

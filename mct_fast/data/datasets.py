@@ -40,6 +40,7 @@ from mct_fast.data.sources import (
 from mct_fast.data.splits import Split, hash_split
 from mct_fast.data.transforms import ZCA, Normalize, Transform, check_zca_size, rows_in, to_unit
 from mct_fast.data.trees import ReadReport
+from mct_fast.ops.device import usable_device
 from mct_fast.run.errors import InputError
 from mct_fast.run.memory import check_fits
 from mct_fast.run.progress import Progress, quiet
@@ -316,7 +317,7 @@ class _Asked:
             raise InputError(
                 f"val_fraction={self.val_fraction} is out of range; give a share of the training set in [0, 1), e.g. 0.1"
             )
-        _usable_device(self.device)
+        usable_device(self.device)
         _absolute(self.data_path)
 
     @property
@@ -335,7 +336,7 @@ class _Asked:
             "table": _noted(self.table, "test_path"),
             "grid": _noted(self.grid, "labels_path"),
         }
-        return _tabular(canonical, raw, spec, self.val_fraction, self.split_seed, _usable_device(self.device), source)
+        return _tabular(canonical, raw, spec, self.val_fraction, self.split_seed, usable_device(self.device), source)
 
     def images(self) -> Dataset:
         """The images."""
@@ -358,7 +359,7 @@ class _Asked:
             "split_seed": self.split_seed,
             "image_size": self.image_size,
         }
-        splits, device = {"train": train, "val": val, "test": test}, _usable_device(self.device)
+        splits, device = {"train": train, "val": val, "test": test}, usable_device(self.device)
 
         def whiten(digest: str) -> ZCA:
             return _fit_zca(train.images, digest, device, self.cache, self.progress)
@@ -493,7 +494,7 @@ def table_dataset(
     Raises:
         InputError: anything wrong with the arguments or the data, in one line with the remedy.
     """
-    return _tabular(name, raw_table(frame, table, test), table, val_fraction, split_seed, _usable_device(device), {})
+    return _tabular(name, raw_table(frame, table, test), table, val_fraction, split_seed, usable_device(device), {})
 
 
 def _absolute(path: str | os.PathLike[str] | None) -> str | None:
@@ -622,20 +623,3 @@ def _map_splits(raw: RawDataset, change: Callable[[RawSplit], RawSplit]) -> RawD
         val=None if raw.val is None else change(raw.val),
         test=None if raw.test is None else change(raw.test),
     )
-
-
-def _usable_device(device: torch.device | str) -> torch.device:
-    try:
-        target = torch.device(device)
-    except (RuntimeError, TypeError, ValueError) as error:
-        raise InputError(f"device={device!r} is not a device; use cpu, cuda or cuda:N") from error
-    if target.type not in ("cpu", "cuda"):
-        raise InputError(f"device={str(device)!r} is not supported; use cpu, cuda or cuda:N")
-    if target.type == "cuda" and not torch.cuda.is_available():
-        raise InputError(f"device={str(device)!r} is not available: no CUDA device was found; use device='cpu'")
-    count = torch.cuda.device_count() if target.type == "cuda" else 1
-    if target.index is not None and target.index >= count:
-        raise InputError(
-            f"device={str(device)!r} does not exist: there are {target.type}:0 to {target.type}:{count - 1}; use one of them"
-        )
-    return target

@@ -14,9 +14,22 @@ from mct_fast.distill.sampling import SegmentSampler
 from mct_fast.evaluate import EvalConfig, check_scorable, split_of
 from mct_fast.matching.adjoint import ADJOINTS, KEEP_BYTES, Adjoint, Exact, Truncated
 from mct_fast.matching.cuda_graph import Graphed
+from mct_fast.ops.device import usable_device
 from mct_fast.run.memory import check_fits
 from mct_fast.run.seeds import derive_seed
-from mct_fast.run.settings import Bounds, Checked, Count, Fraction, Grouped, Natural, NonNegative, Positive, Seed, Share
+from mct_fast.run.settings import (
+    AUTO,
+    Bounds,
+    Checked,
+    Count,
+    Fraction,
+    Grouped,
+    Natural,
+    NonNegative,
+    Positive,
+    Seed,
+    Share,
+)
 from mct_fast.tasks import Task, task_named
 from mct_fast.trajectory import Trajectory
 
@@ -118,8 +131,9 @@ class EngineConfig(Checked):
     """Iterations between checkpoints of a run folder."""
     seed: Seed = 0
     """Seed of everything random."""
-    device: str = "cpu"
-    """Where to compute, e.g. 'cpu' or 'cuda'."""
+    device: str = AUTO
+    """Where to compute: 'cpu', 'cuda', 'cuda:N', or 'auto', the GPU where there is one that the kernels serve, else the
+    processor. A run keeps what was taken."""
 
 
 @dataclass(frozen=True, init=False)
@@ -187,7 +201,7 @@ def _keep_bytes(engine: EngineConfig) -> int:
     """Bytes of activations to keep; how many are kept changes no bit of a result."""
     if engine.keep_mb is not None:
         return engine.keep_mb << 20
-    if torch.device(engine.device).type != "cuda":
+    if usable_device(engine.device).type != "cuda":
         return KEEP_BYTES
     return torch.cuda.get_device_properties(engine.device).total_memory // 8
 

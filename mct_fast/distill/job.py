@@ -14,6 +14,7 @@ from mct_fast.data import Dataset, load_noted
 from mct_fast.distill.config import DistillConfig
 from mct_fast.distill.paths import ExpertPaths
 from mct_fast.distilled import DistilledDataset
+from mct_fast.kernels.precision import conv_precision
 from mct_fast.models import FunctionalModel, build_model, model_spec
 from mct_fast.run.errors import InputError
 from mct_fast.run.progress import Progress
@@ -104,6 +105,7 @@ class Job:
             "dataset": self.dataset.name,
             "fingerprint": self.dataset.fingerprint,
             "task": self.task.state(),
+            **({} if self.config.engine.device == "cpu" else {"precision": conv_precision()}),
         }
 
     def distilled(self, images: Tensor, labels: Tensor, syn_lr: float, iteration: int) -> DistilledDataset:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Sequence
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +20,12 @@ from mct_fast.distill.selection import Selection
 from mct_fast.distill.skips import Skips
 from mct_fast.distill.state import State
 from mct_fast.distilled import DistilledDataset
+from mct_fast.ops.device import taken
 from mct_fast.run.distributed import Communicator, Single
 from mct_fast.run.errors import InputError
 from mct_fast.run.folder import Run, Unkept
 from mct_fast.run.progress import Progress, quiet
+from mct_fast.run.settings import AUTO
 from mct_fast.tasks import Task
 from mct_fast.trajectory import Trajectory, TrajectoryStore
 
@@ -59,6 +62,7 @@ def distill(
     Raises:
         InputError: before anything is computed, if the configuration does not fit the data or the paths.
     """
+    config = replace(config, device=communicator.tell(lambda: _device(config.engine.device, out)))
     job = communicator.lead_first(lambda: Job.find(config, trajectories, dataset, model, task, progress))
     job = job.selectable()
     check_config(job.config, job.dataset, job.paths[0], job.task)
@@ -78,6 +82,13 @@ def distill(
             _restore(state, *saved, out)
         kept = run if run is not None else Unkept(elsewhere=True)
         return _run(job, state, matches, Selection(job, kept, progress, communicator), end)
+
+
+def _device(asked: str, out: str | Path | None) -> str:
+    """The device to compute on: ``asked``, where "auto" is that of the run in ``out``, if there is one."""
+    if asked == AUTO and out is not None and Run.holds_one(out):
+        asked = Run.open(out).config.get("device", AUTO)
+    return taken(asked)
 
 
 def _begin(out: str | Path, job: Job, *, resume: bool) -> Run:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,10 +19,11 @@ from torch import Tensor
 from mct_fast import ops
 from mct_fast.data import Dataset, load_noted
 from mct_fast.models import FunctionalModel, build_model
+from mct_fast.ops.device import taken
 from mct_fast.run.errors import InputError
 from mct_fast.run.progress import Progress, quiet
 from mct_fast.run.seeds import generator
-from mct_fast.run.settings import Checked, Count, Positive, Seed
+from mct_fast.run.settings import AUTO, Checked, Count, Positive, Seed
 from mct_fast.students import Student, student_for
 from mct_fast.tasks import Task, task_from_state
 from mct_fast.trajectory import TrajectoryStore
@@ -44,8 +45,9 @@ class BezierConfig(Checked):
     """Experts fitted at once; does not change the result."""
     data_path: str | None = None
     """Folder of the dataset; None takes the one that the store names."""
-    device: str = "cpu"
-    """Where to compute, e.g. 'cpu' or 'cuda'."""
+    device: str = AUTO
+    """Where to compute: 'cpu', 'cuda', 'cuda:N', or 'auto', the GPU where there is one that the kernels serve, else the
+    processor."""
 
 
 MOMENTUM = 0.9
@@ -68,6 +70,7 @@ def fit_bezier(
     Raises:
         InputError: a setting out of range, another dataset than the experts', or an expert whose fit diverged.
     """
+    config = replace(config, device=taken(config.device))
     store = trajectories if isinstance(trajectories, TrajectoryStore) else TrajectoryStore.open(trajectories)
     noted = store.manifest["dataset"]
     if dataset is None:

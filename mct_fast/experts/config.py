@@ -13,7 +13,7 @@ from mct_fast.models.convnet import ACTIVATIONS, NORMS, POOLINGS, one_of
 from mct_fast.run.errors import InputError
 from mct_fast.run.memory import check_fits
 from mct_fast.run.progress import Progress, quiet
-from mct_fast.run.settings import Checked, Count, Fraction, Grouped, Natural, NonNegative, Positive, Seed
+from mct_fast.run.settings import AUTO, Checked, Count, Fraction, Grouped, Natural, NonNegative, Positive, Seed
 from mct_fast.tasks import Task, task_named
 from mct_fast.training import named_spec
 from mct_fast.trajectory.convex import SCHEDULES
@@ -144,8 +144,9 @@ class EngineConfig(Checked):
     """Seed of everything random."""
     parallel: Count = 4
     """Experts trained at once; does not change the result."""
-    device: str = "cpu"
-    """Where to compute, e.g. 'cpu' or 'cuda'."""
+    device: str = AUTO
+    """Where to compute: 'cpu', 'cuda', 'cuda:N', or 'auto', the GPU where there is one that the kernels serve, else the
+    processor."""
 
 
 @dataclass(frozen=True, init=False)

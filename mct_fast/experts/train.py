@@ -9,7 +9,7 @@ import contextlib
 import math
 import tempfile
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,6 +18,7 @@ import torch
 from mct_fast.data import Dataset
 from mct_fast.experts.config import ExpertConfig, TrainingConfig, expert_spec, expert_task, load_for, recipe_of
 from mct_fast.models import FunctionalModel, build_model
+from mct_fast.ops.device import taken
 from mct_fast.run.distributed import Communicator, Single
 from mct_fast.run.errors import InputError
 from mct_fast.run.files import RowSpool
@@ -43,6 +44,7 @@ def train_experts(
     Experts that the store already holds are not trained again, so a killed run continues where it stopped.  Of several
     processes each trains its share, ``config.parallel`` at once; the leader writes.
     """
+    config = replace(config, device=taken(config.engine.device))
     dataset = communicator.lead_first(
         lambda: dataset.to(config.engine.device) if dataset is not None else load_for(config, progress)
     )
@@ -180,6 +182,7 @@ def _train_group(
             "split": held_out,
             "train_loss": [_short(row[i]) for row in losses],
             "seconds": _short(seconds),
+            "device": config.engine.device,
         }
         seed = seeds[i] if model.init_plan is not None else None
         checkpoints = spools[i].rows() if spools else None

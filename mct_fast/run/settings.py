@@ -34,6 +34,9 @@ def choices(kind: type) -> dict[str, tuple[Any, ...]]:
     return {name: typing.get_args(hint) for name, hint in hints.items() if typing.get_origin(hint) is typing.Literal}
 
 
+AUTO = "auto"
+"""The device: the GPU where PyTorch sees one that the kernels serve, else the processor (`mct_fast.ops.device`)."""
+
 LARGEST = 1e30
 """The largest number that arithmetic in float32 is given: its square overflows, the number does not."""
 

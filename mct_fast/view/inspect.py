@@ -30,6 +30,7 @@ from mct_fast.run.errors import InputError
 from mct_fast.run.files import atomic_write
 from mct_fast.run.progress import Progress, quiet
 from mct_fast.run.seeds import generator
+from mct_fast.run.settings import AUTO
 from mct_fast.students import Student, student_for
 from mct_fast.tasks import Task, metric_digits, metric_label, metric_scale, metric_title, task_from_state
 from mct_fast.training import SGD, FlatStack, scores
@@ -122,7 +123,7 @@ def inspect_store(
     experts: int = 1,
     points: int = 11,
     verify: bool = False,
-    device: str = "cpu",
+    device: str = AUTO,
     progress: Progress = quiet(),
 ) -> StoreReport:
     """Looks at ``store``.
