@@ -7,11 +7,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from mct_fast.distill import DistillConfig, distill
-from mct_fast.experts import ExpertConfig, train_experts
+from mct_fast.distill import distill
+from mct_fast.experts import train_experts
 from mct_fast.presets import preset
 from mct_fast.run.folder import Run
 from mct_fast.run.progress import Progress, quiet
+from mct_fast.settings import DistillConfig, ExpertConfig
 from mct_fast.view.report import write_report
 
 # On the processor wherever it runs: it prints the same, and kernels for a GPU would take longer to compile.

@@ -14,12 +14,12 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from statistics import fmean, pstdev
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from mct_fast.data import AugmentationConfig, Dataset, Split, random_real
+from mct_fast.data import Dataset, Split, augmentation_of, random_real
 from mct_fast.distilled import DistilledDataset
 from mct_fast.models import build_model
 from mct_fast.ops.device import usable_device
@@ -28,53 +28,11 @@ from mct_fast.run.errors import InputError
 from mct_fast.run.memory import check_fits
 from mct_fast.run.progress import Bar, Progress, quiet
 from mct_fast.run.seeds import derive_seed, generator
-from mct_fast.run.settings import AUTO, Checked, Count, Fraction, Grouped, NonNegative, Positive, Seed
+from mct_fast.settings import EvalConfig
 from mct_fast.tasks import Classification, Task, format_metric, metric_label, task_named
 from mct_fast.training import SGD, Schedule, build_stack, measures, named_spec, train_epochs
 
 log = logging.getLogger("mct_fast")
-
-
-@dataclass(frozen=True)
-class NetworksConfig(Checked):
-    """The fresh networks, and how they are trained."""
-
-    num_eval: Count = 5
-    """Fresh networks to train; the result is their mean and standard deviation."""
-    epoch_eval_train: Count = 1000
-    """Epochs of training on the distilled set."""
-    batch_train: Count = 256
-    """Images a step."""
-    lr_net: Positive | None = None
-    """Step size; None takes the set's own: the one it was distilled to be trained with, or else the learned one."""
-    mom: Fraction = 0.9
-    """Momentum of SGD."""
-    l2: NonNegative = 5e-4
-    """Weight decay of SGD."""
-    dropout: Fraction = 0.0
-    """Share of units that MLP, GRU and TCN drop while they are trained here; students never do."""
-
-
-@dataclass(frozen=True)
-class ProtocolConfig(Checked):
-    """What is chosen on which split, with which random numbers, where."""
-
-    select_on: Literal["val", "test"] = "val"
-    """The split that picks the step size of the random-real baseline: 'val', or 'test' where that picked the images too."""
-    seed: Seed = 0
-    """Seed of initialisations, order and augmentation."""
-    device: str = AUTO
-    """Where to compute: 'cpu', 'cuda', 'cuda:N', or 'auto', the GPU where there is one that the kernels serve, else the
-    processor."""
-
-
-@dataclass(frozen=True, init=False)
-class EvalConfig(Grouped):
-    """How a distilled set is evaluated.  Settings are known by their own names: ``EvalConfig(num_eval=3, device="cuda")``."""
-
-    networks: NetworksConfig = NetworksConfig()
-    augmentation: AugmentationConfig = AugmentationConfig()
-    protocol: ProtocolConfig = ProtocolConfig()
 
 
 @dataclass(frozen=True)
@@ -393,7 +351,7 @@ class _Given:
             schedule,
             [("eval", i) for i in numbers],
             seed=config.protocol.seed,
-            augment=config.augmentation.of(self.dataset.kind),
+            augment=augmentation_of(config.augmentation, self.dataset.kind),
             shared=shared,
             window=_window(images, shape),
         ):

@@ -14,10 +14,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
 
-from mct_fast.data.imagenet_subsets import IMAGENET_SUBSETS
-from mct_fast.distill import DistillConfig
-from mct_fast.experts import ExpertConfig
 from mct_fast.run.errors import InputError
+from mct_fast.settings import DistillConfig, ExpertConfig
+from mct_fast.settings.imagenet_subsets import IMAGENET_SUBSETS
 
 # Where the numbers come from. The table of MTT's paper has an error, confirmed by its author (github.com/
 # GeorgeCazenavette/mtt-distillation, issue 31: CIFAR-10, IPC 10), so MTT's numbers are those its author gave to DC-BENCH.

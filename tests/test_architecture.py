@@ -5,6 +5,8 @@ from __future__ import annotations
 import ast
 import graphlib
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -102,3 +104,10 @@ def test_no_package_goes_round_in_circles() -> None:
             graph.setdefault(".".join(importer), set()).add(".".join(imported))
     assert len(graph) > 30
     tuple(graphlib.TopologicalSorter(graph).static_order())  # raises CycleError and names the modules
+
+
+def test_settings_need_no_pytorch() -> None:
+    code = (
+        "import sys, mct_fast.settings, mct_fast.presets; mct_fast.presets.presets(); sys.exit('torch' in sys.modules)"
+    )
+    assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

@@ -26,7 +26,6 @@ from mct_fast.cli import main
 from mct_fast.cli.output import run_rows
 from mct_fast.data import TableSpec, TimeGrid, load_dataset
 from mct_fast.distill import DistillConfig, distill
-from mct_fast.distill.sampling import SegmentSampler
 from mct_fast.evaluate import EvalConfig, evaluate, evaluate_random_real
 from mct_fast.experts import ExpertConfig, train_experts
 from mct_fast.experts.bezier import BezierConfig
@@ -35,6 +34,7 @@ from mct_fast.models import FunctionalModel
 from mct_fast.run.errors import InputError
 from mct_fast.run.folder import chosen_images
 from mct_fast.run.settings import Bounds, Checked, _hints
+from mct_fast.settings import SegmentSampler
 from mct_fast.trajectory import TrajectoryStore
 from tests.conftest import TINY_DISTILL, TINY_EXPERTS
 

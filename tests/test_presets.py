@@ -13,12 +13,12 @@ import mct_fast.experts
 import mct_fast.view.report
 from mct_fast import presets as module
 from mct_fast.cli import main
-from mct_fast.data.imagenet_subsets import IMAGENET_SUBSETS
 from mct_fast.distill import DistillConfig
-from mct_fast.distill.sampling import SegmentSampler
 from mct_fast.experts import ExpertConfig
 from mct_fast.presets import Preset, preset, preset_names, presets
 from mct_fast.run.errors import InputError
+from mct_fast.settings import SegmentSampler
+from mct_fast.settings.imagenet_subsets import IMAGENET_SUBSETS
 
 
 def test_what_there_is() -> None:

@@ -23,7 +23,8 @@ from mct_fast.run.errors import InputError
 
 def _experts(words: list[str]) -> None:
     """Train experts on real data into a store of convexified trajectories."""
-    from mct_fast.experts import ExpertConfig, train_experts
+    from mct_fast.experts import train_experts
+    from mct_fast.settings import ExpertConfig
 
     @dataclasses.dataclass(frozen=True)
     class Arguments:
@@ -133,7 +134,8 @@ def _bezier(words: list[str]) -> None:
     """Fit the control points of Bézier paths for the experts of a store."""
     from statistics import fmean
 
-    from mct_fast.experts.bezier import BezierConfig, fit_bezier
+    from mct_fast.experts.bezier import fit_bezier
+    from mct_fast.settings import BezierConfig
 
     @dataclasses.dataclass(frozen=True)
     class Arguments:
@@ -159,7 +161,8 @@ def _bezier(words: list[str]) -> None:
 
 def _distill(words: list[str]) -> None:
     """Distil a dataset along the trajectories of a store."""
-    from mct_fast.distill import DistillConfig, distill
+    from mct_fast.distill import distill
+    from mct_fast.settings import DistillConfig
     from mct_fast.view.report import write_report
 
     @dataclasses.dataclass(frozen=True)
@@ -222,8 +225,9 @@ def _distill(words: list[str]) -> None:
 
 def _evaluate(words: list[str]) -> None:
     """Train fresh networks on a distilled set and score them."""
-    from mct_fast.evaluate import EvalConfig, baseline_text, default_model
+    from mct_fast.evaluate import baseline_text, default_model
     from mct_fast.run.folder import Run
+    from mct_fast.settings import EvalConfig
     from mct_fast.tasks import format_metric
 
     @dataclasses.dataclass(frozen=True)

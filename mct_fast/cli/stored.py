@@ -11,9 +11,9 @@ from mct_fast.run.errors import InputError
 
 def stored_config(path: Path) -> tuple[Any, Path]:
     """The configuration of a run as it was frozen, a ``DistillConfig``, and its trajectory store."""
-    from mct_fast.distill import DistillConfig
     from mct_fast.run.files import reading
     from mct_fast.run.folder import CONFIG, Run
+    from mct_fast.settings import DistillConfig
 
     config = Run.open(path).config
     trajectories = config.get("trajectories")

@@ -1,12 +1,11 @@
 """Real data on one device: images, tables and series, splits, transforms and DSA augmentation."""
 
-from mct_fast.data.augment import DSA, Augment, AugmentationConfig, AugmentPlan, Jitter, augmentation
+from mct_fast.data.augment import DSA, Augment, AugmentPlan, Jitter, augmentation, augmentation_of
 from mct_fast.data.datasets import Dataset, load_dataset, load_noted, register_dataset, table_dataset
 from mct_fast.data.splits import Split, random_real
 from mct_fast.data.transforms import ZCA, Identity, Normalize, Transform, transform_from_state
+from mct_fast.settings import AugmentationConfig, TableSpec, TimeGrid
 from mct_fast.tabular.columns import Column, TableTransform
-from mct_fast.tabular.series import TimeGrid
-from mct_fast.tabular.tables import TableSpec
 
 __all__ = [
     "DSA",
@@ -25,6 +24,7 @@ __all__ = [
     "TimeGrid",
     "Transform",
     "augmentation",
+    "augmentation_of",
     "load_dataset",
     "load_noted",
     "random_real",

@@ -51,13 +51,8 @@ from torch import Tensor
 
 from mct_fast import ops
 from mct_fast.run.errors import InputError
-from mct_fast.run.settings import Checked, NonNegative
-
-KINDS: tuple[str, ...] = ("none", "color", "crop", "cutout", "flip", "scale", "rotate")
-"""Names of the operations; the index in this tuple is the kind id of the parameter table."""
-
-IDENTITY = ("", "none")
-
+from mct_fast.settings.data import AugmentationConfig
+from mct_fast.settings.names import AUGMENTATIONS, dsa_kinds
 
 # --- the operations: images x (b, C, H, W); their table p (b, 4) has the images' dtype and device ---
 
@@ -253,7 +248,7 @@ class AugmentDraw:
     """One drawn augmentation of a batch: replays exactly, holds no generator.
 
     Attributes:
-        kind: one of :data:`KINDS`.
+        kind: one of :data:`AUGMENTATIONS`.
         params: (b, 4) float32, the parameter table of the module's documentation.
 
     Build one from explicit parameters with :meth:`none`, :meth:`color`, :meth:`crop`, :meth:`cutout`,
@@ -264,8 +259,8 @@ class AugmentDraw:
     params: Tensor
 
     def __post_init__(self) -> None:
-        if self.kind not in KINDS:
-            raise InputError(f"augmentation kind {self.kind!r} is unknown: choose one of {', '.join(KINDS)}")
+        if self.kind not in AUGMENTATIONS:
+            raise InputError(f"augmentation kind {self.kind!r} is unknown: choose one of {', '.join(AUGMENTATIONS)}")
         if self.params.ndim != 2 or self.params.shape[1] != 4 or self.params.dtype != torch.float32:
             raise InputError(
                 f"augmentation params must be (b, 4) float32, not {tuple(self.params.shape)} {self.params.dtype}"
@@ -324,8 +319,8 @@ class AugmentDraw:
         return self.params.shape[0]
 
     def table(self) -> tuple[int, Tensor]:
-        """The kind id (index in :data:`KINDS`) and the (b, 4) float32 parameter table."""
-        return KINDS.index(self.kind), self.params
+        """The kind id (index in :data:`AUGMENTATIONS`) and the (b, 4) float32 parameter table."""
+        return AUGMENTATIONS.index(self.kind), self.params
 
     def to(self, device: torch.device | str) -> AugmentDraw:
         """The same draw with its table on ``device`` (saves a copy at each use)."""
@@ -522,24 +517,9 @@ def augmentation(kind: str, dsa: bool, strategy: str, jitter: float) -> Augment 
     return DSA(strategy) if dsa else None
 
 
-@dataclass(frozen=True)
-class AugmentationConfig(Checked):
-    """How batches are augmented, real and synthetic ones alike."""
-
-    dsa: bool = True
-    """Augment batches with DSA; tables and series are not augmented."""
-    dsa_strategy: str = "color_crop_cutout_flip_scale_rotate"
-    """The augmentations to draw from, joined by underscores."""
-    jitter: NonNegative = 0.0
-    """Standard deviation of Gaussian noise on batches of tables and series, which are standardised; 0: none."""
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        augmentation("images", self.dsa, self.dsa_strategy, 0)  # refuses unknown names
-
-    def of(self, kind: str) -> Augment | None:
-        """What augments data of ``kind``, see :func:`augmentation`."""
-        return augmentation(kind, self.dsa, self.dsa_strategy, self.jitter)
+def augmentation_of(config: AugmentationConfig, kind: str) -> Augment | None:
+    """What augments data of ``kind``, see :func:`augmentation`."""
+    return augmentation(kind, config.dsa, config.dsa_strategy, config.jitter)
 
 
 @dataclass(frozen=True)
@@ -573,19 +553,14 @@ class DSA(Augment):
     contrast: float = 0.5
 
     def __post_init__(self) -> None:
-        for kind in self.kinds:
-            if kind not in KINDS[1:]:
-                raise InputError(
-                    f"dsa_strategy names {kind!r}: use {', '.join(KINDS[1:])} joined by '_', "
-                    "or 'none' to switch DSA off"
-                )
+        dsa_kinds(self.strategy)  # refuses unknown names
         if self.ratio_scale < 1:
             raise InputError(f"ratio_scale must be at least 1, not {self.ratio_scale}")
 
     @property
     def kinds(self) -> tuple[str, ...]:
         """The operations that a batch may get; empty for the identity."""
-        return () if self.strategy.lower() in IDENTITY else tuple(self.strategy.lower().split("_"))
+        return dsa_kinds(self.strategy)
 
     def draw(self, batch: int, image_shape: Sequence[int], generator: torch.Generator) -> AugmentDraw:
         """Draw one operation for ``batch`` images of ``image_shape`` (C, H, W) from a CPU ``generator``."""

@@ -24,7 +24,6 @@ from mct_fast.data.checks import (
     check_image_size,
     check_label_range,
 )
-from mct_fast.data.imagenet_subsets import IMAGENET_SUBSETS
 from mct_fast.data.images import resize_and_crop
 from mct_fast.data.sources import (
     TORCHVISION_SETS,
@@ -44,10 +43,11 @@ from mct_fast.ops.device import usable_device
 from mct_fast.run.errors import InputError
 from mct_fast.run.memory import check_fits
 from mct_fast.run.progress import Progress, quiet
+from mct_fast.settings import TableSpec, TimeGrid
+from mct_fast.settings.imagenet_subsets import IMAGENET_SUBSETS
 from mct_fast.tabular.columns import TableTransform
 from mct_fast.tabular.recipes import TABLES, TableOptions
-from mct_fast.tabular.series import TimeGrid
-from mct_fast.tabular.tables import RawTable, TableSpec, changed, from_json, level_subset, raw_table, split_rows
+from mct_fast.tabular.tables import RawTable, changed, from_json, level_subset, raw_table, split_rows
 from mct_fast.tasks import task_named
 from mct_fast.tasks.layout import stratified_split
 

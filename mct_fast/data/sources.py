@@ -15,11 +15,11 @@ from torch import Tensor
 
 from mct_fast.data.cache import cache_folder
 from mct_fast.data.checks import as_images, as_labels
-from mct_fast.data.imagenet_subsets import IMAGENET_SUBSETS
 from mct_fast.data.images import CHANGES, decode_images
 from mct_fast.data.trees import ImageTree, ReadReport, class_names, find_splits, list_classes
 from mct_fast.run.errors import InputError
 from mct_fast.run.progress import Progress, quiet
+from mct_fast.settings.imagenet_subsets import IMAGENET_SUBSETS
 
 
 @dataclass(frozen=True, eq=False)

@@ -11,13 +11,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from mct_fast.data import Dataset, load_noted
-from mct_fast.distill.config import DistillConfig
 from mct_fast.distill.paths import ExpertPaths
 from mct_fast.distilled import DistilledDataset
 from mct_fast.kernels.precision import conv_precision
 from mct_fast.models import FunctionalModel, build_model, model_spec
 from mct_fast.run.errors import InputError
 from mct_fast.run.progress import Progress
+from mct_fast.settings import DistillConfig
 from mct_fast.tasks import Task, task_from_state, task_named
 from mct_fast.trajectory import Trajectory, TrajectoryStore
 

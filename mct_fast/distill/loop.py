@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from mct_fast.data import Dataset
-from mct_fast.distill.config import DistillConfig, check_config
+from mct_fast.distill.config import check_config
 from mct_fast.distill.initial import initial_state
 from mct_fast.distill.job import Job
 from mct_fast.distill.matches import Matches
@@ -26,6 +26,7 @@ from mct_fast.run.errors import InputError
 from mct_fast.run.folder import Run, Unkept
 from mct_fast.run.progress import Progress, quiet
 from mct_fast.run.settings import AUTO
+from mct_fast.settings import DistillConfig
 from mct_fast.tasks import Task
 from mct_fast.trajectory import Trajectory, TrajectoryStore
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import logging
 from collections import Counter
 
-from mct_fast.distill.config import DistillConfig
 from mct_fast.distill.state import State
 from mct_fast.run.errors import InputError
+from mct_fast.settings import DistillConfig
 
 log = logging.getLogger("mct_fast")
 

@@ -10,9 +10,9 @@ from typing import Any, cast
 import torch
 from torch import Tensor
 
-from mct_fast.distill.config import OptimizerConfig
 from mct_fast.distill.learned import ImageAverage, Labels, StepSize
 from mct_fast.matching import MatchResult
+from mct_fast.settings.distill import OptimizerConfig
 
 
 @dataclass(frozen=True)

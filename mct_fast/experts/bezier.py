@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,32 +23,10 @@ from mct_fast.ops.device import taken
 from mct_fast.run.errors import InputError
 from mct_fast.run.progress import Progress, quiet
 from mct_fast.run.seeds import generator
-from mct_fast.run.settings import AUTO, Checked, Count, Positive, Seed
+from mct_fast.settings import BezierConfig
 from mct_fast.students import Student, student_for
 from mct_fast.tasks import Task, task_from_state
 from mct_fast.trajectory import TrajectoryStore
-
-
-@dataclass(frozen=True)
-class BezierConfig(Checked):
-    """How control points are fitted."""
-
-    epochs: Count = 20
-    """Epochs over the training data."""
-    batch_train: Count = 256
-    """Real images, rows or series a step; each step has its own random place on the curve."""
-    lr: Positive = 0.1
-    """Step size of SGD with momentum 0.9; it falls to 0 along a half cosine."""
-    seed: Seed = 0
-    """Seed of batches and places."""
-    parallel: Count = 8
-    """Experts fitted at once; does not change the result."""
-    data_path: str | None = None
-    """Folder of the dataset; None takes the one that the store names."""
-    device: str = AUTO
-    """Where to compute: 'cpu', 'cuda', 'cuda:N', or 'auto', the GPU where there is one that the kernels serve, else the
-    processor."""
-
 
 MOMENTUM = 0.9
 PROBES = (0.125, 0.25, 0.375, 0.5, 0.625, 0.75, 0.875)

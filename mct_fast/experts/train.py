@@ -15,8 +15,8 @@ from typing import Any, cast
 
 import torch
 
-from mct_fast.data import Dataset
-from mct_fast.experts.config import ExpertConfig, TrainingConfig, expert_spec, expert_task, load_for, recipe_of
+from mct_fast.data import Dataset, augmentation_of
+from mct_fast.experts.config import expert_spec, expert_task, load_for, recipe_of
 from mct_fast.models import FunctionalModel, build_model
 from mct_fast.ops.device import taken
 from mct_fast.run.distributed import Communicator, Single
@@ -25,6 +25,8 @@ from mct_fast.run.files import RowSpool
 from mct_fast.run.memory import check_fits
 from mct_fast.run.progress import Progress, quiet
 from mct_fast.run.seeds import derive_seed
+from mct_fast.settings import ExpertConfig
+from mct_fast.settings.experts import TrainingConfig
 from mct_fast.students import student_for
 from mct_fast.tasks import Task
 from mct_fast.training import GSAM, SGD, Descent, FlatStack, Schedule, Steepest, scores, train_epochs
@@ -48,7 +50,7 @@ def train_experts(
     dataset = communicator.lead_first(
         lambda: dataset.to(config.engine.device) if dataset is not None else load_for(config, progress)
     )
-    config.augmentation.of(dataset.kind)  # refuses what does not fit the data
+    augmentation_of(config.augmentation, dataset.kind)  # refuses what does not fit the data
     task, spec = expert_task(config, dataset), expert_spec(config, dataset)
     network = build_model(spec)
     if any(True for _ in network.buffers()):
@@ -233,7 +235,7 @@ def _train(
         Schedule(how.train_epochs, how.batch_train, how.lr_teacher, decay_after),
         [("expert", number) for number in watch.numbers],
         seed=config.engine.seed,
-        augment=config.augmentation.of(dataset.kind),
+        augment=augmentation_of(config.augmentation, dataset.kind),
         strata=task.strata(train.labels) if config.objective.stratify else None,
         tick=tick,
     ):

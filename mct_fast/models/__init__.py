@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from typing import Any
 
@@ -12,8 +11,9 @@ from mct_fast.models.convnet import ConvNet
 from mct_fast.models.functional import FunctionalModel, has_dropout, without_dropout
 from mct_fast.models.mlp import MLP
 from mct_fast.models.series import GRU, TCN
-from mct_fast.models.zoo import ZOO, ZooModel, build_zoo, check_zoo_name
+from mct_fast.models.zoo import ZooModel, build_zoo
 from mct_fast.run.errors import InputError
+from mct_fast.settings.names import ZOO, check_name, convnet_suffixes
 
 __all__ = [
     "GRU",
@@ -44,19 +44,6 @@ _TAKES = {"table": ("MLP",), "series": tuple(_NETWORKS)}
 
 _SHARED = ("channels", "image_size", "num_classes")
 _OPTIONS = ("depth", "width", "norm", "activation", "pooling", "dropout")
-_SUFFIXES: dict[str, tuple[str, str]] = {
-    "IN": ("norm", "instance"),
-    "BN": ("norm", "batch"),
-    "LN": ("norm", "layer"),
-    "GN": ("norm", "group"),
-    "NN": ("norm", "none"),
-    "AS": ("activation", "sigmoid"),
-    "AR": ("activation", "relu"),
-    "AL": ("activation", "leakyrelu"),
-    "NP": ("pooling", "none"),
-    "MP": ("pooling", "max"),
-    "AP": ("pooling", "avg"),
-}
 
 
 def build_model(spec: Mapping[str, Any]) -> nn.Module:
@@ -80,19 +67,11 @@ def build_model(spec: Mapping[str, Any]) -> nn.Module:
         if key not in _SHARED + _OPTIONS:
             raise InputError(f"model spec entry {key!r} is unknown: use {', '.join(_SHARED + _OPTIONS)}")
     if name.startswith("ConvNet"):
-        return ConvNet(**{**{key: value for key, value in given.items() if key != "dropout"}, **_suffixes(name)})
+        return ConvNet(**{**{key: value for key, value in given.items() if key != "dropout"}, **convnet_suffixes(name)})
     if name in _NETWORKS:
         network, options = _NETWORKS[name]
         return network(**{key: value for key, value in given.items() if key in _SHARED + options})
     return build_zoo(name, **{key: value for key, value in given.items() if key in _SHARED})
-
-
-def check_name(name: str) -> None:
-    """Raises :class:`InputError` for a name of a network that :func:`build_model` does not know."""
-    if name.startswith("ConvNet"):
-        _suffixes(name)
-    elif name not in _NETWORKS:
-        check_zoo_name(name)
 
 
 def model_spec(module: nn.Module) -> dict[str, Any]:
@@ -119,21 +98,3 @@ def spec_for(model: str | Mapping[str, Any], inputs: Mapping[str, Any], kind: st
         others = "series" if name in _NETWORKS else "images"
         raise InputError(f"model: {name} takes {others}, the data are {kind}; use {', '.join(_TAKES[kind])}")
     return spec
-
-
-def _suffixes(name: str) -> dict[str, Any]:
-    options: dict[str, Any] = {}
-    rest = name.removeprefix("ConvNet")
-    while rest:
-        match = re.match(r"([DW])(\d+)|" + "|".join(_SUFFIXES), rest)
-        if match is None:
-            raise InputError(
-                f"model {name!r} is unknown: after ConvNet use D and a depth, W and a width, {', '.join(_SUFFIXES)}"
-            )
-        if match[1]:
-            options["depth" if match[1] == "D" else "width"] = int(match[2])
-        else:
-            key, value = _SUFFIXES[match[0]]
-            options[key] = value
-        rest = rest[match.end() :]
-    return options

@@ -2,34 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 from torch import Tensor, nn
 
 from mct_fast.run.errors import InputError
 from mct_fast.run.memory import check_fits
-
-NORMS = {
-    "instance": "instance",
-    "instancenorm": "instance",
-    "batch": "batch",
-    "batchnorm": "batch",
-    "layer": "layer",
-    "layernorm": "layer",
-    "group": "group",
-    "groupnorm": "group",
-    "none": "none",
-}
-ACTIVATIONS = {"relu": "relu", "sigmoid": "sigmoid", "leakyrelu": "leakyrelu"}
-POOLINGS = {"avg": "avg", "avgpooling": "avg", "max": "max", "maxpooling": "max", "none": "none"}
-
-
-def one_of(argument: str, value: str, choices: Mapping[str, str]) -> str:
-    """The canonical spelling of ``value``; InputError naming ``argument`` and the spellings otherwise."""
-    if str(value).lower() not in choices:
-        known = ", ".join(dict.fromkeys(choices.values()))
-        raise InputError(f"{argument}={value!r} is unknown: use one of {known}")
-    return choices[str(value).lower()]
+from mct_fast.settings.names import ACTIVATIONS, NORMS, POOLINGS, one_of
 
 
 def positive(argument: str, value: int) -> int:

@@ -6,8 +6,9 @@ from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from mct_fast.models.convnet import ACTIVATIONS, activation_layer, check_size, one_of, positive, sides
+from mct_fast.models.convnet import activation_layer, check_size, positive, sides
 from mct_fast.models.series import share
+from mct_fast.settings.names import ACTIVATIONS, one_of
 
 NORMS = {"none": "none", "layer": "layer", "layernorm": "layer", "batch": "batch", "batchnorm": "batch"}
 

@@ -12,8 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from mct_fast.models.convnet import ACTIVATIONS, activation_layer, check_size, one_of, positive, sides
+from mct_fast.models.convnet import activation_layer, check_size, positive, sides
 from mct_fast.run.errors import InputError
+from mct_fast.settings.names import ACTIVATIONS, one_of
 
 
 class _SeriesModel(nn.Module):

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from mct_fast.models.convnet import positive
 from mct_fast.run.errors import InputError
+from mct_fast.settings.names import check_zoo_name
 
 Norm = Callable[[int], nn.Module]
 
@@ -147,24 +148,6 @@ def _resnet18(channels: int, size: int, classes: int, norm: Norm, average: bool)
 
 
 _SMALLEST = {"LeNet": 16, "AlexNet": 8}
-
-ZOO: tuple[str, ...] = (
-    "LeNet",
-    "AlexNet",
-    "VGG11",
-    "VGG11BN",
-    "ResNet18",
-    "ResNet18BN",
-    "ResNet18_AP",
-    "ResNet18BN_AP",
-)
-"""Names that :func:`build_zoo` takes."""
-
-
-def check_zoo_name(name: str) -> None:
-    """Raises :class:`InputError` for a name that is none of :data:`ZOO`."""
-    if name not in ZOO:
-        raise InputError(f"model {name!r} is unknown: use ConvNet, MLP, GRU, TCN or one of {', '.join(ZOO)}")
 
 
 def build_zoo(name: str, channels: int = 3, image_size: int = 32, num_classes: int = 10) -> ZooModel:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import re
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from mct_fast.run.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 _CGROUP = Path("/sys/fs/cgroup/memory.max")
 _TOTAL = Path("/proc/meminfo")
@@ -15,7 +17,7 @@ _TOTAL = Path("/proc/meminfo")
 
 def check_fits(option: str, wanted: float, what: str, device: torch.device | str = "cpu") -> None:
     """Raises :class:`InputError` naming ``option`` if ``wanted`` bytes, for ``what``, are more than ``device`` has in all."""
-    total = _memory(torch.device(device))
+    total = _memory(str(device))
     if total is not None and wanted > total:
         raise InputError(
             f"{option}: {what} would take {wanted:,.0f} bytes, {device} has {total:,}; give less of it, or a smaller network"
@@ -24,6 +26,8 @@ def check_fits(option: str, wanted: float, what: str, device: torch.device | str
 
 def shortage(error: BaseException) -> InputError | None:
     """What PyTorch or Python said about memory that it did not get, in a line; None for an error of another kind."""
+    import torch
+
     text = " ".join(str(error).split())
     bytes_ = re.search(r"allocate ([\d.]+ ?(?:bytes|[KMGT]iB))", text)
     if not isinstance(error, (MemoryError, torch.OutOfMemoryError)) and "can't allocate memory" not in text:
@@ -36,10 +40,13 @@ def shortage(error: BaseException) -> InputError | None:
     )
 
 
-def _memory(device: torch.device) -> int | None:
+def _memory(device: str) -> int | None:
     """Bytes that ``device`` has in all; None where nobody says."""
-    if device.type == "cuda":
-        return torch.cuda.get_device_properties(device).total_memory
+    if device != "cpu":
+        import torch  # here: settings of a processor are checked without it
+
+        if torch.device(device).type == "cuda":
+            return torch.cuda.get_device_properties(device).total_memory
     try:
         lines = dict(line.split(":", 1) for line in _TOTAL.read_text(encoding="ascii").splitlines())
         found = [int(lines["MemTotal"].split()[0]) << 10]

@@ -14,9 +14,10 @@ import torch
 
 from mct_fast.run.errors import InputError
 from mct_fast.run.progress import Progress, quiet
+from mct_fast.settings import TableSpec, TimeGrid
 from mct_fast.tabular.columns import Column
-from mct_fast.tabular.series import Resampler, TimeGrid, read_series, resample
-from mct_fast.tabular.tables import RawTable, TableSpec, assemble, exact_floats, merged, raw_table, read_frame
+from mct_fast.tabular.series import Resampler, read_series, resample
+from mct_fast.tabular.tables import RawTable, assemble, exact_floats, merged, raw_table, read_frame
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,11 +12,10 @@ import torch
 from torch import Tensor
 
 from mct_fast.run.errors import InputError
-from mct_fast.run.settings import Checked, Count, Positive
+from mct_fast.settings import TableSpec, TimeGrid
 from mct_fast.tabular.columns import Column
 from mct_fast.tabular.tables import (
     RawTable,
-    TableSpec,
     as_numbers,
     assemble,
     choose_features,
@@ -31,23 +30,6 @@ if TYPE_CHECKING:
 
 EPS = 1e-6
 """What the MIMIC-III benchmark takes off a time, so that a value at the end of a step belongs to that step."""
-
-
-@dataclass(frozen=True)
-class TimeGrid(Checked):
-    """How the rows of a long table become regular series."""
-
-    id: str | None = None
-    """Column that names the series (the stay) a row belongs to."""
-    time: str | None = None
-    """Column with the time since the start of the series, a number."""
-    step: Positive = 1.0
-    """Length of a step, in the unit of the time column: 1 for hourly steps of hours, 60 of minutes."""
-    steps: Count = 48
-    """Steps of a series; rows before its start or after its last step play no part."""
-    labels_path: str | None = None
-    """File with a row for each series: its id, target and group. Left out, they stand in the long table itself.
-    For a .npy array: a .npy file with its labels."""
 
 
 def read_series(path: Path, spec: TableSpec, grid: TimeGrid) -> RawTable:

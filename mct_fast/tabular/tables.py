@@ -11,14 +11,14 @@ import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mct_fast.run.errors import InputError
-from mct_fast.run.settings import Bounds, Checked
+from mct_fast.settings import TableSpec
 from mct_fast.tabular.columns import Column
 from mct_fast.tasks.layout import stratified_split
 
@@ -32,42 +32,6 @@ _TEST_SEED = 0  # fixed, so that the test split stays the same whatever split_se
 _SPLIT_NAMES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
 
 S = TypeVar("S")
-
-
-@dataclass(frozen=True)
-class TableSpec(Checked):
-    """Which columns of a table are what, and how its rows are split. What a recipe sets, these options override."""
-
-    target: tuple[str, ...] = ()
-    """Columns to predict: one with two values (binary) or a few (classes), or several of two values (multi-label)."""
-    features: tuple[str, ...] = ()
-    """Columns to predict from; left out: all that have no other part."""
-    drop: tuple[str, ...] = ()
-    """Columns to leave out, such as identifiers."""
-    numeric: tuple[str, ...] = ()
-    """Columns to read as numbers whatever they look like."""
-    categorical: tuple[str, ...] = ()
-    """Columns to read as categories whatever they look like; text is read so anyway."""
-    positive: str | None = None
-    """The value of the target that counts as positive, where its values are not 0 and 1."""
-    group: str | None = None
-    """Column that names the patient (or site): rows of one never lie in two splits. No feature."""
-    impute: str | None = None
-    """Missing numbers become the training split's 'median' (default) or 'mean'."""
-    impute_categories: str | None = None
-    """Missing categories become a 'level' of their own (default) or the 'most_frequent' one."""
-    missing_mask: bool | None = None
-    """Tell the network which numbers were observed, by one more feature each (default: no; series: yes)."""
-    split_column: str | None = None
-    """Column that says train, val or test for each row. No feature."""
-    test_path: str | None = None
-    """File with the test rows; left out, test_fraction of the rows are held out."""
-    test_where: str | None = None
-    """COLUMN=VALUE: the rows that make the test split, such as one hospital. The column is no feature."""
-    test_fraction: Annotated[float, Bounds(0, 1, above=True, below=True)] = 0.2
-    """Share of the rows (with --group: of the groups) held out as the test split, stratified by target."""
-    subsample_positive: Annotated[float, Bounds(0, 1, above=True, below=True)] | None = None
-    """Drop positives of the training split until they are this share of it, e.g. 0.01; other splits stay whole."""
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from mct_fast.run.errors import InputError
+from mct_fast.settings.names import check_task
 from mct_fast.tasks import metrics
 from mct_fast.tasks.heads import BinaryCrossEntropyHead, CrossEntropyHead, Head
 from mct_fast.tasks.layout import rarest_label, rows_of_labels, rows_per_class
@@ -296,8 +297,7 @@ def task_from_state(state: Mapping[str, Any] | None, otherwise: str = "classific
 
 
 def _task_class(name: str) -> type[Any]:
-    if name not in _TASKS:
-        raise InputError(f"task: unknown {name!r}; choose one of {', '.join(_TASKS)}")
+    check_task(name)
     return _TASKS[name]
 
 

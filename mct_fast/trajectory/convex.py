@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from mct_fast.run.errors import InputError
+from mct_fast.settings.names import SCHEDULES
 from mct_fast.trajectory.path import check_checkpoints, check_time, flatten
 from mct_fast.trajectory.point import PathPoint
 
@@ -203,7 +204,7 @@ class PathRecorder:
             if self._projected is not None:
                 progress[:, a : b + 1] = self._projected[:, a : b + 1]
             else:
-                progress[:, a + 1 : b + 1] = piece + SCHEDULES[self._schedule](self._steps[:, a:b])
+                progress[:, a + 1 : b + 1] = piece + _PACES[self._schedule](self._steps[:, a:b])
             progress[:, b] = piece + 1  # exactly, whatever the rounding
         if self._start is not None and self._previous is not None:
             self._kept[0] = self._start().to(self._previous)
@@ -254,7 +255,7 @@ def _decreasing(steps: Tensor) -> Tensor:
 
 
 # How beta grows over a piece, from the norms (L, k) of its k steps to (L, k) values ending at 1.
-SCHEDULES: dict[str, Callable[[Tensor], Tensor]] = {
+_PACES: dict[str, Callable[[Tensor], Tensor]] = {
     "arc_length": _arc_length,
     "uniform": _uniform,
     "decreasing": _decreasing,

@@ -11,10 +11,11 @@ from torch import Tensor
 
 from mct_fast import ops
 from mct_fast.data import augment
-from mct_fast.data.augment import DSA, KINDS, AugmentDraw, AugmentPlan
+from mct_fast.data.augment import DSA, AugmentDraw, AugmentPlan
 from mct_fast.run.errors import InputError
+from mct_fast.settings.names import AUGMENTATIONS
 
-OPERATIONS = KINDS[1:]
+OPERATIONS = AUGMENTATIONS[1:]
 SHAPES = [(3, 8, 8), (1, 9, 9), (3, 13, 13), (1, 28, 28), (3, 32, 32), (3, 9, 14), (1, 13, 8)]
 
 
@@ -76,7 +77,7 @@ def test_equals_the_formulas(kind: str, shape: tuple[int, int, int]) -> None:
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", AUGMENTATIONS)
 def test_transpose_is_the_adjoint_of_the_linear_part(kind: str, shape: tuple[int, int, int]) -> None:
     draw = DSA(kind).draw(5, shape, generator(4))
     x, g = images(5, shape, 1), images(5, shape, 2)
@@ -163,7 +164,7 @@ def test_explicit_parameters_build_the_same_draw() -> None:
     assert torch.equal(built.params, drawn.params)
     angle = torch.tensor([0.1, -0.2])
     kind, params = AugmentDraw.rotate(angle).table()
-    assert kind == KINDS.index("rotate")
+    assert kind == AUGMENTATIONS.index("rotate")
     torch.testing.assert_close(params[:, :2], torch.stack((angle.cos(), angle.sin()), 1))
 
 
@@ -179,7 +180,7 @@ def test_a_plan_replays_and_gives_each_student_its_own_draw() -> None:
     inner = ((first.apply(2, x) - zero) * g).sum(), (x * first.transpose(2, g)).sum()
     torch.testing.assert_close(*inner, rtol=1e-12, atol=1e-12)
     kinds, params = first.table(2)
-    assert kinds.tolist() == [KINDS.index(first.draws[s][2].kind) for s in range(3)] and params.shape == (
+    assert kinds.tolist() == [AUGMENTATIONS.index(first.draws[s][2].kind) for s in range(3)] and params.shape == (
         3,
         2,
         4,

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from mct_fast.distill.config import OptimizerConfig
 from mct_fast.distill.learned import HardLabels, ImageAverage, SoftLabels, assigned
 from mct_fast.models import ConvNet, FunctionalModel
 from mct_fast.run.errors import InputError
+from mct_fast.settings.distill import OptimizerConfig
 from mct_fast.tasks import Classification, Link, MultiLabel
 from mct_fast.trajectory import DiscreteTrajectory
 

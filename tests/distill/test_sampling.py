@@ -7,8 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from mct_fast.distill.sampling import SegmentSampler, draw_batches
+from mct_fast.distill.sampling import draw_batches
 from mct_fast.run.errors import InputError
+from mct_fast.settings import SegmentSampler
 
 
 def draws(sampler: SegmentSampler, epochs: int, iteration: int = 0, count: int = 2000) -> list[tuple[float, float]]:
