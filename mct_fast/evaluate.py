@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from mct_fast.data import Dataset, Split, augmentation_of, random_real
+from mct_fast.data.splits import check_ipc
 from mct_fast.distilled import DistilledDataset
 from mct_fast.models import build_model
 from mct_fast.ops.device import usable_device
@@ -30,7 +31,7 @@ from mct_fast.run.progress import Bar, Progress, quiet
 from mct_fast.run.seeds import derive_seed, generator
 from mct_fast.settings import EvalConfig
 from mct_fast.tasks import Classification, Task, format_metric, metric_label, task_named
-from mct_fast.training import SGD, Schedule, build_stack, measures, named_spec, train_epochs
+from mct_fast.training import SGD, Schedule, build_stack, largest_loss, measures, named_spec, train_epochs
 
 log = logging.getLogger("mct_fast")
 
@@ -39,7 +40,8 @@ log = logging.getLogger("mct_fast")
 class EvalResult:
     """The ``metric`` (the task's headline) of each network on ``split``, after training with step size ``lr``.
 
-    ``metrics`` holds every metric of the task, one value a network, the headline's among them.
+    ``metrics`` holds every metric of the task, one value a network, the headline's among them.  ``diverged`` counts the
+    networks whose training ended further from the labels than guessing is: their scores say nothing about the images.
     """
 
     scores: tuple[float, ...]
@@ -48,6 +50,15 @@ class EvalResult:
     lr: float
     metric: str = "accuracy"
     metrics: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    diverged: int = 0
+
+    def warn(self, images: str) -> None:
+        """Says on the package's log that networks diverged on ``images``, if some did."""
+        if self.diverged:
+            log.warning(
+                "%d of %d networks (%s) diverged on %s, so their scores say nothing about these; lower lr_net=%g",
+                self.diverged, len(self.scores), self.model, images, self.lr,
+            )  # fmt: skip
 
     @property
     def mean(self) -> float:
@@ -73,6 +84,7 @@ class EvalResult:
             "scores": list(self.scores),
             "lr": self.lr,
             "metrics": {name: [_known(value) for value in values] for name, values in self.metrics.items()},
+            **({"diverged": self.diverged} if self.diverged else {}),
         }
 
     def record(self) -> dict[str, Any]:
@@ -196,7 +208,9 @@ def evaluate_splits(
     images, labels = distilled.images.to(device), _labels_for(dataset, distilled, task).to(device)
     model = default_model(dataset, distilled.provenance) if model is None else model
     given = _Given(images, labels, dataset, task, model, progress, communicator)
-    return given.train_and_score(distilled.lr_net, config, splits)
+    found = given.train_and_score(distilled.lr_net, config, splits)
+    found[splits[0]].warn("the distilled set")
+    return found
 
 
 _BY_KIND = {"images": "ConvNet", "table": "MLP", "series": "GRU"}
@@ -277,6 +291,9 @@ def evaluate_random_real(
     """
     task = task or task_named(dataset.task)
     device = usable_device(config.protocol.device)
+    check_ipc(ipc)
+    if not lrs:
+        raise InputError("lrs: is empty; give at least one step size")
     numbers = config.networks.num_eval * ipc * dataset.num_classes * math.prod(dataset.image_shape)
     check_fits("num_eval", 4.0 * numbers, "their images", device)
     streams = [generator(config.protocol.seed, "random-real", i) for i in range(config.networks.num_eval)]
@@ -290,7 +307,9 @@ def evaluate_random_real(
         log.warning("%s has no validation split: the baseline's step size is selected on the test split", dataset.name)
         chosen = "test"
     tried = [given.train_and_score(lr, replace(config, lr_net=lr), tuple(dict.fromkeys((chosen, split)))) for lr in lrs]
-    return max(tried, key=lambda found: found[chosen].mean)[split]
+    best = max(tried, key=lambda found: found[chosen].mean)[split]
+    best.warn("the random real images")
+    return best
 
 
 @dataclass(frozen=True)
@@ -317,13 +336,14 @@ class _Given:
         numbers = sum(parameter.numel() for parameter in make().parameters())
         check_fits("num_eval", 12.0 * len(mine) * numbers, "so many networks at once", self.images.device)
         with self.progress.task(f"evaluate {name}", config.networks.epoch_eval_train) as bar:
-            measured = self._networks(mine, lr, held_out, config, make, bar) if mine else {}
-        parts = self.communicator.gather_all(measured)
+            trained = self._networks(mine, lr, held_out, config, make, bar) if mine else ({}, 0)
+        every = self.communicator.gather_all(trained)
+        parts, diverged = [measured for measured, _ in every], sum(count for _, count in every)
         results = {}
         for split in splits:
             rows = [row for part in parts for row in part.get(split, ())]
             metrics = {metric: tuple(row[metric] for row in rows) for metric in rows[0]}
-            results[split] = EvalResult(metrics[task.headline], name, split, lr, task.headline, metrics)
+            results[split] = EvalResult(metrics[task.headline], name, split, lr, task.headline, metrics, diverged)
         return results
 
     def _networks(
@@ -334,8 +354,8 @@ class _Given:
         config: EvalConfig,
         make: Callable[[], nn.Module],
         bar: Bar,
-    ) -> dict[str, list[dict[str, float]]]:
-        """Trains the networks with these numbers and measures them on each split."""
+    ) -> tuple[dict[str, list[dict[str, float]]], int]:
+        """Trains the networks with these numbers and measures them on each split; also counts those that diverged."""
         images, labels, shape = self.images, self.labels, self.dataset.image_shape
         shared = images.ndim == len(shape) + 1
         if not shared:
@@ -344,6 +364,7 @@ class _Given:
         seeds = [derive_seed(config.protocol.seed, "eval-init", i) for i in numbers]
         stack = build_stack(make, seeds, self.task, SGD(how.mom, how.l2), str(device))
         schedule = Schedule(how.epoch_eval_train, how.batch_train, lr, decay_after=how.epoch_eval_train // 2)
+        loss = images.new_zeros(len(numbers))
         for _, loss in train_epochs(
             stack,
             images,
@@ -356,10 +377,13 @@ class _Given:
             window=_window(images, shape),
         ):
             bar.advance(1, loss=float(loss.mean()))
+        each = [labels] * len(numbers) if shared else list(labels)
+        most = [largest_loss(self.task, own, self.dataset.num_classes) for own in each]
+        diverged = sum(not own <= bound for own, bound in zip(loss.tolist(), most, strict=True))
         return {
             split: measures(stack, data.images.to(device), data.labels.to(device), self.task)
             for split, data in held_out.items()
-        }
+        }, diverged
 
 
 def _network(

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from mct_fast.run.errors import InputError
+from mct_fast.run.tensors import check_dense
 
 _CHANNELS = (1, 3)
 _ROWS = 4096  # images looked at in one piece, so that checking a large set needs no second copy of it
@@ -91,7 +92,9 @@ def check_every_class(labels: Tensor, class_names: Sequence[str], argument: str)
 
 
 def check_class_names(class_names: Sequence[str]) -> None:
-    """Refuse a name that stands for two classes."""
+    """Refuse names that are no text, and one that stands for two classes."""
+    if isinstance(class_names, str) or not all(isinstance(name, str) for name in class_names):
+        raise InputError(f"class_names: {class_names!r} are no names; give a text for each class")
     twice = [name for number, name in enumerate(class_names) if name in class_names[:number]]
     if twice:
         raise InputError(f"class_names: {twice[0]!r} names two classes; give each a name of its own")
@@ -105,6 +108,7 @@ def check_image_size(image_size: int | None) -> None:
 
 def _as_tensor(values: Any, argument: str) -> Tensor:
     if isinstance(values, Tensor):
+        check_dense(argument, values)
         return values.detach().cpu()
     try:
         array = np.ascontiguousarray(values)

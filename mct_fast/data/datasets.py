@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import numbers
 import os
 import re
 from collections.abc import Callable, Mapping, Sequence
@@ -313,7 +314,13 @@ class _Asked:
 
     def __post_init__(self) -> None:
         check_image_size(self.image_size)
-        if not 0 <= self.val_fraction < 1:
+        if not isinstance(self.name, str):
+            raise InputError(f"dataset={self.name!r} is no name; give text, such as 'cifar10'")
+        if not isinstance(self.data_path, (str, os.PathLike, type(None))):
+            raise InputError(f"data_path={self.data_path!r} is no path; give the folder of the data")
+        if not _is(numbers.Integral, self.split_seed) or not -(2**63) <= self.split_seed < 2**63:
+            raise InputError(f"split_seed={self.split_seed!r} is no seed; give a whole number of at most 64 bits")
+        if not _is(numbers.Real, self.val_fraction) or not 0 <= self.val_fraction < 1:
             raise InputError(
                 f"val_fraction={self.val_fraction} is out of range; give a share of the training set in [0, 1), e.g. 0.1"
             )
@@ -497,9 +504,15 @@ def table_dataset(
     return _tabular(name, raw_table(frame, table, test), table, val_fraction, split_seed, usable_device(device), {})
 
 
+def _is(kind: type, value: Any) -> bool:
+    return isinstance(value, kind) and not isinstance(value, bool)
+
+
 def _absolute(path: str | os.PathLike[str] | None) -> str | None:
     """Runs are resumed from other working directories, which are noted as UTF-8."""
     absolute = None if path is None else str(Path(path).expanduser().absolute())
+    if absolute is not None and "\0" in absolute:
+        raise InputError("data_path: holds a null character, which no path does; give another")
     if absolute is not None and absolute.encode("utf-8", "replace").decode("utf-8") != absolute:
         raise InputError(f"data_path: {absolute} is no UTF-8, which records of a run are; rename the folder")
     return absolute

@@ -43,6 +43,12 @@ def hash_split(raw: Tensor, labels: Tensor) -> str:
     return hashlib.sha256(f"{sha256_tensor(raw)} {sha256_tensor(labels)}".encode()).hexdigest()
 
 
+def check_ipc(ipc: int) -> None:
+    """Refuse an `ipc` that is not a positive whole number."""
+    if isinstance(ipc, bool) or not isinstance(ipc, int) or ipc < 1:
+        raise InputError(f"ipc={ipc!r} is not a number of images per class; give a whole number of at least 1")
+
+
 def random_real(split: Split, ipc: int, generator: torch.Generator, task: Task = _BY_CLASS) -> tuple[Tensor, Tensor]:
     """The random-real baseline: `ipc` different real images of each class, or what else `task` begins a set with.
 
@@ -59,8 +65,7 @@ def random_real(split: Split, ipc: int, generator: torch.Generator, task: Task =
     Raises:
         InputError: ipc is not a positive whole number, or a class has fewer images.
     """
-    if isinstance(ipc, bool) or not isinstance(ipc, int) or ipc < 1:
-        raise InputError(f"ipc={ipc!r} is not a number of images per class; give a whole number of at least 1")
+    check_ipc(ipc)
     labels = split.labels.cpu()
     if not len(labels):
         raise InputError(f"ipc={ipc}: the split is empty; choose a split that has images")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,6 +23,7 @@ from mct_fast.run.errors import InputError
 from mct_fast.run.files import atomic_write, parse_json, reading, sha256_file
 from mct_fast.run.form import NEAREST, SOURCE, misfit
 from mct_fast.run.sealed import read_sealed, read_tensors, write_sealed, write_tensors
+from mct_fast.run.tensors import check_dense
 from mct_fast.tasks import Task, task_from_state
 
 log = logging.getLogger("mct_fast")
@@ -55,8 +57,8 @@ class DistilledDataset:
     ``labels`` as :attr:`task` has them: ``(n,)`` int64, or ``(n, classes)``, ``(n, labels)`` or ``(n,)`` float32;
     ``syn_lr`` the learned step size; ``provenance`` says how it was made.
 
-    Raises :class:`InputError` if soft labels are none of its task (those of classes must be distributions), if there is not
-    one label an image, or if a class name stands twice.
+    Raises :class:`InputError` if a tensor is of another kind, if ``syn_lr`` is no positive number, if soft labels are none of
+    its task (those of classes must be distributions), if there is not one label an image, or if a class name stands twice.
     """
 
     images: Tensor
@@ -68,9 +70,21 @@ class DistilledDataset:
 
     def __post_init__(self) -> None:
         check_class_names(self.class_names)
-        if len(self.labels) != len(self.images):
+        for name in ("images", "labels"):
+            check_dense(name, getattr(self, name))
+        if self.images.dtype != torch.float32 or self.images.ndim < 2:
             raise InputError(
-                f"labels: {len(self.labels)} labels for {len(self.images)} images of a distilled set; give one label an image"
+                f"images: got {self.images.dtype} of shape {tuple(self.images.shape)} for a distilled set; give float32 "
+                "(n, C, H, W), rows (n, features) or series (n, time, features)"
+            )
+        if not _is_step_size(self.syn_lr):
+            raise InputError(
+                f"syn_lr: {self.syn_lr!r} is not a positive finite number; give the step size to train with"
+            )
+        if self.labels.ndim == 0 or len(self.labels) != len(self.images):
+            raise InputError(
+                f"labels: have shape {tuple(self.labels.shape)} for {len(self.images)} images of a distilled set; "
+                "give one label an image"
             )
         if self.labels.is_floating_point():
             self.task.check(self.labels, self.task.num_outputs(self.num_classes))
@@ -199,6 +213,10 @@ class DistilledDataset:
                 folder / f"{name}.txt", lambda temporary, number=number: _write_text(temporary, f"{number!r}\n")
             )
         return folder
+
+
+def _is_step_size(value: Any) -> bool:
+    return isinstance(value, (int, float)) and not isinstance(value, bool) and 0 < value <= sys.float_info.max
 
 
 def _write_text(path: Path, text: str) -> None:

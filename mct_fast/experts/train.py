@@ -29,7 +29,7 @@ from mct_fast.settings import ExpertConfig
 from mct_fast.settings.experts import TrainingConfig
 from mct_fast.students import student_for
 from mct_fast.tasks import Task
-from mct_fast.training import GSAM, SGD, Descent, FlatStack, Schedule, Steepest, scores, train_epochs
+from mct_fast.training import GSAM, SGD, Descent, FlatStack, Schedule, Steepest, largest_loss, scores, train_epochs
 from mct_fast.trajectory import ConvexTrajectory, PathRecorder, TrajectoryStore
 
 
@@ -144,10 +144,6 @@ class _Diverged:
         )
 
 
-_FAR_OFF = 3.0
-"""Times the loss of guessing, above which an expert has diverged; one that learns nothing at all stays near it."""
-
-
 def _train_group(
     numbers: list[int],
     config: ExpertConfig,
@@ -172,7 +168,7 @@ def _train_group(
     split = getattr(dataset, held_out)
     reached = scores(stack, split.images, split.labels, task)
     seconds = (time.perf_counter() - began) / len(numbers)
-    worst = _FAR_OFF * _guessing(task, dataset)
+    worst = largest_loss(task, dataset.train.labels, dataset.num_classes)
     trained: list[_Trained | _Diverged] = []
     for i, number in enumerate(numbers):
         final = losses[-1][i]
@@ -242,12 +238,6 @@ def _train(
         watch.observe(stack.params)
         losses.append(loss.tolist())
     return losses
-
-
-def _guessing(task: Task, dataset: Dataset) -> float:
-    """The loss of a network that says nothing."""
-    labels = dataset.train.labels
-    return float(task.loss(torch.zeros(len(labels), task.num_outputs(dataset.num_classes)), labels.cpu()))
 
 
 def _short(value: float) -> float | None:

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -15,6 +17,7 @@ from mct_fast.matching.problem import MatchingProblem, MatchResult, StudentGradi
 from mct_fast.models import FunctionalModel
 from mct_fast.run.distributed import Communicator, Single
 from mct_fast.run.errors import InputError
+from mct_fast.run.tensors import check_dense, check_mode
 from mct_fast.students import MicroBatched, Student, check_pieces, student_for
 from mct_fast.tasks import Classification, Task
 from mct_fast.trajectory import PathPoint
@@ -96,14 +99,19 @@ class Matcher:
         augment: AugmentPlan | None = None,
     ) -> MatchResult:
         """See :func:`match`."""
+        for name, given in (("images", images), ("labels", labels), ("batches", batches)):
+            check_dense(name, given)
         images, labels = images.detach(), labels.detach()
         _check_images(images)
+        check_mode(images.device)
+        if labels.device != images.device:
+            raise InputError(f"labels: are on {labels.device} but images are on {images.device}; bring them there")
         ends = _points(start, target, self._model.num_params, images)
         count = ends[0].shape[0]
         batches, sizes = _check_batches(batches, count, len(images))
         alpha = _check_syn_lr(syn_lr, images)
-        if len(labels) != len(images):
-            raise InputError(f"labels: {len(labels)} labels for {len(images)} images; give one a image")
+        if labels.ndim == 0 or len(labels) != len(images):
+            raise InputError(f"labels: have shape {tuple(labels.shape)} for {len(images)} images; give one an image")
         self._check_labels(images, labels, ends[0])
         if augment is not None:
             _check_augment(augment, *batches.shape[:2])
@@ -176,9 +184,9 @@ class Matcher:
 
 
 def _adjoint(adjoint: str | Adjoint) -> Adjoint:
-    if not isinstance(adjoint, str):
-        return adjoint
-    if adjoint not in ADJOINTS:
+    if callable(getattr(adjoint, "solve", None)):
+        return cast(Adjoint, adjoint)
+    if not isinstance(adjoint, str) or adjoint not in ADJOINTS:
         raise InputError(f"adjoint: unknown strategy {adjoint!r}; choose one of {', '.join(ADJOINTS)}")
     return ADJOINTS[adjoint]
 
@@ -213,9 +221,14 @@ def _points(start: Ends, target: Ends, num_params: int, images: Tensor) -> tuple
 
 
 def _of_paths(name: str, end: PathPoint | Sequence[PathPoint], images: Tensor) -> list[PathPoint]:
-    points = [end] if isinstance(end, PathPoint) else list(end)
+    points = [end] if isinstance(end, PathPoint) else list(end) if isinstance(end, Sequence) else []
+    if not points or not all(isinstance(point, PathPoint) for point in points):
+        raise InputError(
+            f"{name}: is neither parameters nor points of paths; give a tensor (P,) or (S, P), or path.point(t)"
+        )
     same_form(points, name)
     for model in (model for point in points for model in point.models):
+        check_dense(name, model)
         if model.dtype != images.dtype or model.device != images.device:
             raise InputError(
                 f"{name}: holds {model.dtype} on {model.device} but images are {images.dtype} on {images.device}; "
@@ -225,6 +238,7 @@ def _of_paths(name: str, end: PathPoint | Sequence[PathPoint], images: Tensor) -
 
 
 def _per_student(name: str, params: Tensor, num_params: int, images: Tensor) -> Tensor:
+    check_dense(name, params)
     stacked = params.detach()[None] if params.ndim == 1 else params.detach()
     if stacked.ndim != 2 or stacked.shape[1] != num_params or len(stacked) == 0:
         raise InputError(
@@ -266,13 +280,21 @@ def _check_batches(batches: Tensor, num_students: int, num_images: int) -> tuple
 
 
 def _check_syn_lr(syn_lr: float | Tensor, images: Tensor) -> Tensor:
-    alpha = torch.as_tensor(syn_lr, dtype=images.dtype, device=images.device).detach()
-    if alpha.numel() != 1 or not bool(torch.isfinite(alpha).all()) or float(alpha) <= 0:
+    if isinstance(syn_lr, Tensor):
+        check_dense("syn_lr", syn_lr)
+    try:
+        number = float(syn_lr)
+    except (TypeError, ValueError, RuntimeError):  # also of a complex tensor
+        number = math.nan
+    alpha = torch.tensor(number, dtype=images.dtype, device=images.device)
+    if not math.isfinite(alpha) or alpha <= 0:
         raise InputError(f"syn_lr: {syn_lr} is not a positive finite number; start from 0.01, the field's default")
-    return alpha.reshape(())
+    return alpha
 
 
 def _check_augment(augment: AugmentPlan, num_students: int, syn_steps: int) -> None:
+    if not isinstance(augment, AugmentPlan):
+        raise InputError(f"augment: is a {type(augment).__name__}; give an AugmentPlan, or None")
     if len(augment.draws) != num_students or any(len(row) != syn_steps for row in augment.draws):
         raise InputError(
             f"augment: does not hold {syn_steps} draws for each of {num_students} students; draw the plan for these batches"

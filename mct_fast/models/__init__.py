@@ -88,13 +88,23 @@ def spec_for(model: str | Mapping[str, Any], inputs: Mapping[str, Any], kind: st
     """A full spec of ``model`` for data of ``kind`` (images, table, series) with ``inputs`` (`Dataset.model_inputs`).
 
     Raises:
-        InputError: the network takes other data.
+        InputError: the network takes other data, or contradicts these.
     """
-    spec = {**inputs, "name": model} if isinstance(model, str) else {**inputs, **model}
-    name = spec.get("name")
+    if not isinstance(model, str) and not (isinstance(model, Mapping) and isinstance(model.get("name"), str)):
+        raise InputError(f"model: {model!r} names no network; give a name, or a spec such as {{'name': 'ConvNet'}}")
+    given = {"name": model} if isinstance(model, str) else model
+    for entry, value in inputs.items():
+        if given.get(entry) is not None and _plain(given[entry]) != _plain(value):
+            raise InputError(f"model: its {entry} is {given[entry]!r}, that of the data {value!r}; leave it out")
+    spec = {**given, **inputs}
+    name = spec["name"]
     if kind == "images" and name in ("GRU", "TCN"):
         raise InputError(f"model: {name} takes series, the data are images; use ConvNet or MLP")
     if kind != "images" and name not in _TAKES[kind]:
         others = "series" if name in _NETWORKS else "images"
         raise InputError(f"model: {name} takes {others}, the data are {kind}; use {', '.join(_TAKES[kind])}")
     return spec
+
+
+def _plain(value: Any) -> Any:
+    return tuple(value) if isinstance(value, list) else value

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numbers
 from collections.abc import Sequence
 
 from torch import Tensor, nn
@@ -13,7 +14,8 @@ from mct_fast.settings.names import ACTIVATIONS, NORMS, POOLINGS, one_of
 
 def positive(argument: str, value: int) -> int:
     """``value`` as a positive int; InputError naming ``argument`` otherwise."""
-    if isinstance(value, bool) or int(value) != value or value < 1:
+    whole = isinstance(value, numbers.Integral) or (isinstance(value, float) and value.is_integer())
+    if not whole or isinstance(value, bool) or value < 1:
         raise InputError(f"{argument} must be a positive whole number, not {value!r}")
     return int(value)
 
@@ -30,7 +32,7 @@ def check_size(depth: int, width: int, least: int) -> None:
 
 def sides(image_size: int | Sequence[int]) -> tuple[int, int]:
     """Rows and columns of an image size given as one number or two."""
-    pair = (image_size, image_size) if isinstance(image_size, int) else tuple(image_size)
+    pair = tuple(image_size) if isinstance(image_size, Sequence) else (image_size, image_size)
     if len(pair) != 2:
         raise InputError(f"image_size must be one number or (rows, columns), not {image_size!r}")
     return positive("image_size", pair[0]), positive("image_size", pair[1])

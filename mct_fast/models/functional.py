@@ -36,6 +36,8 @@ class FunctionalModel:
     """
 
     def __init__(self, module: nn.Module) -> None:
+        if not isinstance(module, nn.Module):
+            raise InputError(f"model: is a {type(module).__name__}; give a torch.nn.Module")
         self._module = _pure_copy(module)
         named = dict(self._module.named_parameters())
         if not named:

@@ -19,8 +19,9 @@ def check_fits(option: str, wanted: float, what: str, device: torch.device | str
     """Raises :class:`InputError` naming ``option`` if ``wanted`` bytes, for ``what``, are more than ``device`` has in all."""
     total = _memory(str(device))
     if total is not None and wanted > total:
+        size = f"{wanted:,.0f}" if wanted < 1e30 else "over 10^30"  # a number of any length may be asked for
         raise InputError(
-            f"{option}: {what} would take {wanted:,.0f} bytes, {device} has {total:,}; give less of it, or a smaller network"
+            f"{option}: {what} would take {size} bytes, {device} has {total:,}; give less of it, or a smaller network"
         )
 
 

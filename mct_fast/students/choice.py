@@ -7,6 +7,7 @@ from torch import nn
 
 from mct_fast import ops
 from mct_fast.models import FunctionalModel
+from mct_fast.run.tensors import check_mode
 from mct_fast.students.fused import FusedStudent, supports
 from mct_fast.students.generic import GenericStudent
 from mct_fast.students.planes.student import PlaneStudent
@@ -20,7 +21,9 @@ def student_for(
     """The fastest student on ``device`` that computes the step of ``model`` exactly: by kernels, else by autograd.
 
     On a GPU a ConvNet that the plane kernels take runs on them, other networks of ours on the operators.
+    InputError within ``torch.autocast`` or ``torch.inference_mode``.
     """
+    check_mode(device)
     functional = model if isinstance(model, FunctionalModel) else FunctionalModel(model)
     task = task or Classification()
     if not ops.kernels_available(device) or task.head() is None or supports(functional) is not None:

@@ -8,6 +8,7 @@ import gzip
 import itertools
 import lzma
 import math
+import warnings
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -103,12 +104,19 @@ def read_frame(path: Path, argument: str, columns: Sequence[str] | None = None) 
             options: dict[str, Any] = {"sep": "\t" if ".tsv" in kinds else ",", "skiprows": _comment_lines(path)}
             header = pd.read_csv(path, header=None, nrows=1, dtype=str, keep_default_na=False, **options)
             _check_names([str(name).strip() for name in header.iloc[0]], path, argument)
-            options |= {"skipinitialspace": True, "low_memory": False, **exact_floats()}
-            frame = pd.read_csv(path, usecols=columns, **options)
+            # index_col: else a first cell too many, of every row, becomes its name, and the others move by one.
+            options |= {"skipinitialspace": True, "low_memory": False, "index_col": False, **exact_floats()}
+            with warnings.catch_warnings():
+                warnings.simplefilter("error", pd.errors.ParserWarning)
+                frame = pd.read_csv(path, usecols=columns, **options)
         else:
             raise InputError(f"{argument}: {path.name} is neither .csv, .tsv nor .parquet; convert it to one of them")
     except InputError:
         raise
+    except pd.errors.ParserWarning as warning:
+        raise InputError(
+            f"{argument}: {path} has rows with more cells than its first line has names; name every column"
+        ) from warning
     except Exception as error:  # a damaged file can fail in every layer of the reader, the unpacking among them
         raise InputError(f"{argument}: {path} cannot be read ({_line(error)}); repair the file") from error
     frame.columns = [str(name).strip() for name in frame.columns]

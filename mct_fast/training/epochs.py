@@ -78,6 +78,19 @@ def train_epochs(
         yield epoch + 1, total / count
 
 
+_FAR_OFF = 3.0
+"""Times the loss of guessing; a network that learns nothing at all stays near it."""
+
+
+def largest_loss(task: Task, labels: Tensor, num_classes: int) -> float:
+    """The mean training loss on ``labels`` above which a network has diverged: it is further off than guessing is.
+
+    A loss that is no number is not at most this either: write ``not loss <= largest_loss(...)``.
+    """
+    silent = torch.zeros(len(labels), task.num_outputs(num_classes))
+    return _FAR_OFF * float(task.loss(silent, labels.detach().cpu()))
+
+
 def _order(count: int, strata: Tensor | None, generator: torch.Generator) -> Tensor:
     return torch.randperm(count, generator=generator) if strata is None else spread_order(strata.cpu(), generator)
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from mct_fast import ops
 from mct_fast.models import FunctionalModel, has_dropout, without_dropout
 from mct_fast.run.seeds import derive_seed
+from mct_fast.run.tensors import check_mode
 from mct_fast.students import Student, student_for
 from mct_fast.tasks import Task
 
@@ -148,6 +149,7 @@ def build_stack(
     make: Callable[[], nn.Module], seeds: Sequence[int], task: Task, rule: SGD, device: str
 ) -> NetworkStack:
     """One freshly initialised network a seed; ``make`` builds the architecture."""
+    check_mode(device)
     template = make()
     functional = FunctionalModel(without_dropout(template))
     initial = torch.stack([functional.init(seed) for seed in seeds])

@@ -101,6 +101,8 @@ class TrajectoryStore:
             path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"out: cannot write to {path} ({error.strerror}); choose a writable folder") from error
+        if not (path / MANIFEST).exists():
+            _refuse_results(path)
         # Absent, or begun but empty: nothing that another recipe could be mixed with.
         with exclusive(path / _LOCK, f"out: {path}"):
             if (path / MANIFEST).exists() and len(cls.open(path)):
@@ -470,6 +472,16 @@ class TrajectoryStore:
                 lines.append(f"{json.dumps(key)}: {_compact(value)}")
         text = "{\n" + ",\n".join(lines) + "\n}\n"
         atomic_write(self.path / MANIFEST, lambda temporary: _write_bytes(temporary, seal(text)))
+
+
+_RESULTS = ("config.json", "distilled.safetensors")
+
+
+def _refuse_results(path: Path) -> None:
+    """Refuses to begin a store in the folder of a run or a distilled set: it could not be told from them."""
+    found = next((name for name in _RESULTS if (path / name).exists()), None)
+    if found is not None:
+        raise InputError(f"out: {path} holds other results ({found}); choose a new or an empty folder")
 
 
 def _read_manifest(file: Path) -> dict[str, Any]:

@@ -284,7 +284,8 @@ def path_times(epochs: int, points: int) -> tuple[float, ...]:
     Where two of them are neighbours the time between is half way; else it is half an epoch after the earlier one: between
     checkpoints, where SGD has nothing to compare with.
     """
-    whole = sorted({round(i * epochs / (points - 1)) for i in range(points)})
+    points = min(points, epochs + 1)  # more are each of them
+    whole = sorted({round(i * epochs / (points - 1)) for i in range(points)}) if points > 1 else [0]
     return tuple(sorted([*map(float, whole), *(t + 0.5 for t in whole[:-1])]))
 
 

@@ -108,6 +108,7 @@ CASES: dict[str, tuple[list[str], str]] = {
     "compress-no-buffer": (["compress", "file", "--out=NEW", "--dataset=digits"], "source"),
     "compress-dataset": (["compress", "file", "--out=NEW", "--dataset=cifer10"], "cifar10"),
     "compress-model": (["compress", "file", "--out=NEW", "--dataset=digits", "--model=ConvNet"], "JSON"),
+    "expert-out-is-a-run": (["experts", "--out=run", "--num-experts=1"], "out: run holds other results (config.json)"),
     "report-missing": (["report", "nowhere"], "run"),
     "report-no-run": (["report", "store"], "run"),
     "inspect-missing": (["inspect", "nowhere"], "nowhere"),

@@ -317,6 +317,7 @@ def test_bad_files_are_refused_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "empty.csv").write_text("age,died\n")
     (tmp_path / "nothing.csv").write_text("")
     (tmp_path / "ragged.csv").write_text("age,died\n1,0\n1,0,1,2\n")
+    (tmp_path / "unnamed.csv").write_text("age,died\n" + "1,50,0\n2,60,1\n" * 20)
     (tmp_path / "table.xlsx").write_text("?")
     (tmp_path / "broken.parquet").write_text("?")
     patients().to_csv(tmp_path / "index.csv")
@@ -325,6 +326,7 @@ def test_bad_files_are_refused_in_one_line(tmp_path: Path) -> None:
         "empty.csv": "has no rows; give a table with rows",
         "nothing.csv": "cannot be read",
         "ragged.csv": "cannot be read .*; repair the file",
+        "unnamed.csv": "rows with more cells than its first line has names; name every column",
         "table.xlsx": "neither .csv, .tsv nor .parquet; convert it",
         "broken.parquet": "cannot be read .*; repair the file",
         "none.csv": "is no file; give a .csv or .parquet file",

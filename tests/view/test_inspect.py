@@ -72,6 +72,7 @@ def test_times_run_over_whole_epochs_and_between() -> None:
     assert path_times(4, 3) == (0, 0.5, 2, 2.5, 4)
     assert path_times(3, 11) == (0, 0.5, 1, 1.5, 2, 2.5, 3)
     assert path_times(1, 2) == (0, 0.5, 1)
+    assert path_times(3, 2**31 - 1) == path_times(3, 11)
     whole = [t for t in path_times(50, 11) if t == int(t)]
     assert whole == [5 * i for i in range(11)] and len(path_times(50, 11)) == 21
 
