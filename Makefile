@@ -7,8 +7,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 DEMO ?= runs/demo
 CSRC := $(shell find csrc -type f 2>/dev/null)
-# The bounds of pyproject.toml. Installed together and first: torchvision names the torch it fits, and the extension
-# is compiled against what is installed.
+# The bounds of pyproject.toml. Installed together and first: torchvision names the torch it fits.
 TORCH_PAIR := $(shell sed -nE 's/^ *"(torch(vision)?[<>=~!][^"]*)",?$$/"\1"/p' pyproject.toml)
 
 # Tests want the compiled kernels wherever there is a compiler: a csrc/ that does not compile is a failure, and no skip.
@@ -43,12 +42,11 @@ install: $(VENV)/.installed
 
 $(VENV)/.torch: pyproject.toml
 	test -x $(BIN)/pip || $(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install -q $(TORCH_PAIR) "setuptools>=77" "ninja>=1.11"
+	$(BIN)/pip install -q $(TORCH_PAIR)
 	touch $@
 
-# No build isolation: the extension has to be compiled against this torch, not against one fetched for the build.
 $(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py $(CSRC)
-	$(BIN)/pip install -q --no-build-isolation -e ".[dev]"
+	$(BIN)/pip install -q -e ".[dev]"
 	touch $@
 
 clean:

@@ -1,5 +1,9 @@
 """The parts of the build that have to be code: where packages lie, and the optional compiled extension.
 
+The extension needs a C++17 compiler and no PyTorch: it finds PyTorch's C interface when it is loaded (``csrc/torch_c.h``),
+so that one file serves every Python since 3.10 and every PyTorch since 2.9. It holds the kernels for AVX2, for AVX-512 and for
+any processor, and chooses when it is loaded.
+
 ``MCT_FAST_NO_EXT=1``, a missing compiler or a failed compilation leave an install that works on plain PyTorch. With
 ``MCT_FAST_REQUIRE_EXT=1``, which ``make test`` sets, the last two fail the install.
 """
@@ -9,11 +13,15 @@ from __future__ import annotations
 import os
 import shutil
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
-from setuptools import find_packages, setup
+from setuptools import Extension, find_packages, setup
+from setuptools.command.build_ext import build_ext
 
 ROOT = Path(__file__).parent
+OLDEST_PYTHON = "cp310"
 
 
 def say(message: str) -> None:
@@ -33,44 +41,62 @@ def go_without(reason: str) -> None:
     say(f"{reason}: installing without compiled kernels (slower)")
 
 
-def extension() -> dict[str, object]:
-    """`ext_modules` and `cmdclass`, or nothing where no extension is to be built."""
+class OptionalBuildExtension(build_ext):
+    """Builds the extension if it can be built, a file a core; the package works without it."""
+
+    def run(self) -> None:
+        try:
+            super().run()
+        except (Exception, SystemExit) as error:
+            reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+            go_without(f"compiling the extension failed ({reason[0]})")
+            self.extensions = []  # so that nobody looks for its file
+            self.distribution.ext_modules = []
+
+    def build_extension(self, ext: Extension) -> None:
+        compiler = self.compiler
+        one_by_one = compiler.compile
+
+        def at_once(sources: list[str], **options: Any) -> list[str]:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                return [file for files in pool.map(lambda s: one_by_one([s], **options), sources) for file in files]
+
+        compiler.compile = at_once
+        try:
+            super().build_extension(ext)
+        finally:
+            compiler.compile = one_by_one
+
+
+def sources(*patterns: str) -> list[str]:
+    """Files of csrc/, the largest first: its compilation takes longest."""
+    found = (p for pattern in patterns for p in (ROOT / "csrc").glob(pattern))
+    return [str(p.relative_to(ROOT)) for p in sorted(found, key=lambda p: ("_" not in p.stem, p))]
+
+
+def extension() -> dict[str, Any]:
+    """The arguments of `setup` that build the extension, or nothing where there is none to be built."""
     if switched_on("MCT_FAST_NO_EXT"):
         say("MCT_FAST_NO_EXT is set: installing without compiled kernels")
         return {}
     if shutil.which(os.environ.get("CXX", "c++").split()[0]) is None:
         go_without("no C++ compiler found")
         return {}
-    try:
-        from torch.utils.cpp_extension import BuildExtension, CppExtension
-    except ImportError as error:
-        go_without(f"PyTorch not importable at build time ({error}); use pip install --no-build-isolation")
-        return {}
-
-    class OptionalBuildExtension(BuildExtension):
-        """Builds the extension if it can be built; the package works without it."""
-
-        def run(self) -> None:
-            try:
-                super().run()
-            except (Exception, SystemExit) as error:
-                reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-                go_without(f"compiling the extension failed ({reason[0]})")
-                self.extensions = []  # so that nobody looks for its file
-                self.distribution.ext_modules = []
-
-    def files(*patterns: str) -> list[str]:
-        return sorted(str(p.relative_to(ROOT)) for pattern in patterns for p in (ROOT / "csrc").glob(pattern))
-
-    module = CppExtension(
-        "mct_fast._C",
-        files("*.cpp", "cpu/*.cpp"),
+    module = Extension(
+        "mct_fast._cpu",
+        sources("*.cpp", "cpu/*.cpp"),
         include_dirs=[str(ROOT / "csrc")],
-        depends=files("**/*.h"),
-        extra_compile_args=["-O3", "-fopenmp", "-fvisibility=hidden", "-g0"],
-        extra_link_args=["-fopenmp"],
+        depends=sources("**/*.h"),
+        extra_compile_args=["-std=c++17", "-O3", "-fopenmp", "-fvisibility=hidden", "-g0", "-Wno-maybe-uninitialized"],
+        extra_link_args=["-fopenmp", "-s"],
+        language="c++",
+        py_limited_api=True,
     )
-    return {"ext_modules": [module], "cmdclass": {"build_ext": OptionalBuildExtension}}
+    return {
+        "ext_modules": [module],
+        "cmdclass": {"build_ext": OptionalBuildExtension},
+        "options": {"bdist_wheel": {"py_limited_api": OLDEST_PYTHON}},
+    }
 
 
 setup(

@@ -1,13 +1,10 @@
-// The CPU kernels' entry into PyTorch's dispatcher: outputs are allocated here. Kernels are free of PyTorch's headers.
+// The CPU kernels' entry into PyTorch's dispatcher: outputs are allocated here. Nothing here needs PyTorch to compile.
 // Schemas, fake kernels and derivatives are Python's (mct_fast/ops); signature.h tells how arguments are checked.
 
+#define Py_LIMITED_API 0x030A0000  // one file for every Python since 3.10
 #include <Python.h>
 
-#include <ATen/ATen.h>
-#include <ATen/EmptyTensor.h>
-#include <torch/library.h>
-
-#include <optional>
+#include <exception>
 #include <string>
 #include <tuple>
 #include <vector>
@@ -17,6 +14,10 @@
 #include "cpu/pool.h"
 #include "cpu/simd.h"
 #include "signature.h"
+#include "tensor.h"
+#include "torch_c.h"
+
+namespace torch_c = mct::torch_c;
 
 namespace {
 
@@ -24,25 +25,9 @@ using namespace mct::op;
 
 // ------------------------------------------------------------------------------------------------------- outputs
 
-// Outputs come from the pool: fresh pages cost more than the arithmetic that fills them.
-class PoolAllocator final : public c10::Allocator {
- public:
-  c10::DataPtr allocate(size_t bytes) override {
-    void* block = mct::pool_acquire(bytes);
-    return {block, block, &mct::pool_release, c10::Device(c10::DeviceType::CPU)};
-  }
-  c10::DeleterFnPtr raw_deleter() const override { return &mct::pool_release; }
-  void copy_data(void* to, const void* from, std::size_t bytes) const override { default_copy_data(to, from, bytes); }
-};
-
-constexpr int64_t kPooledBytes = 1 << 16;  // smaller outputs are malloc's business
-
-Tensor fresh(at::IntArrayRef sizes, at::ScalarType dtype) {
-  static PoolAllocator pool;
-  const int64_t bytes = c10::multiply_integers(sizes) * static_cast<int64_t>(c10::elementSize(dtype));
-  if (bytes < kPooledBytes) return at::detail::empty_cpu(sizes, dtype);
-  return at::detail::empty_generic(sizes, &pool, c10::DispatchKeySet(c10::DispatchKey::CPU), dtype, std::nullopt);
-}
+// (S,), and a tensor of another's shape.
+Tensor losses(const Tensor& h) { return fresh({h.size(0)}, h.dtype()); }
+Tensor like(const Tensor& t) { return fresh(t.sizes(), t.dim(), t.dtype()); }
 
 // --------------------------------------------------------------------------------------------------- convolutions
 
@@ -52,7 +37,7 @@ mct::ConvShape conv_shape(const Tensor& x, int64_t Ci, int64_t Co) {
 
 Tensor conv3x3(const Tensor& x, const Tensor& w, Maybe bias, Maybe x2, Maybe w2) {
   const mct::ConvShape s = conv_shape(x, w.size(2), w.size(1));
-  Tensor z = fresh({s.S, s.B, s.H, s.W, s.Co}, x.scalar_type());
+  Tensor z = fresh({s.S, s.B, s.H, s.W, s.Co}, x.dtype());
   by_dtype(x, [&](auto zero) {
     using T = decltype(zero);
     const auto w_ = param<T>(w), b_ = param<T>(bias), w2_ = param<T>(w2);
@@ -64,7 +49,7 @@ Tensor conv3x3(const Tensor& x, const Tensor& w, Maybe bias, Maybe x2, Maybe w2)
 
 Tensor conv3x3_input_grad(const Tensor& g, const Tensor& w, Maybe g2, Maybe w2) {
   const mct::ConvShape s = conv_shape(g, w.size(2), w.size(1));
-  Tensor gx = fresh({s.S, s.B, s.H, s.W, s.Ci}, g.scalar_type());
+  Tensor gx = fresh({s.S, s.B, s.H, s.W, s.Ci}, g.dtype());
   by_dtype(g, [&](auto zero) {
     using T = decltype(zero);
     const auto w_ = param<T>(w), w2_ = param<T>(w2);
@@ -75,13 +60,13 @@ Tensor conv3x3_input_grad(const Tensor& g, const Tensor& w, Maybe g2, Maybe w2) 
 
 std::tuple<Tensor, Tensor> conv3x3_weight_grad(const Tensor& g, const Tensor& x, Maybe g2, Maybe x2) {
   const mct::ConvShape s = conv_shape(g, x.size(4), g.size(4));
-  Tensor gw = fresh({s.S, s.Co, s.Ci, 3, 3}, g.scalar_type()), gb = fresh({s.S, s.Co}, g.scalar_type());
+  Tensor gw = fresh({s.S, s.Co, s.Ci, 3, 3}, g.dtype()), gb = fresh({s.S, s.Co}, g.dtype());
   by_dtype(g, [&](auto zero) {
     using T = decltype(zero);
     mct::conv3x3_weight_grad(s, data<T>(g), data<T>(x), data<T>(g2), data<T>(x2), out<T>(gw), s.Co * s.Ci * 9, out<T>(gb),
                              s.Co);
   });
-  return {gw, gb};
+  return {std::move(gw), std::move(gb)};
 }
 
 // --------------------------------------------------------------------------------------------------------- blocks
@@ -92,11 +77,11 @@ mct::BlockShape block_shape(const Tensor& z, bool pool) {
 }
 
 // Empty (S, B, C), (S, C), and the output of a block.
-Tensor statistic(const mct::BlockShape& s, const Tensor& z) { return fresh({s.S, s.B, s.C}, z.scalar_type()); }
-Tensor channels(const mct::BlockShape& s, const Tensor& z) { return fresh({s.S, s.C}, z.scalar_type()); }
+Tensor statistic(const mct::BlockShape& s, const Tensor& z) { return fresh({s.S, s.B, s.C}, z.dtype()); }
+Tensor channels(const mct::BlockShape& s, const Tensor& z) { return fresh({s.S, s.C}, z.dtype()); }
 Tensor pooled(const mct::BlockShape& s, const Tensor& z) {
   const int64_t by = s.pool ? 2 : 1;
-  return fresh({s.S, s.B, s.H / by, s.W / by, s.C}, z.scalar_type());
+  return fresh({s.S, s.B, s.H / by, s.W / by, s.C}, z.dtype());
 }
 
 std::tuple<Tensor, Tensor, Tensor> block_forward(const Tensor& z, Maybe gamma, Maybe beta, double eps, bool pool) {
@@ -106,19 +91,19 @@ std::tuple<Tensor, Tensor, Tensor> block_forward(const Tensor& z, Maybe gamma, M
     using T = decltype(zero);
     mct::block_forward<T>(s, data<T>(z), param<T>(gamma), param<T>(beta), eps, out<T>(p), out<T>(mean), out<T>(rstd));
   });
-  return {p, mean, rstd};
+  return {std::move(p), std::move(mean), std::move(rstd)};
 }
 
 std::tuple<Tensor, Tensor, Tensor> block_backward(const Tensor& gp, const Tensor& z, const Tensor& mean,
                                                   const Tensor& rstd, Maybe gamma, Maybe beta, bool pool) {
   const auto s = block_shape(z, pool);
-  Tensor gz = fresh(z.sizes(), z.scalar_type()), ggamma = channels(s, z), gbeta = channels(s, z);
+  Tensor gz = like(z), ggamma = channels(s, z), gbeta = channels(s, z);
   by_dtype(z, [&](auto zero) {
     using T = decltype(zero);
     mct::block_backward<T>(s, data<T>(gp), data<T>(z), data<T>(mean), data<T>(rstd), param<T>(gamma), param<T>(beta),
                            out<T>(gz), out<T>(ggamma), out<T>(gbeta));
   });
-  return {gz, ggamma, gbeta};
+  return {std::move(gz), std::move(ggamma), std::move(gbeta)};
 }
 
 std::tuple<Tensor, Tensor, Tensor> block_tangent(const Tensor& z, const Tensor& zdot, const Tensor& mean,
@@ -131,7 +116,7 @@ std::tuple<Tensor, Tensor, Tensor> block_tangent(const Tensor& z, const Tensor& 
     mct::block_tangent<T>(s, data<T>(z), data<T>(zdot), data<T>(mean), data<T>(rstd), param<T>(gamma), param<T>(beta),
                           param<T>(gammadot), param<T>(betadot), out<T>(pdot), out<T>(m1), out<T>(m2));
   });
-  return {pdot, m1, m2};
+  return {std::move(pdot), std::move(m1), std::move(m2)};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> block_tangent_backward(
@@ -139,7 +124,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> block_tangent_backward(
     const Tensor& mean_zdot, const Tensor& mean_xhat_zdot, Maybe gamma, Maybe beta, Maybe gammadot, Maybe betadot,
     bool pool) {
   const auto s = block_shape(z, pool);
-  Tensor gz = fresh(z.sizes(), z.scalar_type()), gzdot = fresh(z.sizes(), z.scalar_type());
+  Tensor gz = like(z), gzdot = like(z);
   Tensor ggammadot = channels(s, z), gbetadot = channels(s, z);
   by_dtype(z, [&](auto zero) {
     using T = decltype(zero);
@@ -148,16 +133,12 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> block_tangent_backward(
                                    param<T>(beta), param<T>(gammadot), out<T>(gz), out<T>(gzdot), out<T>(ggammadot),
                                    out<T>(gbetadot));
   });
-  return {gz, gzdot, ggammadot, gbetadot};
+  return {std::move(gz), std::move(gzdot), std::move(ggammadot), std::move(gbetadot)};
 }
 
 // --------------------------------------------------------------------------------------------------- linear layer
 
 mct::LinearShape linear_shape(const Tensor& h, const Tensor& w) { return {h.size(0), h.size(1), h.size(2), w.size(1)}; }
-
-// What the four operators return: (S,) first, the others shaped as one of their arguments.
-Tensor losses(const Tensor& h) { return fresh({h.size(0)}, h.scalar_type()); }
-Tensor like(const Tensor& t) { return fresh(t.sizes(), t.scalar_type()); }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> linear_ce(const Tensor& h, const Tensor& w, const Tensor& b,
                                                      const Tensor& y) {
@@ -167,7 +148,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_ce(const Tensor& h, const Tens
     mct::linear_ce<T>(linear_shape(h, w), data<T>(h), param<T>(w), param<T>(b), data<T>(y), out<T>(loss), out<T>(gh),
                       out<T>(gw), out<T>(gb));
   });
-  return {loss, gh, gw, gb};
+  return {std::move(loss), std::move(gh), std::move(gw), std::move(gb)};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_ce_tangent(const Tensor& h, const Tensor& hdot,
@@ -181,7 +162,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_ce_tangent(con
                               param<T>(bdot), data<T>(y), out<T>(loss_dot), out<T>(gh), out<T>(ghdot), out<T>(gwdot),
                               out<T>(gbdot), out<T>(gydot));
   });
-  return {loss_dot, gh, ghdot, gwdot, gbdot, gydot};
+  return {std::move(loss_dot), std::move(gh), std::move(ghdot), std::move(gwdot), std::move(gbdot), std::move(gydot)};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor> linear_bce(const Tensor& h, const Tensor& w, const Tensor& b, const Tensor& y,
@@ -192,7 +173,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> linear_bce(const Tensor& h, const Ten
     mct::linear_bce<T>(linear_shape(h, w), data<T>(h), param<T>(w), param<T>(b), data<T>(y), data<T>(pos), data<T>(neg),
                        out<T>(loss), out<T>(gh), out<T>(gw), out<T>(gb));
   });
-  return {loss, gh, gw, gb};
+  return {std::move(loss), std::move(gh), std::move(gw), std::move(gb)};
 }
 
 std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_bce_tangent(
@@ -205,7 +186,7 @@ std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor> linear_bce_tangent(
                                param<T>(bdot), data<T>(y), data<T>(pos), data<T>(neg), out<T>(loss_dot), out<T>(gh),
                                out<T>(ghdot), out<T>(gwdot), out<T>(gbdot), out<T>(gydot));
   });
-  return {loss_dot, gh, ghdot, gwdot, gbdot, gydot};
+  return {std::move(loss_dot), std::move(gh), std::move(ghdot), std::move(gwdot), std::move(gbdot), std::move(gydot)};
 }
 
 // ------------------------------------------------------------------------------------------------ flat parameters
@@ -229,7 +210,7 @@ std::tuple<Tensor, Tensor> matching_loss(const Tensor& theta, const Tensor& orig
     mct::matching_loss<T>(S, P, L, param<T>(theta), param<T>(origin), param<T>(end), param<T>(frac),
                           data<int64_t>(offsets), data<T>(denom), out<T>(loss), out<T>(grad));
   });
-  return {loss, grad};
+  return {std::move(loss), std::move(grad)};
 }
 
 void sgd_step_(const Tensor& params, const Tensor& grad, Maybe buffer, const Tensor& lr, double momentum,
@@ -252,7 +233,7 @@ void sgd_step_(const Tensor& params, const Tensor& grad, Maybe buffer, const Ten
 
 Tensor arc_length(const Tensor& previous, const Tensor& current, const Tensor& offsets) {
   const int64_t S = previous.size(0), P = previous.size(1), L = layers(offsets, P);
-  Tensor length = fresh({S, L}, at::kDouble);
+  Tensor length = fresh({S, L}, Dtype::float64);
   by_dtype(previous, [&](auto zero) {
     using T = decltype(zero);
     mct::arc_length<T>(S, P, L, param<T>(previous), param<T>(current), data<int64_t>(offsets), out<double>(length));
@@ -275,48 +256,83 @@ Tensor augment(const Tensor& x, const Tensor& kinds, const Tensor& params) {
   return y;
 }
 
-// ---------------------------------------------------------------------------------------------- for tests and tools
+// --------------------------------------------------------------------------------------------------- registration
 
-// The instruction set in use: 0 portable, 1 AVX2, 2 AVX-512. A number chooses one; -1 only asks.
-int64_t instruction_set(int64_t wanted) {
-  if (wanted >= 0) {
-    TORCH_CHECK_VALUE(wanted <= 2 && mct::set_isa(static_cast<mct::Isa>(wanted)), "wanted: instruction set ", wanted,
-                      " is not available here");
-  }
-  return static_cast<int64_t>(mct::active_isa());
+void register_kernels() {
+  static torch_c::LibraryHandle library = nullptr;  // kept for as long as the process lives
+  if (library != nullptr) return;
+  MCT_TORCH(aoti_torch_library_init_impl, "mct_fast", "CPU", __FILE__, __LINE__, &library);
+  checked<&conv3x3>(library, "conv3x3");
+  checked<&conv3x3_input_grad>(library, "conv3x3_input_grad");
+  checked<&conv3x3_weight_grad>(library, "conv3x3_weight_grad");
+  checked<&block_forward>(library, "block_forward");
+  checked<&block_backward>(library, "block_backward");
+  checked<&block_tangent>(library, "block_tangent");
+  checked<&block_tangent_backward>(library, "block_tangent_backward");
+  checked<&linear_ce>(library, "linear_ce");
+  checked<&linear_ce_tangent>(library, "linear_ce_tangent");
+  checked<&linear_bce>(library, "linear_bce");
+  checked<&linear_bce_tangent>(library, "linear_bce_tangent");
+  checked<&matching_loss>(library, "matching_loss");
+  checked<&sgd_step_>(library, "sgd_step_");
+  checked<&arc_length>(library, "arc_length");
+  checked<&augment<false>>(library, "dsa");
+  checked<&augment<true>>(library, "dsa_transpose");
 }
 
-void declare(const std::string& op, const std::vector<std::string>& tensors) { signature_of(op).declare(tensors); }
+// ------------------------------------------------------------------------------------------------ the Python module
+
+// declare(op: str, tensors: list[str]) -> None
+PyObject* declare(PyObject*, PyObject* args) {
+  const char* op = nullptr;
+  PyObject* list = nullptr;
+  if (!PyArg_ParseTuple(args, "sO!", &op, &PyList_Type, &list)) return nullptr;
+  std::vector<std::string> lines;
+  for (Py_ssize_t i = 0; i < PyList_Size(list); ++i) {
+    PyObject* bytes = PyUnicode_AsUTF8String(PyList_GetItem(list, i));
+    if (bytes == nullptr) return nullptr;
+    lines.emplace_back(PyBytes_AsString(bytes));
+    Py_DECREF(bytes);
+  }
+  try {
+    signature_of(op).declare(lines);
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_ValueError, error.what());
+    return nullptr;
+  }
+  Py_RETURN_NONE;
+}
+
+// instruction_set(wanted: int) -> int: 0 portable, 1 AVX2, 2 AVX-512. A number chooses one; -1 only asks.
+PyObject* instruction_set(PyObject*, PyObject* args) {
+  int wanted = -1;
+  if (!PyArg_ParseTuple(args, "i", &wanted)) return nullptr;
+  if (wanted >= 0 && (wanted > 2 || !mct::set_isa(static_cast<mct::Isa>(wanted)))) {
+    return PyErr_Format(PyExc_ValueError, "wanted: instruction set %d is not available here", wanted);
+  }
+  return PyLong_FromLong(static_cast<long>(mct::active_isa()));
+}
+
+PyMethodDef methods[] = {
+    {"declare", declare, METH_VARARGS, "Tell the signature of an operator, a line a tensor (mct_fast/ops/signature.py)."},
+    {"instruction_set", instruction_set, METH_VARARGS, "For tests: the vector instructions in use, or choose them."},
+    {nullptr, nullptr, 0, nullptr},
+};
+
+PyModuleDef module = {PyModuleDef_HEAD_INIT, "_cpu", nullptr, -1, methods, nullptr, nullptr, nullptr, nullptr};
 
 }  // namespace
 
-// No operators: what Python declares of them, and a switch for tests.
-TORCH_LIBRARY_FRAGMENT(mct_fast, m) {
-  m.def("_declare(str op, str[] tensors) -> ()", &declare);
-  m.def("_instruction_set(int wanted) -> int", &instruction_set);
-}
-
-TORCH_LIBRARY_IMPL(mct_fast, CPU, m) {
-  m.impl("conv3x3", checked<&conv3x3>("conv3x3"));
-  m.impl("conv3x3_input_grad", checked<&conv3x3_input_grad>("conv3x3_input_grad"));
-  m.impl("conv3x3_weight_grad", checked<&conv3x3_weight_grad>("conv3x3_weight_grad"));
-  m.impl("block_forward", checked<&block_forward>("block_forward"));
-  m.impl("block_backward", checked<&block_backward>("block_backward"));
-  m.impl("block_tangent", checked<&block_tangent>("block_tangent"));
-  m.impl("block_tangent_backward", checked<&block_tangent_backward>("block_tangent_backward"));
-  m.impl("linear_ce", checked<&linear_ce>("linear_ce"));
-  m.impl("linear_ce_tangent", checked<&linear_ce_tangent>("linear_ce_tangent"));
-  m.impl("linear_bce", checked<&linear_bce>("linear_bce"));
-  m.impl("linear_bce_tangent", checked<&linear_bce_tangent>("linear_bce_tangent"));
-  m.impl("matching_loss", checked<&matching_loss>("matching_loss"));
-  m.impl("sgd_step_", checked<&sgd_step_>("sgd_step_"));
-  m.impl("arc_length", checked<&arc_length>("arc_length"));
-  m.impl("dsa", checked<&augment<false>>("dsa"));
-  m.impl("dsa_transpose", checked<&augment<true>>("dsa_transpose"));
-}
-
-// An empty Python module: importing it loads the library, whose initialisers register the kernels.
-extern "C" PyMODINIT_FUNC PyInit__C() {
-  static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
+// Importing it registers the kernels. PyTorch has to be loaded.
+PyMODINIT_FUNC PyInit__cpu() {
+  if (const char* missing = torch_c::load()) {
+    return PyErr_Format(PyExc_ImportError, "PyTorch is not loaded or older than 2.9: it lacks %s", missing);
+  }
+  try {
+    register_kernels();
+  } catch (const std::exception& error) {
+    PyErr_SetString(PyExc_ImportError, error.what());
+    return nullptr;
+  }
   return PyModule_Create(&module);
 }

@@ -1,6 +1,7 @@
 #include "signature.h"
 
 #include <algorithm>
+#include <map>
 #include <sstream>
 
 namespace mct::op {
@@ -16,19 +17,19 @@ void Signature::declare(const std::vector<std::string>& lines) {
     const auto at = std::find(symbols.begin(), symbols.end(), name);
     if (at != symbols.end()) return static_cast<int>(at - symbols.begin());
     symbols.push_back(name);
-    TORCH_CHECK(symbols.size() <= kSymbols, "a signature has more than ", kSymbols, " dimensions");
+    if (symbols.size() > kSymbols) throw std::length_error("a signature has too many dimensions");
     return static_cast<int>(symbols.size()) - 1;
   };
   specs_.clear();
-  TORCH_CHECK(lines.size() <= std::tuple_size_v<decltype(Given::tensors)>, "a signature has too many tensors");
+  if (lines.size() > std::tuple_size_v<decltype(Given::tensors)>) throw std::length_error("a signature has too many tensors");
   for (const std::string& line : lines) {
     std::istringstream words(line);
     std::string lead, together, whole, dtype, word;
     words >> lead >> together >> whole >> dtype;
     if (lead == "lead") lead_ = specs_.size();
     Spec spec{together == "together", whole == "whole", std::nullopt, {}};
-    if (dtype == "int64") spec.dtype = at::kLong;
-    if (dtype == "float32") spec.dtype = at::kFloat;
+    if (dtype == "int64") spec.dtype = Dtype::int64;
+    if (dtype == "float32") spec.dtype = Dtype::float32;
     while (words >> word) {
       const size_t mark = word.find_first_of("/+");
       const Derived derived = mark == std::string::npos ? Derived::no
@@ -71,9 +72,8 @@ bool Signature::sized(const Spec& spec, const Tensor& t, bool pool, Sizes& sizes
 }
 
 bool Signature::contiguous(const Spec& spec, const Tensor& t) {
-  if (spec.whole) return t.is_contiguous();
-  int64_t expected = 1;  // within each student; the stride between students is free
-  for (int64_t i = t.dim() - 1; i > 0; --i) {
+  int64_t expected = 1;  // within each student; the stride between students is free where not the whole is wanted
+  for (int64_t i = t.dim() - 1; i >= (spec.whole ? 0 : 1); --i) {
     if (t.size(i) != 1 && t.stride(i) != expected) return false;
     expected *= t.size(i);
   }
@@ -83,7 +83,7 @@ bool Signature::contiguous(const Spec& spec, const Tensor& t) {
 bool Signature::fits(const Given& given) const {
   if (specs_.empty() || given.count != specs_.size()) return false;
   const Tensor& lead = *given.tensors[lead_];
-  if (!lead.device().is_cpu() || (lead.scalar_type() != at::kFloat && lead.scalar_type() != at::kDouble)) return false;
+  if (!lead.plain() || (lead.dtype() != Dtype::float32 && lead.dtype() != Dtype::float64)) return false;
   Sizes sizes{};
   bool some = false, all = true;  // of the arguments that come together
   for (size_t n = 0; n < specs_.size(); ++n) {
@@ -92,8 +92,7 @@ bool Signature::fits(const Given& given) const {
     const Tensor* t = given.tensors[i];
     if (spec.together) (t == nullptr ? all : some) = t != nullptr;
     if (t == nullptr) continue;
-    if (!t->device().is_cpu() || t->layout() != at::kStrided) return false;
-    if (t->scalar_type() != spec.dtype.value_or(lead.scalar_type())) return false;
+    if (!t->plain() || t->dtype() != spec.dtype.value_or(lead.dtype())) return false;
     if (!sized(spec, *t, given.pool, sizes) || !contiguous(spec, *t)) return false;
   }
   return all || !some;

@@ -1,26 +1,24 @@
 // The operators' entry into PyTorch's dispatcher: whether arguments fit a signature, and their data as plain pointers.
 //
 // The signature itself stands once, in Python (mct_fast/ops), which declares it here; the words of an error stand there too.
-// In C++ remains what every call needs and memory depends on: a test without words. When it fails, Python is asked.
+// In C++ remains what every call needs and memory depends on: a test without words. When it fails, Python finds them.
 #pragma once
-
-#include <ATen/core/Tensor.h>
-#include <ATen/core/dispatch/Dispatcher.h>
-#include <c10/util/Exception.h>
 
 #include <array>
 #include <cstdint>
-#include <map>
+#include <cstring>
 #include <optional>
+#include <stdexcept>
 #include <string>
+#include <tuple>
+#include <type_traits>
+#include <utility>
 #include <vector>
 
-#include "cpu/shapes.h"
+#include "tensor.h"
+#include "torch_c.h"
 
 namespace mct::op {
-
-using at::Tensor;
-using Maybe = const std::optional<Tensor>&;
 
 // ----------------------------------------------------------------------------------------------------- signatures
 
@@ -53,7 +51,7 @@ class Signature {
   };
   struct Spec {
     bool together, whole;
-    std::optional<at::ScalarType> dtype;
+    std::optional<Dtype> dtype;
     std::vector<Dim> dims;
   };
   static constexpr int kSymbols = 8;
@@ -76,79 +74,74 @@ inline void require(bool fits) {
   if (!fits) throw Unfit{};
 }
 
+// One argument off the dispatcher's stack; what it owned is owned by the result.
+template <class T>
+T take(torch_c::Value value) {
+  if constexpr (std::is_same_v<T, Tensor>) {
+    return Tensor(reinterpret_cast<torch_c::TensorHandle>(value));
+  } else if constexpr (std::is_same_v<T, std::optional<Tensor>>) {
+    auto* held = reinterpret_cast<torch_c::Value*>(value);
+    if (held == nullptr) return std::nullopt;
+    const torch_c::Value inner = *held;
+    if (torch_c::functions().torch_delete_stable_ivalue != nullptr) {
+      torch_c::functions().torch_delete_stable_ivalue(held);
+    } else {
+      delete held;
+    }
+    return take<Tensor>(inner);
+  } else {
+    T number;
+    std::memcpy(&number, &value, sizeof number);
+    return number;
+  }
+}
+
+inline torch_c::Value give(Tensor&& t) { return reinterpret_cast<torch_c::Value>(t.release()); }
+
+template <class... T>
+void give_all(std::tuple<T...>&& results, torch_c::Value* stack) {
+  std::apply([&](T&... t) { ((*stack++ = give(std::move(t))), ...); }, results);
+}
+inline void give_all(Tensor&& result, torch_c::Value* stack) { *stack = give(std::move(result)); }
+
 template <auto kernel>
 struct Checked;
 
-// A kernel behind its signature. What does not fit goes to the fake kernel, which is Python's and says what is wrong.
+// A kernel behind its signature, as the dispatcher calls it. Python knows the error by its words (mct_fast/ops/operator.py).
 template <class R, class... A, R (*kernel)(A...)>
 struct Checked<kernel> {
-  static inline const char* name = nullptr;  // set before initialisers of objects run
+  static inline const char* name = nullptr;
   static inline const Signature* signature = nullptr;
 
-  static R call(A... args) {
+  static void call(torch_c::Value* stack, uint64_t, uint64_t) { call(stack, std::index_sequence_for<A...>{}); }
+
+ private:
+  template <size_t... I>
+  static void call(torch_c::Value* stack, std::index_sequence<I...>) {
+    std::tuple<std::remove_cv_t<std::remove_reference_t<A>>...> args{
+        take<std::remove_cv_t<std::remove_reference_t<A>>>(stack[I])...};
     Given given;
-    (given.add(args), ...);
-    if (signature->fits(given)) {
-      try {
-        return kernel(args...);
-      } catch (const Unfit&) {
+    (given.add(std::get<I>(args)), ...);
+    try {
+      require(signature->fits(given));
+      if constexpr (std::is_void_v<R>) {
+        kernel(std::get<I>(args)...);
+      } else {
+        give_all(kernel(std::get<I>(args)...), stack);
       }
+    } catch (const Unfit&) {
+      throw std::runtime_error(std::string("mct_fast::") + name +
+                               ": the compiled kernel does not take these arguments; call .clone() on them");
     }
-    static const auto op = c10::Dispatcher::singleton().findSchemaOrThrow((std::string("mct_fast::") + name).c_str(), "")
-                               .template typed<R(A...)>();
-    op.redispatch(c10::DispatchKeySet(c10::DispatchKey::Meta), args...);
-    TORCH_CHECK_VALUE(false, "mct_fast::", name, ": the compiled kernel does not take these arguments; call .clone() on them");
   }
 };
 
+// Registers a kernel for the CPU.
 template <auto kernel>
-auto* checked(const char* op) {
+void checked(torch_c::LibraryHandle library, const char* op) {
   Checked<kernel>::name = op;
   Checked<kernel>::signature = &signature_of(op);
-  return &Checked<kernel>::call;
-}
-
-// ------------------------------------------------------------------------------------------------------- pointers
-
-template <class T>
-const T* data(const Tensor& t) {
-  return t.const_data_ptr<T>();
-}
-template <class T>
-const T* data(Maybe t) {
-  return t ? t->const_data_ptr<T>() : nullptr;
-}
-template <class T>
-T* out(const Tensor& t) {
-  return t.mutable_data_ptr<T>();
-}
-template <class T>
-mct::Param<T> param(const Tensor& t) {
-  return {t.const_data_ptr<T>(), t.stride(0)};
-}
-template <class T>
-mct::Param<T> param(Maybe t) {
-  if (!t) return {nullptr, 0};
-  return {t->const_data_ptr<T>(), t->stride(0)};
-}
-
-template <class Fn>
-void by_dtype(const Tensor& lead, const Fn& fn) {
-  if (lead.scalar_type() == at::kFloat) {
-    fn(float{});
-  } else {
-    fn(double{});
-  }
-}
-
-// Whether the stretches of memory of two tensors overlap.
-inline bool shares_memory(const Tensor& a, const Tensor& b) {
-  const auto end = [](const Tensor& t) {
-    int64_t last = 1;
-    for (int64_t i = 0; i < t.dim(); ++i) last += (t.size(i) - 1) * t.stride(i);
-    return static_cast<const char*>(t.const_data_ptr()) + last * t.element_size();
-  };
-  return static_cast<const char*>(a.const_data_ptr()) < end(b) && static_cast<const char*>(b.const_data_ptr()) < end(a);
+  MCT_TORCH(aoti_torch_library_impl, library, op, &Checked<kernel>::call);
 }
 
 }  // namespace mct::op

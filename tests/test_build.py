@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from mct_fast import ops
 
@@ -76,3 +78,44 @@ def test_the_extension_is_there_where_it_is_required() -> None:
     if os.environ.get("MCT_FAST_REQUIRE_EXT", "0") in ("", "0"):
         pytest.skip("MCT_FAST_REQUIRE_EXT is not set")
     assert ops.extension_loaded()
+
+
+@pytest.mark.skipif(COMPILER is None, reason="no C++ compiler")
+def test_pytorchs_c_interface_is_declared_as_its_headers_do(tmp_path: Path) -> None:
+    """What `csrc/torch_c.h` says of functions that it looks up by name, compiled beside the installed PyTorch's headers."""
+    source = tmp_path / "declarations.cpp"
+    source.write_text("""
+        #include <torch/csrc/inductor/aoti_torch/c/shim.h>
+        #include <torch/csrc/stable/c/shim.h>
+        #include <type_traits>
+        #include "torch_c.h"
+        #define MCT_SAME(name, result, arguments) \\
+          static_assert(std::is_same_v<decltype(&::name), decltype(mct::torch_c::Functions::name)>, #name);
+        MCT_TORCH_FUNCTIONS(MCT_SAME)
+        #if TORCH_VERSION_MAJOR > 2 || TORCH_VERSION_MINOR >= 13
+        MCT_TORCH_NEWER_FUNCTIONS(MCT_SAME)
+        #endif
+    """)
+    headers = Path(torch.__file__).parent / "include"
+    command = [
+        *os.environ.get("CXX", "c++").split(),
+        "-std=c++20",
+        "-fsyntax-only",
+        f"-I{ROOT / 'csrc'}",
+        f"-I{headers}",
+    ]
+    done = subprocess.run([*command, str(source)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+
+
+def test_an_isolated_build_fetches_no_pytorch() -> None:
+    """One file serves every version, and nothing of gigabytes is fetched to compile it."""
+    included = [
+        name
+        for file in (ROOT / "csrc").rglob("*.*")
+        for name in re.findall(r"#include <(.*)>", file.read_text())
+        if name.startswith(("ATen", "c10", "torch"))
+    ]
+    assert included == []
+    (required,) = re.findall(r"^requires = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
+    assert required == '"setuptools>=77"'

@@ -41,9 +41,9 @@ class Implementation:
 
 @functools.cache
 def extension_loaded() -> bool:
-    """Whether the compiled extension `mct_fast._C` was found; without it the CPU is served by plain PyTorch."""
+    """Whether the compiled extension `mct_fast._cpu` was found; without it the CPU is served by plain PyTorch."""
     try:
-        importlib.import_module("mct_fast._C")
+        importlib.import_module("mct_fast._cpu")
     except ImportError as error:
         log.warning("mct_fast: compiled kernels not available (%s); using the slower PyTorch operators", error)
         return False
@@ -120,5 +120,5 @@ def register(operators: Iterable[Operator[..., Any]]) -> torch.library.Library:
         if choose(op.name, "cuda").name == "triton":
             library.impl(op.name, triton_kernel(op), "CUDA")
         if choose(op.name, "cpu").name == "compiled":
-            torch.ops.mct_fast._declare(op.name, op.signature.compiled)
+            importlib.import_module("mct_fast._cpu").declare(op.name, op.signature.compiled)
     return library

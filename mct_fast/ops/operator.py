@@ -7,6 +7,7 @@ device (`mct_fast.ops.dispatch`); ``.reference`` is the function itself.
 from __future__ import annotations
 
 import functools
+import inspect
 from collections.abc import Callable, Sequence
 from typing import Any, Generic, NoReturn, ParamSpec, TypeVar
 
@@ -18,6 +19,8 @@ from mct_fast.ops.signature import Rule, Signature
 from mct_fast.run.errors import InputError
 
 NAMESPACE = "mct_fast"
+UNFIT = "the compiled kernel does not take these arguments"
+"""How a compiled kernel refuses (``csrc/signature.h``): which argument is wrong, and how, is said here."""
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -44,7 +47,15 @@ class Operator(Generic[P, R]):
         self.name = signature.name
 
     def __call__(self, *args: P.args, **kwargs: P.kwargs) -> R:
-        return self.overload(*args, **kwargs)
+        if torch.compiler.is_compiling():
+            return self.overload(*args, **kwargs)
+        try:
+            return self.overload(*args, **kwargs)
+        except RuntimeError as error:
+            if UNFIT not in str(error):
+                raise
+            self.signature.check(*inspect.signature(self.reference).bind(*args, **kwargs).args)
+            raise  # a compiled kernel asks for more than the signature does
 
     def __reduce__(self) -> str:
         return self.name  # as a function: by where it is found

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-sys.modules["mct_fast._C"] = None
+sys.modules["mct_fast._cpu"] = None
 
 import numpy as np
 import torch

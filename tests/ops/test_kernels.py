@@ -21,13 +21,15 @@ compiled = pytest.mark.skipif(not ops.extension_loaded(), reason="the compiled e
 def instruction_set(request: pytest.FixtureRequest) -> Iterator[str]:
     if not ops.extension_loaded():
         pytest.skip("the compiled extension is not installed")
-    before = torch.ops.mct_fast._instruction_set(-1)
+    from mct_fast import _cpu  # pyright: ignore[reportAttributeAccessIssue]
+
+    before = _cpu.instruction_set(-1)
     try:
-        torch.ops.mct_fast._instruction_set(INSTRUCTION_SETS[request.param])
+        _cpu.instruction_set(INSTRUCTION_SETS[request.param])
     except ValueError:
         pytest.skip(f"no {request.param} on this machine")
     yield request.param
-    torch.ops.mct_fast._instruction_set(before)
+    _cpu.instruction_set(before)
 
 
 def outputs(function: Any, args: list[Any]) -> tuple[Tensor, ...]:
