@@ -16,15 +16,17 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from mct_fast.cli.output import run_rows
+from mct_fast.cli.output import distilled_rows, run_rows
 from mct_fast.data import load_dataset
 from mct_fast.data.cache import load_cached, store_cached
 from mct_fast.distilled import DistilledDataset
+from mct_fast.evaluate import default_model
 from mct_fast.experts.bezier import BezierConfig, fit_bezier
 from mct_fast.interchange.buffers import Fit, find
 from mct_fast.run.errors import InputError
 from mct_fast.run.files import sha256_tensor
 from mct_fast.run.folder import Run
+from mct_fast.run.sealed import read_tensors, write_tensors
 from mct_fast.trajectory import TrajectoryStore
 from mct_fast.view.inspect import inspect_store, rows
 from mct_fast.view.report import write_report
@@ -170,6 +172,7 @@ def test_any_damage_is_refused_in_one_line_or_harmless(
 # JSON whose checksum was taken away, so that only its form is left to be checked
 
 
+DIGITS = load_dataset("digits")
 VALUES: list[Any] = [None, True, 3, -1, 0.5, 1e308, 10**400, "", "x", "../x", [], [[]], {}, {"x": 1}, [1, "x"]]
 deep: Any = 1
 for _ in range(500):
@@ -190,11 +193,18 @@ def _unsealed(content: Any) -> Any:
 
 
 def _page(folder: Path) -> list[Any]:
-    return [run_rows(folder), Run.open(folder).load_checkpoint(), write_report(folder)]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("mct_fast.view.report._png", lambda *_, **__: b"")  # what is drawn, not its pixels
+        return [run_rows(folder), Run.open(folder).load_checkpoint(), write_report(folder)]
 
 
 def _told(folder: Path) -> list[Any]:
     return [run_rows(folder), Run.open(folder).load_checkpoint()]
+
+
+def _described(folder: Path) -> list[Any]:
+    distilled = DistilledDataset.load(folder / "distilled")
+    return [distilled_rows(distilled), distilled.task, distilled.lr_net, default_model(DIGITS, distilled.provenance)]
 
 
 def _shown(folder: Path) -> list[Any]:
@@ -210,16 +220,22 @@ def test_any_wrong_type_or_name_in_json_is_one_line(seed: int, whole: Path, tall
         (
             *[("store/manifest.json", _shown)] * 8,
             *[("run/metrics.jsonl", _told)] * 5,
+            *[("run/distilled/distilled.safetensors", _described)] * 3,
             ("run/config.json", _page),
+            ("run/environment.json", _page),
             ("run/evaluations.json", _told),
         )
     )
-    kind = file.split("/")[0]
+    kind, tensors, metadata = file.split("/")[0], {}, {}
     with tempfile.TemporaryDirectory() as temporary:
         place = Path(temporary)
         shutil.copytree(whole / kind, place / kind)
-        text = (place / file).read_text()
-        if file.endswith(".jsonl"):
+        text = "" if file.endswith(".safetensors") else (place / file).read_text()
+        if file.endswith(".safetensors"):  # what it says, sealed again
+            tensors, metadata, _ = read_tensors(place / file, "folder", "")
+            content = json.loads(metadata["meta"])
+            container, key = chance.choice(list(places(content)))
+        elif file.endswith(".jsonl"):
             content = [json.loads(line) for line in text.splitlines()]
             for line in content:
                 del line["sum"]
@@ -231,6 +247,10 @@ def test_any_wrong_type_or_name_in_json_is_one_line(seed: int, whole: Path, tall
             del container[key]
         else:
             container[key] = chance.choice(VALUES)
-        lines = content if file.endswith(".jsonl") else [content]
-        (place / file).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
+        if tensors:
+            metadata.pop("checksum", None)
+            write_tensors(place / file, tensors, {**metadata, "meta": json.dumps(content)})
+        else:
+            lines = content if file.endswith(".jsonl") else [content]
+            (place / file).write_text("".join(f"{json.dumps(line)}\n" for line in lines))
         tally("JSON of another form", "refused" if attempt(show, place / kind) is None else "read")

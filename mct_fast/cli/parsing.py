@@ -143,7 +143,7 @@ def json_object(name: str, text: str | None) -> dict[str, Any] | None:
         return None
     try:
         value = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{name}: {text!r} is not JSON ({error}); see --help for an example") from error
     if not isinstance(value, dict):
         raise InputError(f'{name}: {text!r} is no JSON object; give {{"name": ...}}')

@@ -186,7 +186,16 @@ def check_agreement(communicator: Communicator, what: str, digest: str) -> None:
 
 def started_by_torchrun() -> bool:
     """Whether this process is one of several."""
-    return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    try:
+        return int(os.environ.get("WORLD_SIZE", "1")) > 1
+    except ValueError as error:
+        raise _not_torchrun(error) from error
+
+
+def _not_torchrun(error: ValueError) -> InputError:
+    return InputError(
+        f"torchrun: the environment variables that it sets hold something else ({error}); unset WORLD_SIZE"
+    )
 
 
 def leave(status: int) -> NoReturn:
@@ -210,7 +219,10 @@ def session() -> Iterator[Communicator]:
     if torch.cuda.is_available():
         torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", "0")))
         backend = "cpu:gloo,cuda:nccl"
-    with _peers():
-        dist.init_process_group(backend, timeout=PATIENCE)
+    try:
+        with _peers():
+            dist.init_process_group(backend, timeout=PATIENCE)
+    except ValueError as error:
+        raise _not_torchrun(error) from error
     yield Distributed()
     dist.destroy_process_group()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -10,14 +11,16 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mct_fast.cli import commands, main
 from mct_fast.cli.parsing import _options
+from mct_fast.data.datasets import REGISTRY
+from mct_fast.data.sources import RawDataset, ReadOptions, read_digits
 
-EACH = 5
-"""Values an example."""
+EACH = 1 if settings.default.derandomize else 5  # pyright: ignore[reportOptionalMemberAccess]
+"""Values an example: 10,000 with --hypothesis-profile=thorough, a few with every run."""
 VALUES = (
     "", " ", "0", "-0", "1", "2", "-1", "1.5", "nan", "inf", "-inf", "1e300", "1e400", "1e-320", "2147483647", "2147483648",
     "99999999999999999999", "9" * 5000, "1_0", "0x10", "١", "None", "True", "x", "--", "-", "-x", "/", ".", "..", "/dev/null",
@@ -27,6 +30,16 @@ VALUES = (
     "series", "cifar10", "ConvNetD99999", "ConvNetW999999999", "ConvNetW0", "ResNet18", "GRU", "TCN", "MLP,ConvNut",
     "color_color", "batch", "group", "classification", "binary", "multilabel", "int4", "discrete", "bezier", "mct-cifar10-ipc1",
 )  # fmt: skip
+
+
+@functools.cache
+def _read() -> RawDataset:
+    return read_digits(ReadOptions())
+
+
+def digits(options: ReadOptions) -> RawDataset:
+    """The digits, read once: parsing them says nothing about values."""
+    return _read()
 
 
 class BeganError(Exception):
@@ -92,6 +105,7 @@ def test_any_value_of_any_option_is_taken_or_refused_in_one_line(
     monkeypatch.setenv("MCT_FAST_CACHE", str(tmp_path / "cache"))
     monkeypatch.setattr(commands, "progress_bars", lambda communicator=None: Beginning())
     monkeypatch.setattr("mct_fast.view.report.write_report", lambda path: path)  # says nothing about values
+    monkeypatch.setitem(REGISTRY._builtin, "digits", digits)
     chance = random.Random(seed)
     for _ in range(EACH):
         command = chance.choice([*place, "experts", "distill", "evaluate", "compress", "inspect"])

@@ -301,3 +301,23 @@ def test_commands_that_are_not_split_refuse_several_processes(
         capsys.readouterr().err
         == "mct-fast: process 1: error: inspect runs in one process: start it without torchrun\n"
     )
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"WORLD_SIZE": "many"},
+        {"WORLD_SIZE": "2"},
+        {"WORLD_SIZE": "2", "RANK": "first", "MASTER_ADDR": "localhost", "MASTER_PORT": "1"},
+    ],
+    ids=["size", "alone", "rank"],
+)
+def test_variables_that_torchrun_did_not_set_are_told_of(
+    wrong: dict[str, str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    from mct_fast.cli import main
+
+    for name, value in wrong.items():
+        monkeypatch.setenv(name, value)
+    assert main(["experts", "--out", str(tmp_path / "store")]) == 2
+    assert "error: torchrun: the environment variables that it sets hold something else" in capsys.readouterr().err

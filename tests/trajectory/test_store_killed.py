@@ -6,7 +6,7 @@ import subprocess
 import sys
 from pathlib import Path
 
-KILLS = 50
+KILLS = 60
 
 # One process imports PyTorch once and forks the writers; it runs nothing in parallel, so that forking is safe.
 SCRIPT = """
@@ -102,7 +102,7 @@ print("whole", kills - unopened, "begun", unopened, "experts", total)
 """
 
 
-def test_fifty_kills(tmp_path: Path) -> None:
+def test_sixty_kills(tmp_path: Path) -> None:
     done = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path), str(KILLS), "1"],
         capture_output=True,
