@@ -57,7 +57,7 @@ def update_kernel(
     before, arena, table, alpha, tau, after, half, size, C: tl.constexpr, HALVES: tl.constexpr, PARTS: tl.constexpr,
     GRADIENT: tl.constexpr,
 ):  # fmt: skip
-    """after = before - alpha g and its halves, where g = sum of the parts / tau; with GRADIENT after = g.
+    """after = before - alpha[student] g and its halves, where g = sum of the parts / tau; with GRADIENT after = g.
 
     table (blocks, 5) int64 says of each block where its first part lies in `arena`, how far the next part and the next
     student lie, how many parts there are, and how many numbers of the block are some. PARTS parts are read at once.
@@ -77,7 +77,7 @@ def update_kernel(
     if GRADIENT:
         tl.store(after + student * size + i, g)
     else:
-        v = tl.load(before + student * size + i) - tl.load(alpha) * g
+        v = tl.load(before + student * size + i) - tl.load(alpha + student) * g
         tl.store(after + student * size + i, v)
         at = half + student * size * HALVES + (i // C) * (HALVES * C) + i % C
         store_halves(at, v, i >= 0, C, HALVES)
@@ -99,6 +99,6 @@ def pixels_kernel(
         row = tl.load(position + (student * steps + step) * n + image)
         from_step = (step * rows + tl.maximum(row, 0)).to(tl.int64) * plane
         total += tl.load(gx + from_step + at, mask=inside & (row >= 0), other=0)
-    scale = -tl.load(alpha) / tl.load(sigma + student)
+    scale = -tl.load(alpha + student) / tl.load(sigma + student)
     here = out + (student * n + image).to(tl.int64) * plane + at
     tl.store(here, tl.load(here, mask=inside, other=0) + scale * total, mask=inside)

@@ -19,6 +19,7 @@ from mct_fast.cli.output import distilled_rows, percent, print_rows, run_rows, s
 from mct_fast.cli.parsing import json_object, parse, preset_in
 from mct_fast.cli.session import progress_bars, resumable, session
 from mct_fast.cli.stored import buildable, check_preset, dataset_of, distilled_at, models, stored_config
+from mct_fast.cli.sweep import sweep_command
 from mct_fast.run.errors import InputError
 
 
@@ -480,6 +481,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "compress": _compress,
     "bezier": _bezier,
     "distill": _distill,
+    "sweep": sweep_command,
     "evaluate": _evaluate,
     "report": _report,
     "inspect": _inspect,
@@ -488,5 +490,5 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "docs": docs.run,
 }
 
-SPLIT = (_experts, _distill, _evaluate)
+SPLIT = (_experts, _distill, sweep_command, _evaluate)
 """Commands whose work is split where torchrun starts several processes."""

@@ -40,7 +40,7 @@ with ``-u, -v``; ``scale`` is separable, so its transpose is that of two small m
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, Protocol
@@ -396,6 +396,11 @@ class AugmentPlan:
     def __post_init__(self) -> None:
         if not self.draws or any(len(row) != len(self.draws[0]) for row in self.draws):
             raise InputError("draws must hold at least one student, and as many steps for each of them")
+
+    @classmethod
+    def joined(cls, plans: Iterable[AugmentPlan]) -> AugmentPlan:
+        """The plan of the students of all ``plans``, in their order."""
+        return cls(tuple(row for plan in plans for row in plan.draws))
 
     @property
     def students(self) -> int:

@@ -76,6 +76,10 @@ class Job:
         # Absolute: a run may be resumed from another working directory.
         return cls(config, paths, dataset, task, source.manifest["model"], module, str(source.path.absolute()))
 
+    def configured(self, config: DistillConfig) -> Job:
+        """The same data and experts under other settings."""
+        return replace(self, config=config, paths=self.paths.of_kind(config.path.trajectory))
+
     def selectable(self) -> Job:
         """The same, but images selected on the test split where there is no validation split, which is said."""
         if self.config.evaluation.select_on != "val" or len(self.dataset.val):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,9 +11,10 @@ from torch import Tensor
 from mct_fast.data import AugmentPlan, augmentation
 from mct_fast.distill.config import adjoint_of, layout_of
 from mct_fast.distill.job import Job
+from mct_fast.distill.pixels import Shown
 from mct_fast.distill.sampling import draw_batches
 from mct_fast.distill.state import State
-from mct_fast.matching import Matcher, MatchResult
+from mct_fast.matching import Asked, Matcher, MatchResult
 from mct_fast.run.distributed import Communicator
 from mct_fast.run.seeds import generator
 from mct_fast.trajectory import PathPoint
@@ -42,48 +43,32 @@ class _Drawn:
     stream: torch.Generator
 
 
-class Matches:
-    """Draws and solves the matches of a run.  All that is random in iteration i comes from (seed, i): nothing is carried over.
+class Draws:
+    """Draws the matches of a run.  All that is random in iteration i comes from (seed, i): nothing is carried over."""
 
-    On a GPU the next match is drawn while the device works on this one.
-    """
-
-    def __init__(self, job: Job, communicator: Communicator) -> None:
+    def __init__(self, job: Job) -> None:
         config = job.config
         self._job, self._config = job, config
-        self._matcher = Matcher(
-            job.student(),
-            task=job.task,
-            adjoint=adjoint_of(config),
-            micro_batch=config.engine.micro_batch,
-            communicator=communicator,
-        )
         self._layout = layout_of(config)
         chosen = config.augmentation
         self._augment = augmentation(job.dataset.kind, chosen.dsa, chosen.dsa_strategy, chosen.jitter)
-        self._checked = False
         self._next: _Drawn | None = None
 
-    def solve(self, state: State) -> tuple[MatchResult, Segment]:
-        """The match of the iteration that ``state`` is at, and the segment of its first student."""
+    def take(self, state: State) -> tuple[Asked, Shown, Segment]:
+        """The match of the iteration that ``state`` is at, the way back from it, and the segment of its first student."""
         ready, self._next = self._next, None
-        count = len(state.images)
-        drawn = (
-            ready if ready is not None and ready.iteration == state.iteration else self._draw(state.iteration, count)
-        )
+        if ready is None or ready.iteration != state.iteration:
+            ready = self._draw(state.iteration, len(state.images))
+        shown = self._layout.show(state.images.detach(), state.labels.value, ready.rows, ready.stream)
+        asked = Asked(
+            shown.images, shown.labels, state.step_size.value, ready.starts, ready.targets, shown.batches, ready.sizes,
+            ready.plan,
+        )  # fmt: skip
+        return asked, shown, ready.segments[0]
 
-        def match(images: Tensor, labels: Tensor, rows: Tensor) -> MatchResult:
-            given = (images, labels, state.step_size.value, drawn.starts, drawn.targets, rows)
-            if self._checked:
-                return self._matcher.trusted(*given, sizes=drawn.sizes, augment=drawn.plan)
-            self._checked = True  # what is made here is the same kind of thing every time
-            return self._matcher(*given, augment=drawn.plan)
-
-        images = state.images.detach()
-        result = self._layout.match(images, state.labels.value, drawn.rows, drawn.stream, match)
-        if images.is_cuda:
-            self._next = self._draw(state.iteration + 1, count)
-        return result, drawn.segments[0]
+    def prepare(self, iteration: int, count: int) -> None:
+        """Draws the match of ``iteration`` over ``count`` images ahead, while a device is at work."""
+        self._next = self._draw(iteration, count)
 
     def _draw(self, iteration: int, count: int) -> _Drawn:
         """The draws of an iteration over ``count`` images."""
@@ -117,3 +102,38 @@ class Matches:
             return None
         students, shape = self._config.student.students, self._job.dataset.image_shape
         return self._augment.plan(students, self._config.student.syn_steps, sizes, shape, stream)
+
+
+class Matches:
+    """Solves the matches of runs of equal shapes, several at once; each run has the bits that it has alone.
+
+    On a GPU the next matches are drawn while the device works on these.
+    """
+
+    def __init__(self, jobs: Sequence[Job], communicator: Communicator) -> None:
+        first = jobs[0]
+        self._draws = [Draws(job) for job in jobs]
+        self._matcher = Matcher(
+            first.student(),
+            task=first.task,
+            adjoint=adjoint_of(first.config),
+            micro_batch=first.config.engine.micro_batch,
+            communicator=communicator,
+        )
+        self._checked: set[int] = set()
+
+    def solve(self, states: Mapping[int, State]) -> dict[int, tuple[MatchResult, Segment]]:
+        """The match of the iteration that each state is at, by the number of its run, and its first student's segment."""
+        taken = {run: self._draws[run].take(state) for run, state in states.items()}
+        for run in taken.keys() - self._checked:  # what is made here is the same kind of thing every time
+            self._matcher.check(taken[run][0])
+            self._checked.add(run)
+        found = self._matcher.trusted([asked for asked, _, _ in taken.values()])
+        solved = {
+            run: (shown.back(result), segment)
+            for (run, (_, shown, segment)), result in zip(taken.items(), found, strict=True)
+        }
+        for run, state in states.items():
+            if state.images.is_cuda:
+                self._draws[run].prepare(state.iteration + 1, len(state.images))
+        return solved

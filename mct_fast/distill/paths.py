@@ -36,6 +36,10 @@ class ExpertPaths:
         if len(source) == 0:
             raise InputError("trajectories: hold no expert; train or compress some first")
 
+    def of_kind(self, kind: str) -> ExpertPaths:
+        """The same experts as paths of another kind."""
+        return self if kind == self._kind else ExpertPaths(self._source, kind, self._device, self._room)
+
     def __len__(self) -> int:
         return len(self._source)
 

@@ -15,8 +15,15 @@ from mct_fast.matching.problem import MatchResult
 from mct_fast.run.errors import InputError
 from mct_fast.tasks import Task
 
-Match = Callable[[Tensor, Tensor, Tensor], MatchResult]
-"""A match of ``(images, labels, batches)``."""
+
+@dataclass(frozen=True)
+class Shown:
+    """What students see of the pixels in one match, and the way ``back`` of the gradients to pixels and labels."""
+
+    images: Tensor
+    labels: Tensor
+    batches: Tensor
+    back: Callable[[MatchResult], MatchResult]
 
 
 class Layout(Protocol):
@@ -39,10 +46,8 @@ class Layout(Protocol):
         """First pixels from random real images, and their labels, by class."""
         ...
 
-    def match(
-        self, pixels: Tensor, labels: Tensor, batches: Tensor, stream: torch.Generator, match: Match
-    ) -> MatchResult:
-        """``match`` on the images that ``batches (S, syn_steps, b)`` of the pixels show; gradients by pixels and labels."""
+    def show(self, pixels: Tensor, labels: Tensor, batches: Tensor, stream: torch.Generator) -> Shown:
+        """The images that ``batches (S, syn_steps, b)`` of the pixels show."""
         ...
 
 
@@ -61,10 +66,8 @@ class Plain:
     def real(self, train: Split, ipc: int, task: Task, stream: torch.Generator) -> tuple[Tensor, Tensor]:
         return random_real(train, ipc, stream, task)
 
-    def match(
-        self, pixels: Tensor, labels: Tensor, batches: Tensor, stream: torch.Generator, match: Match
-    ) -> MatchResult:
-        return match(pixels, labels, batches)
+    def show(self, pixels: Tensor, labels: Tensor, batches: Tensor, stream: torch.Generator) -> Shown:
+        return Shown(pixels, labels, batches, lambda found: found)
 
 
 @dataclass(frozen=True)
@@ -94,20 +97,20 @@ class Canvases:
         images, labels = random_real(train, ipc * self.real_images, stream, task)
         return tiled(images, self.times), labels[:: self.real_images]
 
-    def match(
-        self, pixels: Tensor, labels: Tensor, batches: Tensor, stream: torch.Generator, match: Match
-    ) -> MatchResult:
+    def show(self, pixels: Tensor, labels: Tensor, batches: Tensor, stream: torch.Generator) -> Shown:
         """Each image of each step is a window of its own: as many images are matched, and their gradients come back."""
         height, width = (side // self.times for side in pixels.shape[-2:])
         sheet = Sheet.draw(batches, pixels.shape, (height, width), stream)
         windows = sheet.windows
-        found = match(windows.cut(pixels), labels[windows.rows], sheet.batches)
-        by_labels = found.grad_labels
-        return replace(
-            found,
-            grad_images=windows.transpose(found.grad_images, pixels.shape),
-            grad_labels=None if by_labels is None else torch.zeros_like(labels).index_add_(0, windows.rows, by_labels),
-        )
+
+        def back(found: MatchResult) -> MatchResult:
+            by_labels = found.grad_labels
+            if by_labels is not None:
+                by_labels = torch.zeros_like(labels).index_add_(0, windows.rows, by_labels)
+            by_pixels = windows.transpose(found.grad_images, pixels.shape)
+            return replace(found, grad_images=by_pixels, grad_labels=by_labels)
+
+        return Shown(windows.cut(pixels), labels[windows.rows], sheet.batches, back)
 
 
 @dataclass(frozen=True)

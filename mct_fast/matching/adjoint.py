@@ -52,10 +52,12 @@ class Unrolled:
         )
 
     def _solve_one(self, problem: MatchingProblem, s: int, target: Tensor, *, soft: bool) -> tuple[Tensor, ...]:
+        begin = (problem.sets.first + s) // problem.sets.students * problem.num_images if problem.sets.count > 1 else 0
+        own = slice(begin, begin + problem.num_images)
         with torch.enable_grad():
-            images = problem.images.detach().requires_grad_()
-            labels = problem.labels.detach().requires_grad_(soft)
-            syn_lr = problem.syn_lr.detach().requires_grad_()
+            images = problem.images[own].detach().requires_grad_()
+            labels = problem.labels[own].detach().requires_grad_(soft)
+            syn_lr = problem.alpha[s].detach().requires_grad_()
             final = self._unroll(problem, s, images, labels, syn_lr)
             loss = (final - target).square().sum() / problem.denominator[s]
             wanted = (images, syn_lr, labels) if soft else (images, syn_lr)
@@ -108,14 +110,14 @@ class Truncated:
 
 def _sweep(problem: MatchingProblem, *, carry_curvature: bool, keep_bytes: int) -> StudentGradients:
     """Forward over the steps, then back over them.  Reads no number from the device: it can be captured in a CUDA graph."""
-    student, alpha = problem.student, problem.syn_lr
+    student, alpha = problem.student, problem.alpha
     noise = isinstance(problem.augment, AugmentPlan) and problem.augment.noise
     if isinstance(student, PlaneStudent) and student.takes(problem.images) and not noise:
         from mct_fast.matching.plane_sweep import sweep  # imports Triton
 
         engine = student.engine(problem.images.device)
         return sweep(problem, engine, carry_curvature=carry_curvature, keep_bytes=keep_bytes)
-    minus_alpha = -alpha.reshape(1, 1)
+    minus_alpha = -alpha[:, None]
     path = [problem.theta]
     tapes: dict[int, Tape] = {}
     for step in range(problem.syn_steps):
@@ -131,11 +133,9 @@ def _sweep(problem: MatchingProblem, *, carry_curvature: bool, keep_bytes: int) 
         path.append(torch.addcmul(path[-1], g, minus_alpha))
     loss, costate = problem.terminal(path[-1])
 
-    count = problem.num_students
-    grad_images = problem.images.new_zeros(count, *problem.images.shape)
     labels = problem.labels
-    grad_labels = labels.new_zeros(count, *labels.shape) if labels.is_floating_point() else None
-    grad_lr = torch.zeros(count, dtype=torch.float64, device=alpha.device)
+    grad_images, grad_labels = problem.zeros(problem.num_students)
+    grad_lr = torch.zeros(problem.num_students, dtype=torch.float64, device=alpha.device)
     for step in reversed(range(problem.syn_steps)):
         batch = problem.batch(step, problem.images, labels)
         tangent = student.gradient_tangent(path[step], costate, *batch, tape=tapes.pop(step, None))
@@ -162,9 +162,9 @@ def _that_fits(tape: Tape | None, room: int, later: int) -> Tape | None:
 
 
 def _add_rows(total: Tensor, rows: Tensor, grad: Tensor, alpha: Tensor) -> None:
-    """total[s][rows[s]] -= alpha * grad[s]; no row twice in a batch, so every device adds in one order."""
-    for into, at, values in zip(total, rows, grad, strict=True):
-        into.index_add_(0, at, values * -alpha)
+    """total[s][rows[s]] -= alpha[s] * grad[s]; no row twice in a batch, so every device adds in one order."""
+    for into, at, values, step_size in zip(total, rows, grad, alpha, strict=True):
+        into.index_add_(0, at, values * -step_size)
 
 
 KEEP_BYTES = 448 << 20

@@ -207,4 +207,4 @@ def _key(problem: MatchingProblem) -> Any:
     """What a recording depends on beside the values of its inputs."""
     tensors = tuple((t.shape, t.dtype, t.device) for t in (getattr(problem, name) for name in _INPUTS))
     ends = (problem.start.shape, problem.start.sizes, problem.target.sizes, _shared(problem))
-    return id(problem.student), tensors, ends, problem.sizes, problem.augment is None
+    return id(problem.student), tensors, ends, problem.sizes, problem.sets, problem.augment is None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import cast
 
 import torch
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from mct_fast.data.augment import AugmentPlan
 from mct_fast.matching.adjoint import ADJOINTS, Adjoint, Unrolled
 from mct_fast.matching.points import Points
-from mct_fast.matching.problem import MatchingProblem, MatchResult, StudentGradients
+from mct_fast.matching.problem import MatchingProblem, MatchResult, Sets, StudentGradients
 from mct_fast.models import FunctionalModel
 from mct_fast.run.distributed import Communicator, Single
 from mct_fast.run.errors import InputError
@@ -25,6 +26,23 @@ from mct_fast.trajectory.point import same_form
 
 Ends = Tensor | PathPoint | Sequence[PathPoint]
 """Parameters ``(P,)`` or ``(S, P)``, or points of paths, one a student."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A match that a loop asks for: as :func:`match` has it, with S always present in ``batches (S, syn_steps, b)``.
+
+    ``sizes``: images in the batch of each step, the same for all students.
+    """
+
+    images: Tensor
+    labels: Tensor
+    syn_lr: float
+    start: Sequence[PathPoint]
+    target: Sequence[PathPoint]
+    batches: Tensor
+    sizes: tuple[int, ...]
+    augment: AugmentPlan | None = None
 
 
 def match(
@@ -99,6 +117,16 @@ class Matcher:
         augment: AugmentPlan | None = None,
     ) -> MatchResult:
         """See :func:`match`."""
+        return self._solve(self._checked(images, labels, syn_lr, start, target, batches, augment))[0]
+
+    def check(self, asked: Asked) -> None:
+        """Raises :class:`InputError` for what :func:`match` would refuse."""
+        self._checked(asked.images, asked.labels, asked.syn_lr, asked.start, asked.target, asked.batches, asked.augment)
+
+    def _checked(
+        self, images: Tensor, labels: Tensor, syn_lr: float | Tensor, start: Ends, target: Ends, batches: Tensor,
+        augment: AugmentPlan | None,
+    ) -> MatchingProblem:  # fmt: skip
         for name, given in (("images", images), ("labels", labels), ("batches", batches)):
             check_dense(name, given)
         images, labels = images.detach(), labels.detach()
@@ -118,27 +146,26 @@ class Matcher:
         problem = self._problem(images, labels, alpha, *ends, batches, sizes, augment)
         if bool((problem.denominator == 0).any()):  # one that overflowed is NaN, and so is the loss
             raise InputError("target: equals start, so the loss is undefined; pick a target further along the path")
-        return self._solve(problem)
+        return problem
 
-    def trusted(
-        self,
-        images: Tensor,
-        labels: Tensor,
-        syn_lr: float,
-        start: Sequence[PathPoint],
-        target: Sequence[PathPoint],
-        batches: Tensor,
-        *,
-        sizes: tuple[int, ...],
-        augment: AugmentPlan | None = None,
-    ) -> MatchResult:
-        """The same without a check, for a loop that makes its arguments itself: nothing is read from the device.
+    def trusted(self, asked: Sequence[Asked]) -> list[MatchResult]:
+        """Several matches at once, each as it is alone, unchecked: nothing is read from the device.
 
-        ``batches (S, syn_steps, b)``; ``sizes``: images in the batch of each step, the same for all students.
+        Their tensors have equal shapes, batches equal sizes, and all or none have augmentation and soft labels.
         """
-        alpha = torch.full((), syn_lr, dtype=images.dtype, device=images.device)
-        first, last = Points.of_paths(start, target)
-        return self._solve(self._problem(images, labels, alpha, first, last, batches, sizes, augment))
+        first = asked[0]
+        images, labels, batches = (
+            _joined([getattr(one, name) for one in asked]) for name in ("images", "labels", "batches")
+        )
+        count, students = len(asked), len(first.start)
+        alphas = [images.new_full((students,) if count > 1 else (), one.syn_lr) for one in asked]
+        start, target = Points.of_paths(
+            [p for one in asked for p in one.start], [p for one in asked for p in one.target]
+        )
+        plans = [one.augment for one in asked if one.augment is not None]
+        plan = AugmentPlan.joined(plans) if len(plans) > 1 else next(iter(plans), None)
+        problem = self._problem(images, labels, _joined(alphas), start, target, batches, first.sizes, plan)
+        return self._solve(replace(problem, sets=Sets(count, students)))
 
     def _problem(
         self, images: Tensor, labels: Tensor, alpha: Tensor, start: Points, target: Points, batches: Tensor,
@@ -149,11 +176,13 @@ class Matcher:
             self._model, student, self._task, images, labels, alpha, start, target, batches, sizes, augment
         )
 
-    def _solve(self, problem: MatchingProblem) -> MatchResult:
+    def _solve(self, problem: MatchingProblem) -> list[MatchResult]:
+        """A result a set."""
         count = problem.num_students
         mine = self._communicator.share(count)
         found = self._adjoint.solve(problem.of(mine)) if mine else StudentGradients.none(problem)
-        return found.gathered(self._communicator, count).mean()
+        found, each = found.gathered(self._communicator, count), count // problem.sets.count
+        return [found.of(slice(first, first + each)).mean() for first in range(0, count, each)]
 
     def _student_on(self, device: torch.device) -> Student:
         student = student_for(self._model, self._task, device)
@@ -181,6 +210,10 @@ class Matcher:
             raise InputError(
                 f"labels: soft labels are {labels.dtype} but images are {images.dtype}; convert one of them"
             )
+
+
+def _joined(tensors: Sequence[Tensor]) -> Tensor:
+    return tensors[0] if len(tensors) == 1 else torch.cat(tuple(tensors))
 
 
 def _adjoint(adjoint: str | Adjoint) -> Adjoint:

@@ -51,7 +51,8 @@ class _Images:
         problem, engine = self._problem, self._engine
         outputs = engine.geometry.outputs
         rows = torch.stack([problem.batches[:, step, :size] for step in steps])
-        x = problem.images[rows].flatten(0, 1)
+        places = problem.among_all(rows)
+        x = problem.images[places].flatten(0, 1)
         kinds = tables = None
         if problem.augment is not None:
             kinds, tables = problem.augment.tables(steps, x.device)
@@ -59,7 +60,7 @@ class _Images:
         x = x.flatten(0, 1)
         patches = engine.batch(len(x))
         engine.patch(x, patches)
-        labels = problem.labels[rows].flatten(0, 1)
+        labels = problem.labels[places].flatten(0, 1)
         targets = engine.targets(labels).reshape(-1, outputs)
         return _Group(
             steps, size, rows, kinds, tables, patches, targets, torch.empty_like(x), torch.empty_like(targets)
@@ -89,7 +90,7 @@ class _Images:
         """``(S, steps, n)``: where an image of the set lies among a step's images, -1 where it does not."""
         steps, students, size = group.rows.shape
         place = torch.arange(students * size, device=group.rows.device).view(students, 1, size)
-        out = place.new_full((students, steps, len(self._problem.images)), -1)
+        out = place.new_full((students, steps, self._problem.num_images), -1)
         return out.scatter_(2, group.rows.transpose(0, 1), place.expand(students, steps, size))
 
 
@@ -114,7 +115,7 @@ class _Sweep:
             range(first, min(first + at_once, problem.syn_steps)) for first in range(0, problem.syn_steps, at_once)
         ]
         self._arena = engine.arena(students, problem.sizes)
-        self._alpha = problem.syn_lr.reshape(1)
+        self._alpha = problem.alpha
 
     def _step(self, step: int) -> Step:
         """The buffers of a step; those that are not kept share the last."""
@@ -129,14 +130,9 @@ class _Sweep:
         sigma = power_of_two(costate)
         dot = engine.weights(problem.num_students)
         engine.pack(costate, dot, sigma)
-        grad_images = problem.images.new_zeros(problem.num_students, *problem.images.shape)
-        grad_labels, labels = None, None
-        if problem.labels.is_floating_point():
-            labels = problem.labels.reshape(len(problem.labels), -1)
-            grad_labels = labels.new_zeros(problem.num_students, *labels.shape)
-        loss_dot = self._backward(path, images, dot, sigma, grad_images, grad_labels)
-        if grad_labels is not None:
-            grad_labels = grad_labels.view(problem.num_students, *problem.labels.shape)
+        grad_images, grad_labels = problem.zeros(problem.num_students)
+        by_outputs = None if grad_labels is None else grad_labels.view(*grad_labels.shape[:2], -1)
+        loss_dot = self._backward(path, images, dot, sigma, grad_images, by_outputs)
         return StudentGradients(loss, grad_images, -loss_dot.sum(0) / sigma, grad_labels, final)
 
     def _forward(self) -> tuple[list[Weights], _Images]:

@@ -50,14 +50,16 @@ class StudentGradients:
     @staticmethod
     def none(problem: MatchingProblem) -> StudentGradients:
         """Those of no student of ``problem``."""
-        labels = problem.labels if problem.labels.is_floating_point() else None
-        return StudentGradients(
-            problem.images.new_zeros(0),
-            problem.images.new_zeros(0, *problem.images.shape),
-            problem.images.new_zeros(0, dtype=torch.float64),
-            None if labels is None else labels.new_zeros(0, *labels.shape),
-            problem.images.new_zeros(0, problem.start.shape[1]),
-        )
+        images, labels = problem.zeros(0)
+        nothing = images.new_zeros(0)
+        return StudentGradients(nothing, images, nothing.double(), labels, images.new_zeros(0, problem.start.shape[1]))
+
+    def of(self, students: slice) -> StudentGradients:
+        """Those of some students."""
+        labels = None if self.grad_labels is None else self.grad_labels[students]
+        rows = (self.loss, self.grad_images, self.grad_lr, self.final_params)
+        loss, images, lr, params = (row[students] for row in rows)
+        return StudentGradients(loss, images, lr, labels, params)
 
     def gathered(self, communicator: Communicator, count: int) -> StudentGradients:
         """Those of all ``count`` students, of which each process has its share."""
@@ -93,10 +95,23 @@ class Augmentation(Protocol):
 
 
 @dataclass(frozen=True)
-class MatchingProblem:
-    """One matching problem, checked: shapes as in :func:`mct_fast.matching.match`, S always present.
+class Sets:
+    """Several synthetic sets of one size side by side: ``count`` of them, ``students`` that see each, in their order.
 
-    ``sizes``: images in the batch of each step, the same for all students.
+    ``first``: the number, among the students of all sets, of the first that is here.
+    """
+
+    count: int = 1
+    students: int = 1
+    first: int = 0
+
+
+@dataclass(frozen=True)
+class MatchingProblem:
+    """Matching problems, checked: shapes as in :func:`mct_fast.matching.match`, S always present.
+
+    ``sizes``: images in the batch of each step, the same for all students.  ``syn_lr`` is ``()``, or ``(S,)``.  Where there are
+    several ``sets``, their images and labels lie one after the other, and ``batches`` number those of a student's own.
     """
 
     model: FunctionalModel
@@ -110,6 +125,17 @@ class MatchingProblem:
     batches: Tensor
     sizes: tuple[int, ...]
     augment: Augmentation | None
+    sets: Sets = Sets()
+
+    @property
+    def num_images(self) -> int:
+        """Images of a set."""
+        return len(self.images) // self.sets.count
+
+    @property
+    def alpha(self) -> Tensor:
+        """The step size of each student, ``(S,)``."""
+        return self.syn_lr.reshape(-1).expand(self.num_students).contiguous()
 
     @property
     def num_students(self) -> int:
@@ -126,7 +152,11 @@ class MatchingProblem:
         rows = slice(students.start, students.stop)
         augment = AugmentPlan(self.augment.draws[rows]) if isinstance(self.augment, AugmentPlan) else self.augment
         start, target = self.start.of(rows), self.target.of(rows)
-        return replace(self, start=start, target=target, batches=self.batches[rows], augment=augment)
+        syn_lr = self.syn_lr[rows] if self.syn_lr.ndim else self.syn_lr
+        sets = replace(self.sets, first=self.sets.first + students.start)
+        return replace(
+            self, syn_lr=syn_lr, start=start, target=target, batches=self.batches[rows], augment=augment, sets=sets
+        )
 
     @cached_property
     def theta(self) -> Tensor:
@@ -140,14 +170,28 @@ class MatchingProblem:
         return torch.where(found.isfinite(), found, torch.nan)
 
     def indices(self, step: int) -> Tensor:
-        """Rows ``(S, b)`` of the synthetic set used at ``step``; a shorter batch is padded by -1 at its end."""
+        """Rows ``(S, b)`` of each student's synthetic set used at ``step``."""
         return self.batches[:, step, : self.sizes[step]]
+
+    def among_all(self, rows: Tensor) -> Tensor:
+        """Rows ``(..., S, b)`` of each student's set as rows of :attr:`images`."""
+        if self.sets.count == 1:
+            return rows
+        students = torch.arange(self.num_students, device=rows.device) + self.sets.first
+        return rows + (students // self.sets.students * self.num_images)[:, None]
 
     def batch(self, step: int, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
         """The augmented batch ``(S, b, C, H, W)`` of ``step`` and its labels."""
-        rows = self.indices(step)
+        rows = self.among_all(self.indices(step))
         x = images[rows]
         return (x if self.augment is None else self.augment.apply(step, x)), labels[rows]
+
+    def zeros(self, students: int) -> tuple[Tensor, Tensor | None]:
+        """Gradients by images, and by soft labels, of so many students, to which nothing has been added."""
+        images, labels = (
+            like.new_zeros(students, self.num_images, *like.shape[1:]) for like in (self.images, self.labels)
+        )
+        return images, labels if labels.is_floating_point() else None
 
     def to_pixels(self, step: int, grad_x: Tensor) -> Tensor:
         """Carries a gradient by the augmented batch back to the batch's pixels."""

@@ -7,6 +7,7 @@ import json
 import math
 import os
 import shutil
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -23,7 +24,7 @@ from mct_fast.distill import DistillConfig, DistilledDataset, distill
 from mct_fast.distill.learned import StepSize
 from mct_fast.evaluate import EvalConfig, evaluate
 from mct_fast.experts import ExpertConfig, train_experts
-from mct_fast.matching import Matcher
+from mct_fast.matching import Asked, Matcher
 from mct_fast.matching.points import Points
 from mct_fast.matching.problem import MatchResult
 from mct_fast.run.errors import InputError
@@ -69,20 +70,15 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     seen: list[Call] = []
 
     class Recorder(Matcher):
-        def __call__(self, *args: Any, augment: Any = None) -> MatchResult:
-            return self.seen(super().__call__(*args, augment=augment), *args, augmented=augment is not None)
-
-        def trusted(self, *args: Any, **kw: Any) -> MatchResult:
-            return self.seen(super().trusted(*args, **kw), *args, augmented=kw["augment"] is not None)
-
-        @staticmethod
-        def seen(
-            result: MatchResult, images: Tensor, labels: Tensor, syn_lr: float, start: Any, target: Any, batches: Tensor,
-            *, augmented: bool,
-        ) -> MatchResult:  # fmt: skip
-            start, target = (points.dense() for points in Points.of_paths(start, target))
-            seen.append(Call(images.detach().clone(), syn_lr, start, target, batches, augmented, result))
-            return result
+        def trusted(self, asked: Sequence[Asked]) -> list[MatchResult]:
+            found = super().trusted(asked)
+            for one, result in zip(asked, found, strict=True):
+                start, target = (points.dense() for points in Points.of_paths(one.start, one.target))
+                augmented = one.augment is not None
+                seen.append(
+                    Call(one.images.detach().clone(), one.syn_lr, start, target, one.batches, augmented, result)
+                )
+            return found
 
     monkeypatch.setattr(mct_fast.distill.matches, "Matcher", Recorder)
     return seen
@@ -455,16 +451,10 @@ def test_a_bad_iteration_is_skipped_and_counted(
     given: list[tuple[Tensor, Tensor, float]] = []
 
     class Spoiler(Matcher):
-        def __call__(self, *args: Any, **kw: Any) -> MatchResult:
-            return self.spoiled(super().__call__(*args, **kw), *args)
-
-        def trusted(self, *args: Any, **kw: Any) -> MatchResult:
-            return self.spoiled(super().trusted(*args, **kw), *args)
-
-        @staticmethod
-        def spoiled(result: MatchResult, images: Tensor, labels: Tensor, syn_lr: float, *_: Any) -> MatchResult:
-            given.append((images.detach().clone(), labels.clone(), syn_lr))
-            return spoil(kind, result) if len(given) in (1, 3) else result
+        def trusted(self, asked: Sequence[Asked]) -> list[MatchResult]:
+            (one,), (result,) = asked, super().trusted(asked)
+            given.append((one.images.detach().clone(), one.labels.clone(), one.syn_lr))
+            return [spoil(kind, result) if len(given) in (1, 3) else result]
 
     monkeypatch.setattr(mct_fast.distill.matches, "Matcher", Spoiler)
     lr = 20.0 if optimizer == "sgd" else 0.05

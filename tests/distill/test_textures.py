@@ -11,7 +11,6 @@ from mct_fast.data.windows import Windows, draw_windows
 from mct_fast.distill.pixels import Canvases, Plain, Sheet
 from mct_fast.distill.sampling import draw_batches
 from mct_fast.matching import Matcher
-from mct_fast.matching.problem import MatchResult
 from mct_fast.models import ConvNet, FunctionalModel
 from mct_fast.tasks import Classification
 
@@ -70,11 +69,8 @@ def test_a_match_on_windows_has_the_gradient_of_the_canvases(soft: bool) -> None
     labels = (nn.functional.one_hot(hard, 3).double() * 0.7 + 0.1).requires_grad_() if soft else hard
     batches = draw_batches(4, 3, 3, stream(1))[None]
     windows, alpha, matcher = Sheet.draw(batches, whole.shape, (4, 4), stream(2)).windows, 0.3, Matcher(model)
-
-    def match(images: Tensor, classes: Tensor, rows: Tensor) -> MatchResult:
-        return matcher(images, classes, alpha, start, target, rows)
-
-    found = Canvases(2).match(whole.detach(), labels.detach(), batches, stream(2), match)
+    shown = Canvases(2).show(whole.detach(), labels.detach(), batches, stream(2))
+    found = shown.back(matcher(shown.images, shown.labels, alpha, start, target, shown.batches))
 
     theta, used = start.clone().requires_grad_(), 0
     for rows in batches[0]:

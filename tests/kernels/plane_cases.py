@@ -12,7 +12,7 @@ from mct_fast.data import DSA
 from mct_fast.distill.sampling import draw_batches
 from mct_fast.matching.plane_sweep import sweep
 from mct_fast.matching.points import Points
-from mct_fast.matching.problem import MatchingProblem, StudentGradients
+from mct_fast.matching.problem import MatchingProblem, Sets, StudentGradients
 from mct_fast.models import ConvNet, FunctionalModel
 from mct_fast.students import FusedStudent, PlaneStudent
 from mct_fast.students.planes.memory import Precision
@@ -45,6 +45,8 @@ class Case:
     outputs: int = 10
     labels: str = "hard"
     students: int = 1
+    sets: int = 1
+    """Sets of images, of which each has its own students with step sizes of their own."""
     images: int = 10
     batch: int = 10
     steps: int = 3
@@ -75,8 +77,8 @@ class Case:
         """The same numbers in every dtype, on every device."""
         g = torch.Generator().manual_seed(self.seed)
         functional = FunctionalModel(self.model)
-        images = torch.randn(self.images, self.channels, *self.image_size, generator=g)
-        labels = self.draw_labels(self.images, generator=g)
+        images = torch.randn(self.sets * self.images, self.channels, *self.image_size, generator=g)
+        labels = self.draw_labels(self.sets * self.images, generator=g)
         start = torch.stack([functional.init(s) for s in range(self.students)])
         start = start + 0.05 * torch.randn(start.shape, generator=g)
         if self.decided:
@@ -90,9 +92,11 @@ class Case:
         def there(t: Tensor) -> Tensor:
             return t.to(device, dtype if t.is_floating_point() else t.dtype)
 
+        alpha = torch.tensor(0.05) if self.sets == 1 else torch.linspace(0.02, 0.1, self.students)
+        sets = Sets(self.sets, self.students // self.sets)
         return MatchingProblem(
-            functional, self.fused, TASKS[self.labels], there(images), there(labels), there(torch.tensor(0.05)),
-            Points.of_values(there(start)), Points.of_values(there(target)), rows.to(device), tuple(sizes), augment,
+            functional, self.fused, TASKS[self.labels], there(images), there(labels), there(alpha),
+            Points.of_values(there(start)), Points.of_values(there(target)), rows.to(device), tuple(sizes), augment, sets,
         )  # fmt: skip
 
     def _decide(self, theta: Tensor) -> None:

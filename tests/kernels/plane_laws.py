@@ -37,7 +37,7 @@ STEPS = {
 
 MATCHES = {
     "soft-augmented": Case(2, 16, 3, (8, 4), 3, "soft", students=2, images=3, batch=2, steps=3, augmented=True),
-    "hard": Case(2, 16, 1, (4, 8), 3, "hard", images=3, batch=2, steps=2),
+    "hard": Case(2, 16, 1, (4, 8), 3, "hard", students=2, sets=2, images=3, batch=2, steps=2),
 }
 """A match; of three images in batches of two, so that every other step has one."""
 

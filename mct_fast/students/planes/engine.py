@@ -144,7 +144,7 @@ class Engine:
         return torch.empty(max(self.parts(students, size).size for size in set(sizes)), device=self.device)
 
     def update(self, before: Tensor, arena: Tensor, parts: Parts, alpha: Tensor, tau: Tensor, after: Weights) -> None:
-        """after = before - alpha g, with its halves; g from the parts, over tau."""
+        """after = before - alpha ``(S,)`` g, with its halves; g from the parts, over tau."""
         self._update(before, arena, parts, alpha, tau, after.values, after.half, gradient=False)
 
     def gradient(self, arena: Tensor, parts: Parts, tau: Tensor, students: int) -> Tensor:
