@@ -90,11 +90,11 @@ def _iteration(setting: Setting, arguments: Arguments, precision: str = FAST, **
     )  # fmt: skip
     with convolutions(precision):
         job = Job.find(config, [path], data, setting.convnet(), None, quiet())
-        matches, state = Matches(job, Single()), initial_state(job)
+        matches, state = Matches([job], Single()), initial_state(job)
 
     def iterate() -> None:
         with convolutions(precision):
-            result, _ = matches.solve(state)
+            result, _ = matches.solve({0: state})[0]
             state.advance(result)
 
     return iterate

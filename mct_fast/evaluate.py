@@ -376,7 +376,7 @@ class _Given:
             shared=shared,
             window=_window(images, shape),
         ):
-            bar.advance(1, loss=float(loss.mean()))
+            bar.advance(1, loss=loss.mean())
         each = [labels] * len(numbers) if shared else list(labels)
         most = [largest_loss(self.task, own, self.dataset.num_classes) for own in each]
         diverged = sum(not own <= bound for own, bound in zip(loss.tolist(), most, strict=True))

@@ -218,7 +218,7 @@ def _train(
     """Trains ``stack`` under ``watch`` and returns the losses, a row an epoch."""
 
     def tick(images: int, losses: torch.Tensor) -> None:
-        bar.advance(images, loss=float(losses.mean()))
+        bar.advance(images, loss=losses.mean())
 
     train, how = dataset.train, config.training
     decay_after = how.train_epochs // 2 if how.decay else None

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import logging
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,46 +21,11 @@ from mct_fast.data.augment import AugmentPlan
 from mct_fast.matching.adjoint import Adjoint
 from mct_fast.matching.points import Points
 from mct_fast.matching.problem import MatchingProblem, StudentGradients
-from mct_fast.students import FusedStudent, MicroBatched, PlaneStudent
+from mct_fast.students.recording import CudaGraphs, Recorder
 
 log = logging.getLogger("mct_fast")
 
 _INPUTS = ("images", "labels", "syn_lr", "batches")
-
-Run = Callable[[], StudentGradients]
-
-
-class Recorder(Protocol):
-    """Records work that can be done again on the same addresses."""
-
-    def takes(self, problem: MatchingProblem) -> bool:
-        """Whether matches like ``problem`` can be recorded here."""
-        ...
-
-    def record(self, run: Run) -> tuple[StudentGradients, Callable[[], None]]:
-        """What ``run`` returns, and a function that fills the same tensors anew from the same inputs' new values."""
-        ...
-
-
-class CudaGraphs:
-    """Records with ``torch.cuda.CUDAGraph``: problems of the project's own kernels on a CUDA device."""
-
-    def takes(self, problem: MatchingProblem) -> bool:
-        student = problem.student
-        whole = student.student if isinstance(student, MicroBatched) else student
-        return problem.images.is_cuda and isinstance(whole, FusedStudent | PlaneStudent)
-
-    def record(self, run: Run) -> tuple[StudentGradients, Callable[[], None]]:
-        # First on a side stream: kernels are compiled and tuned, libraries make their workspaces, none of it recorded.
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
-            run()
-        torch.cuda.current_stream().wait_stream(side)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph):
-            found = run()
-        return found, graph.replay
 
 
 class Graphed:
@@ -75,7 +40,7 @@ class Graphed:
         self._kept: OrderedDict[Any, _Recording | None] = OrderedDict()
 
     def solve(self, problem: MatchingProblem) -> StudentGradients:
-        if not self._recorder.takes(problem):
+        if not self._recorder.takes(problem.student, problem.images):
             return self._adjoint.solve(problem)
         with torch.cuda.device_of(problem.images):
             return self._solve(problem)

@@ -315,6 +315,7 @@ def _check_batches(batches: Tensor, num_students: int, num_images: int) -> tuple
 def _check_syn_lr(syn_lr: float | Tensor, images: Tensor) -> Tensor:
     if isinstance(syn_lr, Tensor):
         check_dense("syn_lr", syn_lr)
+        syn_lr = syn_lr.detach()
     try:
         number = float(syn_lr)
     except (TypeError, ValueError, RuntimeError):  # also of a complex tensor

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import AbstractContextManager, contextmanager
-from typing import Protocol, TextIO, runtime_checkable
+from typing import Protocol, SupportsFloat, TextIO, runtime_checkable
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TaskProgressColumn, TextColumn, TimeRemainingColumn
@@ -15,13 +16,19 @@ from rich.progress import Task as RichTask
 from rich.text import Text
 
 LINE_EVERY = 10.0  # seconds between lines where there is no terminal
+_READ_EVERY = 0.1  # seconds between values beside a bar
+
+Shown = SupportsFloat | str
 
 
 class Bar(Protocol):
     """One task under way."""
 
-    def advance(self, n: int = 1, **shown: float | str) -> None:
-        """``n`` more units are done; ``shown`` are values to show beside the bar, e.g. ``loss=0.93``."""
+    def advance(self, n: int = 1, **shown: Shown) -> None:
+        """``n`` more units are done; ``shown`` are values to show beside the bar, e.g. ``loss=0.93``.
+
+        A number that lies on a device is read when it is shown, and not at every call.
+        """
         ...
 
 
@@ -66,7 +73,7 @@ class _Quiet:
 
 
 class _QuietBar:
-    def advance(self, n: int = 1, **shown: float | str) -> None:
+    def advance(self, n: int = 1, **shown: Shown) -> None:
         pass
 
 
@@ -123,9 +130,13 @@ class _RateColumn(TextColumn):
 class _TerminalBar:
     def __init__(self, display: RichProgress, number: int) -> None:
         self._display, self._number = display, number
+        self._read, self._shown = -math.inf, ""
 
-    def advance(self, n: int = 1, **shown: float | str) -> None:
-        self._display.update(self._number, advance=n, shown=_values(shown))  # pyright: ignore[reportArgumentType]
+    def advance(self, n: int = 1, **shown: Shown) -> None:
+        now = time.monotonic()
+        if now - self._read >= _READ_EVERY:
+            self._read, self._shown = now, _values(shown)
+        self._display.update(self._number, advance=n, shown=self._shown)  # pyright: ignore[reportArgumentType]
 
 
 class LineProgress:
@@ -168,12 +179,12 @@ class _LineBar:
     def __init__(self, owner: LineProgress, name: str, total: int, done: int) -> None:
         self._owner, self._name, self._total = owner, name, total
         self._first, self._done = done, done
-        self._shown = ""
+        self._shown: dict[str, Shown] = {}
         self._began = time.monotonic()
 
-    def advance(self, n: int = 1, **shown: float | str) -> None:
+    def advance(self, n: int = 1, **shown: Shown) -> None:
         self._done += n
-        self._shown = _values(shown)
+        self._shown = shown
         self._owner.tick(self)
 
     def line(self, *, finished: bool = False) -> str:
@@ -187,7 +198,7 @@ class _LineBar:
         elif rate > 0:
             parts.append(f"{duration((self._total - self._done) / rate)} left")
         if self._shown:
-            parts.append(self._shown)
+            parts.append(_values(self._shown))
         return ", ".join(parts)
 
 
@@ -212,5 +223,5 @@ def _rate(per_second: float) -> str:
     return f"{1 / per_second:.3g} s each"
 
 
-def _values(shown: dict[str, float | str]) -> str:
-    return " ".join(f"{k} {v if isinstance(v, str) else format(v, '.4g')}" for k, v in shown.items())
+def _values(shown: Mapping[str, Shown]) -> str:
+    return " ".join(f"{k} {v if isinstance(v, str) else format(float(v), '.4g')}" for k, v in shown.items())

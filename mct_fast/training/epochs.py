@@ -14,7 +14,9 @@ from torch import Tensor
 from mct_fast.data.augment import Augment, AugmentPlan
 from mct_fast.data.windows import draw_windows
 from mct_fast.run.seeds import generator
+from mct_fast.students.recording import Recorder
 from mct_fast.tasks import Task, spread_order
+from mct_fast.training.recorded import Examples, RecordedSteps
 from mct_fast.training.stacks import NetworkStack
 
 
@@ -45,6 +47,7 @@ def train_epochs(
     strata: Tensor | None = None,
     window: tuple[int, int] | None = None,
     tick: Callable[[int, Tensor], None] | None = None,
+    recorder: Recorder | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Trains ``stack`` and yields ``(epoch, mean loss (E,))`` after each epoch, from 1.
 
@@ -52,26 +55,29 @@ def train_epochs(
     the random stream of each network: its order of batches and its augmentation.  ``strata (n,)`` int64 are groups of
     shared rows of which every batch gets its share (:func:`mct_fast.tasks.spread_order`).  With ``window`` the images are
     canvases, of which each batch takes random windows of that size (:mod:`mct_fast.data.windows`).  ``tick(images, losses
-    (E,))`` is called after each step with the number of images that all networks together have seen in it.
+    (E,))`` is called after each step with the number of images that all networks together have seen in it.  On a GPU the
+    steps are recorded and replayed by ``recorder`` (default: as a CUDA graph), with the same bits.
     """
     count = images.shape[0] if shared else images.shape[1]
-    own = torch.arange(len(stack), device=images.device)[:, None]
+    examples = Examples(images, labels, shared)
+    shape = tuple(images.shape[1 if shared else 2 :]) if window is None else (images.shape[-3], *window)
+    recorded = RecordedSteps.of(stack, examples, recorder) if window is None else None
     generators = [generator(seed, *stream) for stream in streams]
     for epoch in range(schedule.epochs):
         lr = schedule.lr_at(epoch)
         if epoch > 0 and lr != schedule.lr_at(epoch - 1):
             stack.forget_momentum()
-        order = torch.stack([_order(count, strata, g) for g in generators]).to(images.device)
+        order = torch.stack([_order(count, strata, g) for g in generators]).to(images.device, non_blocking=True)
         total = torch.zeros(len(stack), dtype=torch.float64, device=images.device)
         for rows in order.split(schedule.batch, dim=1):
-            x, y = (images[rows], labels[rows]) if shared else (images[own, rows], labels[own, rows])
-            if window is not None:
-                x = torch.stack([_random_windows(xs, window, g) for xs, g in zip(x, generators, strict=True)])
+            windows = None if window is None else _random_windows(examples, rows, window, generators)
+            plan = None
             if augment is not None:
-                shape = tuple(x.shape[2:])
-                plan = AugmentPlan(tuple((augment.draw(x.shape[1], shape, g),) for g in generators))
-                x = plan.apply(0, x)
-            losses = stack.step(x, y, lr)
+                plan = AugmentPlan(tuple((augment.draw(rows.shape[1], shape, g),) for g in generators))
+            losses = recorded(rows, plan, lr) if recorded is not None and recorded.takes(plan) else None
+            if losses is None:
+                x, y = windows or examples.batch(rows)
+                losses = stack.step(x if plan is None else plan.apply(0, x), y, lr)
             total += losses.double() * rows.shape[1]
             if tick is not None:
                 tick(rows.numel(), losses)
@@ -95,9 +101,14 @@ def _order(count: int, strata: Tensor | None, generator: torch.Generator) -> Ten
     return torch.randperm(count, generator=generator) if strata is None else spread_order(strata.cpu(), generator)
 
 
-def _random_windows(canvases: Tensor, size: tuple[int, int], generator: torch.Generator) -> Tensor:
-    rows = torch.arange(len(canvases), device=canvases.device)
-    return draw_windows(rows, canvases.shape, size, generator).cut(canvases)
+def _random_windows(
+    examples: Examples, rows: Tensor, size: tuple[int, int], generators: Sequence[torch.Generator]
+) -> tuple[Tensor, Tensor]:
+    """A random window of each of the canvases ``rows (E, b)``, and their labels."""
+    canvases, labels = examples.batch(rows)
+    each = torch.arange(rows.shape[1], device=rows.device)
+    cut = [draw_windows(each, own.shape, size, g).cut(own) for own, g in zip(canvases, generators, strict=True)]
+    return torch.stack(cut), labels
 
 
 def scores(stack: NetworkStack, images: Tensor, labels: Tensor, task: Task, chunk: int = 512) -> list[float]:

@@ -81,7 +81,7 @@ class FlatStack:
 
     def __init__(self, student: Student, params: Tensor, rule: SGD, descent: Descent | None = None) -> None:
         self.params = params.clone()
-        self._student, self._rule = student, rule
+        self.student, self._rule = student, rule
         self._descent: Descent = descent or Steepest()
         self._velocity = torch.zeros_like(self.params) if rule.momentum else None
 
@@ -89,17 +89,24 @@ class FlatStack:
         return len(self.params)
 
     def step(self, x: Tensor, y: Tensor, lr: float) -> Tensor:
-        loss, grad = self._descent(self._student, self.params, x, y)
-        lrs = torch.full((len(self),), lr, dtype=self.params.dtype, device=self.params.device)
+        return self.step_by(x, y, self.params.new_full((len(self),), lr))
+
+    def step_by(self, x: Tensor, y: Tensor, lrs: Tensor) -> Tensor:
+        """:meth:`step` with a step size a network, ``lrs (E,)``; reads nothing from the device."""
+        loss, grad = self._descent(self.student, self.params, x, y)
         ops.sgd_step_(self.params, grad, self._velocity, lrs, self._rule.momentum, self._rule.weight_decay)
         return loss
+
+    def state(self) -> list[Tensor]:
+        """The tensors that a step changes, in place."""
+        return [self.params] if self._velocity is None else [self.params, self._velocity]
 
     def forget_momentum(self) -> None:
         if self._velocity is not None:
             self._velocity.zero_()
 
     def logits(self, x: Tensor) -> Tensor:
-        return self._student.logits(self.params, x)
+        return self.student.logits(self.params, x)
 
 
 class ModuleStack:

@@ -14,9 +14,11 @@ from torch import Tensor
 
 from mct_fast.kernels import launcher
 from mct_fast.matching.plane_sweep import sweep
-from mct_fast.models import ConvNet
+from mct_fast.matching.problem import MatchingProblem
+from mct_fast.models import ConvNet, FunctionalModel
 from mct_fast.students import FusedStudent
 from mct_fast.students.planes.student import PlaneStudent
+from mct_fast.tasks import Classification
 from tests.kernels.calls import IPC_BATCHES, PRECISIONS, Call, allowing, binary_calls, reference_steps
 
 
@@ -48,11 +50,11 @@ def _planes(batch: int, precision: str, **shape: Any) -> Callable[[], None]:
         with allowing(precision):
             images, labels = _meta(rows, model.channels, size, size), _meta(rows, classes)
             theta, batches = _meta(1, count), _meta(1, 3, batch, dtype=torch.int64)
-            start = SimpleNamespace(origin=theta, end=theta, weights=_meta(2, 1, 1))
+            start = SimpleNamespace(shape=theta.shape, origin=theta, end=theta, weights=_meta(2, 1, 1))
             target = SimpleNamespace(distance=lambda points, divisor: (divisor, points))
-            problem = SimpleNamespace(
-                num_students=1, syn_steps=3, sizes=[batch, batch, batch - 1], syn_lr=_meta(), start=start, target=target,
-                images=images, labels=labels, batches=batches, augment=None,
+            problem = MatchingProblem(
+                FunctionalModel(model), student, Classification(), images, labels, _meta(), start, target, batches,
+                (batch, batch, batch - 1), None,
             )  # fmt: skip
             engine = student.engine(torch.device("meta"))
             sweep(problem, engine, carry_curvature=True, keep_bytes=engine.geometry.width * 4096 * batch)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import fields
 from typing import Any
 
@@ -14,37 +13,14 @@ from mct_fast.data import DSA
 from mct_fast.distill.sampling import draw_batches
 from mct_fast.matching import Matcher, MatchResult
 from mct_fast.matching.adjoint import Exact
-from mct_fast.matching.cuda_graph import CudaGraphs, Graphed
-from mct_fast.matching.problem import MatchingProblem, StudentGradients
+from mct_fast.matching.cuda_graph import Graphed
 from mct_fast.models import ConvNet, FunctionalModel
+from mct_fast.students.recording import CudaGraphs
 from mct_fast.trajectory import ConvexTrajectory, DiscreteTrajectory
+from tests.again import Again
 
 MODEL = ConvNet(depth=2, width=5, channels=3, image_size=8, num_classes=4)
 kernels = pytest.mark.skipif(not ops.extension_loaded(), reason="the compiled extension is not installed")
-
-
-class Again:
-    """Stands for a device: "replays" by running again, into the tensors of the first time."""
-
-    def __init__(self) -> None:
-        self.recorded = self.replayed = 0
-
-    def takes(self, problem: MatchingProblem) -> bool:
-        return True
-
-    def record(self, run: Callable[[], StudentGradients]) -> tuple[StudentGradients, Callable[[], None]]:
-        self.recorded += 1
-        found = run()
-
-        def replay() -> None:
-            self.replayed += 1
-            fresh = run()
-            for field in fields(found):
-                old, new = getattr(found, field.name), getattr(fresh, field.name)
-                if old is not None:
-                    old.copy_(new)
-
-        return found, replay
 
 
 def arguments(

@@ -1,0 +1,137 @@
+"""Recorded steps of training: the bits of the steps as they are, by a recorder that runs anew; on a GPU by real graphs."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from mct_fast import ops
+from mct_fast.data import DSA, Jitter
+from mct_fast.models import ConvNet, FunctionalModel, build_model
+from mct_fast.students import student_for
+from mct_fast.students.recording import CudaGraphs
+from mct_fast.tasks import Classification
+from mct_fast.training import GSAM, SGD, FlatStack, Schedule, build_stack, train_epochs
+from tests.again import Again
+
+kernels = pytest.mark.skipif(not ops.extension_loaded(), reason="the compiled extension is not installed")
+MODEL = {"name": "ConvNet", "depth": 1, "width": 16, "channels": 1, "image_size": 8, "num_classes": 3}
+
+
+def trained(recorder: Any, device: str = "cpu", **case: Any) -> tuple[list[Tensor], Tensor]:
+    """The losses of all epochs, and the outputs at the end, of two networks; 11 images in batches of 4, 4 and 3."""
+    g = torch.Generator().manual_seed(5)
+    shared = case.get("shared", True)
+    images = torch.randn(*(() if shared else (2,)), 11, 1, 8, 8, generator=g).to(device)
+    labels = torch.randint(3, images.shape[: 1 if shared else 2], generator=g).to(device)
+    if case.get("soft"):
+        labels = torch.nn.functional.one_hot(labels, 3).float() * 0.7 + 0.1
+    functional = FunctionalModel(build_model(MODEL))
+    params = torch.stack([functional.init(seed) for seed in (1, 2)]).to(device)
+    rule, descent = SGD(case.get("momentum", 0.9), 5e-4), case.get("descent")
+    stack = FlatStack(student_for(functional, Classification(), device), params, rule, descent)
+    losses = [
+        loss
+        for _, loss in train_epochs(
+            stack, images, labels, Schedule(4, 4, 0.1, decay_after=2), [("a",), ("b",)], seed=3, shared=shared,
+            augment=case.get("augment"), recorder=recorder,
+        )
+    ]  # fmt: skip
+    return losses, stack.logits(images if shared else images[0])
+
+
+CASES: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "dsa": {"augment": DSA()},
+    "own-images": {"shared": False, "augment": DSA()},
+    "soft-labels": {"soft": True},
+    "gsam": {"descent": GSAM(0.05, 0.3), "augment": DSA()},
+    "no-momentum": {"momentum": 0.0},
+}
+
+
+def same(found: tuple[list[Tensor], Tensor], wanted: tuple[list[Tensor], Tensor]) -> None:
+    assert all(torch.equal(a, b) for a, b in zip(found[0], wanted[0], strict=True))
+    assert torch.equal(found[1], wanted[1])
+
+
+@kernels
+@pytest.mark.parametrize("case", CASES)
+def test_recorded_steps_have_the_bits_of_the_steps(case: str) -> None:
+    recorder = Again()
+    same(trained(recorder, **CASES[case]), trained(None, **CASES[case]))
+    assert (recorder.recorded, recorder.replayed) == (2, 12), "one recording a batch size, a replay a step"
+
+
+@kernels
+def test_noise_is_not_recorded() -> None:
+    recorder = Again()
+    same(trained(recorder, augment=Jitter(0.1)), trained(None, augment=Jitter(0.1)))
+    assert recorder.recorded == 0
+
+
+@kernels
+def test_a_step_that_cannot_be_recorded_is_launched(caplog: pytest.LogCaptureFixture) -> None:
+    class Refusing(Again):
+        def record(self, run: Any) -> Any:
+            run()  # as far as a warm-up gets, which has moved the parameters
+            raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    same(trained(Refusing(), augment=DSA()), trained(None, augment=DSA()))
+    assert [r.message for r in caplog.records] == 2 * [
+        "mct_fast: training steps cannot be recorded as a CUDA graph (operation not permitted when stream is capturing); "
+        "they are launched one by one"
+    ]
+
+
+def test_networks_with_state_beside_their_parameters_are_not_recorded() -> None:
+    recorder = Again()
+    stack = build_stack(lambda: build_model({**MODEL, "norm": "batch"}), [1], Classification(), SGD(), "cpu")
+    images, labels = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
+    for _ in train_epochs(
+        stack, images, labels, Schedule(1, 4, 0.1), [("a",)], seed=0, augment=None, recorder=recorder
+    ):
+        pass
+    assert recorder.recorded == 0
+
+
+class Watched(CudaGraphs):
+    """Counts what was recorded: steps that fell back to their launches would be equal as well."""
+
+    recorded = 0
+
+    def record(self, run: Any) -> Any:
+        found = super().record(run)
+        self.recorded += 1
+        return found
+
+
+class Never(CudaGraphs):
+    def takes(self, student: Any, like: Tensor) -> bool:
+        return False
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("case", CASES)
+def test_graphs_have_the_bits_of_the_launches(case: str) -> None:
+    graphs = Watched()
+    same(trained(graphs, "cuda", **CASES[case]), trained(Never(), "cuda", **CASES[case]))
+    assert graphs.recorded == 2
+
+
+@pytest.mark.gpu
+def test_reading_nothing_while_training() -> None:
+    """With the host forbidden to wait for the device, an epoch of recorded steps goes through."""
+    functional = FunctionalModel(ConvNet(depth=1, width=16, channels=1, image_size=8, num_classes=3))
+    stack = FlatStack(student_for(functional, Classification(), "cuda"), functional.init(1)[None].cuda(), SGD(0.9))
+    images, labels = torch.randn(8, 1, 8, 8, device="cuda"), torch.arange(8, device="cuda") % 3
+    epochs = train_epochs(stack, images, labels, Schedule(3, 4, 0.1), [("a",)], seed=0, augment=DSA())
+    next(epochs)  # records
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        next(epochs)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
