@@ -67,6 +67,40 @@ def preset(name: str) -> Preset:
     raise InputError(f"preset: unknown {name!r}; {hint}")
 
 
+def presets_for(dataset: str | None) -> tuple[Preset, ...]:
+    """The presets for ``dataset``; for None, all.
+
+    Raises:
+        InputError: there is none.
+    """
+    found = tuple(known for known in _all() if dataset is None or _plain(known.experts.data.dataset) == _plain(dataset))
+    if not found:
+        names = ", ".join(dict.fromkeys(known.experts.data.dataset for known in _all()))
+        raise InputError(f"dataset: no preset is for {dataset!r}; there are some for {names}")
+    return found
+
+
+def _plain(dataset: str) -> str:
+    """A dataset's name without what people write differently."""
+    plain = dataset.lower().replace("-", "").replace("_", "")
+    return {"tiny": "tinyimagenet"}.get(plain, plain)
+
+
+_DOWNLOADED = ("cifar10", "cifar100", "fashion-mnist")
+_PACKAGED = ("digits",)
+
+
+def commands_of(preset: Preset) -> tuple[str, str, str]:
+    """The three commands that make and evaluate a set with ``preset``."""
+    dataset, name = preset.experts.data.dataset, preset.name
+    data = "" if dataset in _PACKAGED else " --data_path data" + (" --download" if dataset in _DOWNLOADED else "")
+    return (
+        f"mct-fast experts --preset {name}{data} --out stores/{name}",
+        f"mct-fast distill --preset {name} --trajectories stores/{name} --out runs/{name}",
+        f"mct-fast evaluate runs/{name}",
+    )
+
+
 def _all() -> Iterator[Preset]:
     yield from _mtt()
     yield from _mct()

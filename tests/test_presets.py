@@ -11,8 +11,7 @@ import pytest
 import mct_fast.distill
 import mct_fast.experts
 import mct_fast.view.report
-from mct_fast import presets as module
-from mct_fast.cli import main
+from mct_fast.cli import commands, main
 from mct_fast.distill import DistillConfig
 from mct_fast.experts import ExpertConfig
 from mct_fast.presets import Preset, preset, preset_names, presets
@@ -154,4 +153,36 @@ def test_the_list(capsys: pytest.CaptureFixture[str]) -> None:
     row = next(line.split() for line in lines if line.startswith("mct-cifar10-ipc1 "))
     assert row[1:10] == ["50", "5", "0-3", "1000", "1e-07", "0.01", "all", "yes", "0,6,25,50"]
     assert [line.split()[0] for line in lines[1 : 1 + len(preset_names())]] == list(preset_names())
-    assert module._MTT in "\n".join(lines)
+    assert max(map(len, lines)) <= 100
+
+
+def test_the_list_for_a_dataset(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["presets", "--dataset", "CIFAR10"]) == 0
+    names = [line.split()[0] for line in capsys.readouterr().out.split("\n\n")[0].splitlines()[1:]]
+    assert names and set(names) == {name for name in preset_names() if "-cifar10-" in name}
+    assert main(["presets", "--dataset", "pets"]) == 2
+    assert "fashion-mnist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("name", preset_names())
+def test_a_preset_prints_its_source_and_its_commands(
+    name: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert main(["presets", name]) == 0
+    out = capsys.readouterr().out
+    assert preset(name).source in out
+    given, parse = [], commands.parse
+
+    def stop(*arguments: object) -> None:
+        given.append(parse(*arguments))  # pyright: ignore[reportArgumentType]
+        raise InputError("parsed")
+
+    monkeypatch.setattr(commands, "parse", stop)
+    lines = [line for line in out.splitlines() if line.startswith("mct-fast ")]
+    assert [main(line.split()[1:]) for line in lines] == [2, 2, 2]
+    experts, distill, evaluate = given
+    assert (experts.config, distill.config.flat()) == (
+        dataclasses.replace(preset(name).experts, data_path=experts.config.data_path, download=experts.config.download),
+        preset(name).distill.flat(),
+    )
+    assert experts.out == distill.trajectories and distill.out == evaluate.path

@@ -60,6 +60,8 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _dispatch(words: list[str]) -> int:
+    if words and words[0] == "help":
+        words = [*words[1:2], "--help"]
     if not words or words[0] in ("-h", "--help"):
         print(_overview())
         return 0
@@ -85,5 +87,5 @@ def _overview() -> str:
         "usage: mct-fast COMMAND [OPTIONS]\n\n"
         "Distils a dataset into a few synthetic images by matching the training paths of experts.\n\n"
         f"commands:\n{commands}\n\n"
-        "mct-fast COMMAND --help lists a command's options; mct-fast --version prints the version."
+        "mct-fast COMMAND --help (or help COMMAND) lists a command's options; mct-fast --version prints the version."
     )

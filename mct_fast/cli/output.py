@@ -88,6 +88,30 @@ def distilled_rows(distilled: Any) -> list[tuple[str, ...]]:
     return rows + (_privacy_rows(nearest) if nearest else [])
 
 
+def preset_rows(known: Iterable[Any]) -> list[tuple[str, ...]]:
+    """A line a preset, and one above them."""
+    rows: list[tuple[str, ...]] = [
+        ("preset", "N", "M", "starts", "lr_img", "lr_lr", "lr_teacher", "batch_syn", "zca", "waypoints")
+    ]
+    for preset in known:
+        path, student, steps = preset.distill.path, preset.distill.student, preset.distill.optimizer
+        given = preset.experts.path.waypoints
+        waypoints = str(given) if isinstance(given, int) else ",".join(map(str, given))
+        numbers = (
+            student.syn_steps,
+            f"{path.expert_epochs:g}",
+            f"{path.min_start_epoch:g}-{path.max_start_epoch:g}",
+            f"{steps.lr_img:g}",
+            f"{steps.lr_lr:g}",
+            f"{student.lr_teacher:g}",
+            student.batch_syn or "all",
+            "yes" if preset.experts.data.zca else "no",
+            "-" if path.trajectory == "discrete" else waypoints,
+        )
+        rows.append((preset.name, *map(str, numbers)))
+    return rows
+
+
 def percent(mean: float, std: float) -> str:
     """A share as people read it."""
     return f"{100 * mean:.1f} ± {100 * std:.1f} %"

@@ -6,6 +6,7 @@ import contextlib
 from pathlib import Path
 from typing import Any
 
+from mct_fast.cli.arguments import StoreClaims
 from mct_fast.run.errors import InputError
 
 
@@ -82,8 +83,8 @@ def buildable(names: list[str], own: dict[str, Any] | None, dataset: Any, task: 
     return networks
 
 
-def check_preset(chosen: Any, trajectories: Path) -> None:
-    """Raises :class:`InputError` if the preset ``chosen`` is for another dataset than the store's."""
+def check_dataset(argument: str, name: str, dataset: str, trajectories: Path) -> None:
+    """Raises :class:`InputError` if ``name``, given as ``argument``, is for another ``dataset`` than the store's."""
     from mct_fast.data.datasets import canonical_name
     from mct_fast.trajectory import TrajectoryStore
 
@@ -92,8 +93,38 @@ def check_preset(chosen: Any, trajectories: Path) -> None:
     except InputError:
         return  # which whoever reads the store says
     # A tree of a set's images is that set: folder:cifar10.
-    if canonical_name(stored.partition(":")[2] or stored) != canonical_name(chosen.experts.dataset):
+    if canonical_name(stored.partition(":")[2] or stored) != canonical_name(dataset):
         raise InputError(
-            f"preset: {chosen.name} is for {chosen.experts.dataset}, the experts of {trajectories} saw {stored}; "
-            "choose a preset of that dataset, or give its settings as options"
+            f"{argument}: {name} is for {dataset}, the experts of {trajectories} saw {stored}; "
+            f"choose a {argument} of that dataset, or give its settings as options"
         )
+
+
+def check_claims(claims: StoreClaims, trajectories: Path) -> None:
+    """Raises :class:`InputError` if the experts of the store are not what ``claims`` say."""
+    from mct_fast.data.datasets import canonical_name
+    from mct_fast.settings.names import convnet_suffixes
+    from mct_fast.trajectory import TrajectoryStore
+
+    if claims == StoreClaims():
+        return
+    manifest = TrajectoryStore.open(trajectories).manifest
+    data, model = manifest["dataset"], manifest["model"]
+    name = str(data["name"])
+    saw: dict[str, tuple[Any, Any]] = {}
+    if claims.dataset is not None:
+        saw["dataset"] = canonical_name(claims.dataset), canonical_name(name.partition(":")[2] or name)
+    if claims.model is not None:
+        wanted: dict[str, Any] = {"name": claims.model}
+        if claims.model.startswith("ConvNet"):
+            wanted = {"name": "ConvNet", **convnet_suffixes(claims.model)}
+        saw["model"] = wanted, {key: model.get(key) for key in wanted}
+    if claims.image_size is not None:
+        saw["image_size"] = claims.image_size, model.get("image_size")
+    if claims.zca:
+        saw["zca"] = True, bool(data.get("zca"))
+    for argument, (wanted, found) in saw.items():
+        if wanted != found:
+            raise InputError(
+                f"{argument}: the experts of {trajectories} have {found}, not {wanted}; give another store, or leave it out"
+            )

@@ -6,47 +6,33 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from tyro.conf import OmitArgPrefixes
+from tyro import MISSING
 
+from mct_fast.cli.arguments import SweepArguments
 from mct_fast.cli.output import print_rows, run_rows
-from mct_fast.cli.parsing import parse, preset_in
+from mct_fast.cli.parsing import parse, preset_in, use_plugin
 from mct_fast.cli.session import progress_bars, resumable, session
-from mct_fast.cli.stored import check_preset
+from mct_fast.cli.stored import check_dataset
 from mct_fast.run.errors import InputError
 
 
 def sweep_command(words: list[str]) -> None:
     """Distil several times side by side: seeds, step sizes, methods."""
-    from mct_fast.distill import DistillConfig, sweep
-
-    @dataclasses.dataclass(frozen=True)
-    class Arguments:
-        """Distil once for each combination of the values of --vary, all side by side, a run folder each in --out.
-
-        --vary seed=0,1,2 lr_img=100,1000 makes six runs. Each ends in the bits that 'mct-fast distill' gives it alone. What
-        the shapes of a match depend on, such as ipc and syn_steps, all have in common. The same command again goes on
-        where the runs stopped.
-        """
-
-        trajectories: Path
-        """Trajectory store that 'mct-fast experts' or 'mct-fast compress' wrote."""
-        out: Path
-        """Folder of the run folders."""
-        vary: tuple[str, ...]
-        """Options and their values: NAME=VALUE,VALUE,... each. NAME may be preset."""
-        preset: str | None = None
-        """Settings by name ('mct-fast presets' lists them), for every option that is not given."""
-        config: OmitArgPrefixes[DistillConfig] = DistillConfig()
 
     def parsed(words: list[str]) -> Any:
         chosen = preset_in(words)
-        default = None if chosen is None else Arguments(Path(), Path(), (), chosen.name, chosen.distill)
-        given = parse("sweep", Arguments, words, default)
+        default = (
+            None if chosen is None else SweepArguments(MISSING, MISSING, MISSING, chosen.name, config=chosen.distill)
+        )
+        given = parse("sweep", SweepArguments, words, default)
         if chosen is not None:
-            check_preset(chosen, given.trajectories)
+            check_dataset("preset", chosen.name, chosen.experts.data.dataset, given.trajectories)
         return given
 
-    given = parse("sweep", Arguments, words)
+    use_plugin(words)
+    given = parse("sweep", SweepArguments, words)
+    from mct_fast.distill import sweep
+
     common, runs = _without_vary(words), {}
     for values in _combinations(given.vary, {field.name for field in _fields(given)}):
         name = ",".join(f"{option}={value}" for option, value in values)

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
+from weakref import WeakKeyDictionary
 
 from torch import nn
 
@@ -13,7 +14,7 @@ from mct_fast.models.mlp import MLP
 from mct_fast.models.series import GRU, TCN
 from mct_fast.models.zoo import ZooModel, build_zoo
 from mct_fast.run.errors import InputError
-from mct_fast.settings.names import ZOO, check_name, convnet_suffixes
+from mct_fast.settings.names import ZOO, add_name, check_name, convnet_suffixes
 
 __all__ = [
     "GRU",
@@ -28,6 +29,7 @@ __all__ = [
     "check_name",
     "has_dropout",
     "model_spec",
+    "register_model",
     "spec_for",
     "without_dropout",
 ]
@@ -44,6 +46,23 @@ _TAKES = {"table": ("MLP",), "series": tuple(_NETWORKS)}
 
 _SHARED = ("channels", "image_size", "num_classes")
 _OPTIONS = ("depth", "width", "norm", "activation", "pooling", "dropout")
+
+
+_OWN: dict[str, Callable[..., nn.Module]] = {}
+_SPECS: WeakKeyDictionary[nn.Module, dict[str, Any]] = WeakKeyDictionary()  # of networks that they built
+
+
+def register_model(name: str, make: Callable[..., nn.Module]) -> None:
+    """Lets ``name`` stand for a network of your own, in settings, stores and on the command line (``--plugin``).
+
+    ``make(channels=..., image_size=..., num_classes=...)`` builds it, initialised by PyTorch's random numbers. A store or
+    run that names it can be read only where it is registered.
+
+    Raises:
+        InputError: a network of the package has the name.
+    """
+    add_name(name)
+    _OWN[name] = make
 
 
 def build_model(spec: Mapping[str, Any]) -> nn.Module:
@@ -71,13 +90,20 @@ def build_model(spec: Mapping[str, Any]) -> nn.Module:
     if name in _NETWORKS:
         network, options = _NETWORKS[name]
         return network(**{key: value for key, value in given.items() if key in _SHARED + options})
-    return build_zoo(name, **{key: value for key, value in given.items() if key in _SHARED})
+    shared = {key: value for key, value in given.items() if key in _SHARED}
+    if name in _OWN:
+        module = _OWN[name](**shared)
+        _SPECS[module] = {"name": name, **shared}
+        return module
+    return build_zoo(name, **shared)
 
 
 def model_spec(module: nn.Module) -> dict[str, Any]:
     """The JSON form of a network of this package, which :func:`build_model` takes back."""
     if isinstance(module, ConvNet | MLP | GRU | TCN | ZooModel):
         return dict(module.spec)
+    if module in _SPECS:
+        return dict(_SPECS[module])
     raise InputError(
         f"{type(module).__name__} is no model of mct_fast.models and has no spec: "
         "pass the module itself where a model is wanted"
@@ -100,7 +126,7 @@ def spec_for(model: str | Mapping[str, Any], inputs: Mapping[str, Any], kind: st
     name = spec["name"]
     if kind == "images" and name in ("GRU", "TCN"):
         raise InputError(f"model: {name} takes series, the data are images; use ConvNet or MLP")
-    if kind != "images" and name not in _TAKES[kind]:
+    if kind != "images" and name not in (*_TAKES[kind], *_OWN):
         others = "series" if name in _NETWORKS else "images"
         raise InputError(f"model: {name} takes {others}, the data are {kind}; use {', '.join(_TAKES[kind])}")
     return spec

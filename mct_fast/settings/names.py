@@ -61,18 +61,34 @@ _SUFFIXES: dict[str, tuple[str, str]] = {
 }
 
 
+_OWN: set[str] = set()
+
+
+def add_name(name: str) -> None:
+    """Lets ``name``, that of a network of the user's own, be given wherever a network is named.
+
+    Raises:
+        InputError: a network of the package has it.
+    """
+    if name.startswith("ConvNet") or name in (*VECTOR_NETWORKS, *ZOO):
+        raise InputError(f"name: {name!r} is a network of the package; give yours another")
+    _OWN.add(name)
+
+
 def check_name(name: str) -> None:
     """Raises :class:`InputError` for a name of a network that :func:`mct_fast.models.build_model` does not know."""
     if name.startswith("ConvNet"):
         convnet_suffixes(name)
-    elif name not in VECTOR_NETWORKS:
+    elif name not in VECTOR_NETWORKS and name not in _OWN:
         check_zoo_name(name)
 
 
 def check_zoo_name(name: str) -> None:
     """Raises :class:`InputError` for a name that is none of :data:`ZOO`."""
     if name not in ZOO:
-        raise InputError(f"model {name!r} is unknown: use ConvNet, MLP, GRU, TCN or one of {', '.join(ZOO)}")
+        raise InputError(
+            f"model {name!r} is unknown: use ConvNet, MLP, GRU, TCN or one of {', '.join(ZOO)}, or register_model"
+        )
 
 
 def convnet_suffixes(name: str) -> dict[str, Any]:

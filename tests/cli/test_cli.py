@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -43,13 +44,43 @@ def test_help_of_a_command(capsys: pytest.CaptureFixture[str], command: str) -> 
 
 def test_help_gives_units_and_defaults(capsys: pytest.CaptureFixture[str]) -> None:
     help_text = " ".join(run_cli(capsys, "distill", "--help")[1].replace("│", " ").split())
-    assert "--syn_steps INT N: steps of the student an iteration. (default: 20)" in help_text
-    assert "--expert_epochs FLOAT M: how many expert epochs ahead" in help_text
+    assert "--syn_steps STEPS N: steps of the student an iteration. (default: 20)" in help_text
+    assert "--expert_epochs EPOCHS M: how many expert epochs ahead" in help_text
 
 
-def test_overview_imports_no_torch() -> None:
-    code = "import sys; from mct_fast.cli import main; main(['--help']); sys.exit('torch' in sys.modules)"
+def test_help_stands_in_groups_with_choices_and_what_values_mean(capsys: pytest.CaptureFixture[str]) -> None:
+    for command, groups in (
+        ("experts", ("data", "network", "objective", "training", "augmentation", "path", "engine")),
+        ("distill", ("images", "path", "student", "optimiser", "augmentation", "evaluation", "engine")),
+        ("evaluate", ("network", "augmentation", "engine")),
+    ):
+        text = run_cli(capsys, command, "--help")[1]
+        assert [group for group in re.findall(r"^\W*(\w+) options\b", text, re.MULTILINE) if group in groups] == [
+            *groups
+        ]
+        shown = set(re.findall(r"--\w+ ([A-Z]+)\b", text))
+        assert {"FOLDER", "SEED", "DEVICE"} <= shown and not {"INT", "FLOAT", "STR", "PATH"} & shown
+        assert "{None}" not in text
+    assert "--adjoint {exact,unrolled,truncated}" in run_cli(capsys, "help", "distill")[1]
+
+
+@pytest.mark.parametrize("words", [["--help"], *([command, "--help"] for command in COMMANDS), ["presets"]])
+def test_help_imports_no_torch(words: list[str]) -> None:
+    code = f"import sys; from mct_fast.cli import main; main({words!r}); sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], capture_output=True, check=False).returncode == 0
+
+
+def test_a_dry_run_checks_everything_and_leaves_nothing(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, tiny_store: Path
+) -> None:
+    status, out, _ = run_cli(capsys, "experts", "--dry-run", "--out", tmp_path / "store", "--num_experts", "3")
+    assert status == 0 and "3 of 50 epochs" in out and "1293 train" in out
+    words = ("distill", "--dry-run", "--trajectories", tiny_store, "--out", tmp_path / "run", "--max_start_epoch", "1")
+    status, out, _ = run_cli(capsys, *words, "--iterations", "250")
+    assert status == 0 and "4 on val" in out and "10, 1 a class" in out
+    status, _, err = run_cli(capsys, *words, "--ipc", "5000")
+    assert status == 2 and err.startswith("mct-fast: error: ipc")
+    assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.parametrize(
