@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import mimetypes
 import os
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
@@ -27,6 +28,7 @@ _SHOWN_NAMES, _SHOWN_CLASSES = 3, 10
 
 HIDDEN = "hidden, or made by a tool"
 NO_PICTURE = "no picture"
+OTHER_FORMAT = "a picture of a format that is not read; convert it"
 NO_FILE = "neither a file nor a folder"
 LOOP = "a link to a folder that it lies in"
 STRAY = "a picture beside the class folders"
@@ -185,7 +187,8 @@ class ImageTree:
 def _why_no_picture(path: str) -> str:
     kind = picture_format(path)
     if kind is None:
-        return NO_PICTURE
+        meant, _ = mimetypes.guess_type(path)
+        return OTHER_FORMAT if (meant or "").startswith("image/") else NO_PICTURE
     remedy = "convert it" if kind == "HEIC" else "rename it"
     return f"a {kind} picture whose name does not end as one that is read; {remedy}"
 

@@ -1,8 +1,8 @@
 from __future__ import annotations
 
 import dataclasses
+import io
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -258,16 +258,19 @@ def test_resume_takes_a_store_that_has_moved(
     assert run_cli(capsys, "distill", "--resume", run, "--trajectories", moved)[0] == 0
 
 
-def test_a_terminal_that_cannot_print_every_letter_still_gets_the_result(tiny_run: Path, tiny_store: Path) -> None:
-    for words, shown in ((["inspect", tiny_run], " +- "), (["inspect", tiny_store, "--no-accuracy"], "segment")):
-        done = subprocess.run(
-            [sys.executable, "-m", "mct_fast", *map(str, words)],
-            capture_output=True,
-            text=True,
-            env={**os.environ, "PYTHONIOENCODING": "ascii"},
-        )
-        assert done.returncode == 0 and done.stderr == ""
-        assert done.stdout.isascii() and shown in done.stdout
+def test_a_terminal_that_cannot_print_every_letter_still_gets_the_result(
+    tiny_run: Path, tiny_store: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for words, shown in ((["inspect", tiny_run], b" +- "), (["inspect", tiny_store, "--no-accuracy"], b"segment")):
+        # The streams of a process with PYTHONIOENCODING=ascii.
+        out, err = io.TextIOWrapper(io.BytesIO(), encoding="ascii"), io.TextIOWrapper(io.BytesIO(), encoding="ascii")
+        monkeypatch.setattr(sys, "stdout", out)
+        monkeypatch.setattr(sys, "stderr", err)
+        assert cli.main([str(word) for word in words]) == 0
+        out.flush()
+        err.flush()
+        assert out.buffer.getvalue().isascii() and shown in out.buffer.getvalue()
+        assert err.buffer.getvalue() == b""
 
 
 def test_the_packaged_diabetes_table_ends_with_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
