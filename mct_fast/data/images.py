@@ -33,7 +33,7 @@ CHANGES = (
 _TURNED, _OPAQUE, _FIRST = (1 << bit for bit in range(len(CHANGES)))
 
 _BATCH = 64  # files a thread takes at once: fewer would spend the time on hand-over
-_DECODER = 2  # raise it when decoding changes, so that old cache entries are not used
+_DECODER = 3  # raise it when decoding changes, so that old cache entries are not used
 _GREY_MODES = frozenset({"1", "L", "LA"})
 _EXIF = frozenset({"exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif"})
 _ORIENTATION = 0x0112
@@ -160,10 +160,11 @@ def _decode_file(file: str, image_size: int | None) -> tuple[np.ndarray, bool, i
                 raise InputError(f"{file} has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits")
             grey = image.mode in _GREY_MODES
             changes = _FIRST if getattr(image, "is_animated", False) else 0
+            turned = image.format == "TIFF" and _orientation(image) in range(2, 9)  # which Pillow does while it loads
             colour: Any = image.convert("RGB")
             if not _EXIF.isdisjoint(image.info) and _orientation(image) in range(2, 9):
-                colour = ImageOps.exif_transpose(colour)
-                changes |= _TURNED
+                colour, turned = ImageOps.exif_transpose(colour), True
+            changes |= _TURNED if turned else 0
             if image.has_transparency_data:
                 changes |= _drop_alpha(file, image, colour)
     except InputError:

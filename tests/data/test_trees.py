@@ -18,7 +18,7 @@ from PIL import Image
 
 from mct_fast.cli import main
 from mct_fast.data import Dataset, load_dataset
-from mct_fast.data.trees import HIDDEN, LOOP, NO_FILE, NO_PICTURE, SPLIT_NAMES, STRAY
+from mct_fast.data.trees import HIDDEN, LOOP, NO_FILE, NO_PICTURE, OTHER_FORMAT, SPLIT_NAMES, STRAY
 from mct_fast.run.errors import InputError
 
 SIDE = 4
@@ -119,8 +119,11 @@ def test_pictures_with_other_suffixes_are_read_or_named(tmp_path: Path):
     write(root / "bee" / "photo.jpg_large", format="JPEG")
     (root / "bee" / "phone.heic").write_bytes(b"\0\0\0\x18ftypheic" + bytes(30))
     (root / "bee" / "labels.csv").write_text("BMW, bee\n")
+    write(root / "bee" / "old.pcx", format="PCX")
+    (root / "bee" / "drawn.svg").write_text("<svg/>")
     report = load(root).report
     assert report.files["train"] == {"ant": 5, "bee": 1}
+    assert sorted(report.left_out[OTHER_FORMAT]) == ["bee/drawn.svg", "bee/old.pcx"]
     named = {why.split(" picture")[0]: names for why, names in report.left_out.items()}
     assert named["a PNG"] == ["bee/photo"] and named["a JPEG"] == ["bee/photo.jpg_large"]
     assert named["a HEIC"] == ["bee/phone.heic"] and report.left_out[NO_PICTURE] == ["bee/labels.csv"]
@@ -251,7 +254,7 @@ def test_exif_orientation_is_applied_and_reported(tmp_path: Path, orientation: i
     pixels = torch.cat(everything).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).numpy()
     assert any(np.array_equal(found, upright) for found in pixels)
     turned = [name for why, names in dataset.report.changed.items() if "EXIF" in why for name in names]
-    assert bool(turned) == (orientation > 1 and format != "TIFF")  # Pillow turns TIFF by itself
+    assert bool(turned) == (orientation > 1)
 
 
 def test_icons_drawn_in_alpha_are_refused_and_other_transparency_reported(tmp_path: Path):
