@@ -5,17 +5,13 @@
 waypoints, each a list of parameter tensors, and beta: for two waypoints a list of epochs, for more a list of pieces, each
 a list of epochs from its first to its last, each a list of one number a parameter tensor.
 
-Nothing in such a file is ever run: all are read with ``weights_only=True``.  A file of today's format is a zip, whose checksums
-are checked, and is mapped into memory, so that only the parts in use occupy it; one that is compressed, or of PyTorch before
-1.6, is read whole.
+Nothing in such a file is ever run (`mct_fast.run.plain`); of one that is mapped into memory only the parts in use occupy it.
 """
 
 from __future__ import annotations
 
 import hashlib
 import re
-import warnings
-import zipfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +22,7 @@ from torch import Tensor
 
 from mct_fast.run.errors import InputError
 from mct_fast.run.files import atomic_write, sha256_tensor
+from mct_fast.run.plain import read_plain
 from mct_fast.trajectory import ConvexTrajectory
 from mct_fast.trajectory.path import flatten
 
@@ -236,39 +233,10 @@ def write_experts(file: Path, experts: Sequence[Sequence[Sequence[Tensor]]]) -> 
 
 def read_list(file: Path) -> list[Any]:
     """The list of plain containers and tensors that ``file`` holds."""
-    try:
-        mapped = _may_be_mapped(file)
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # about pickle protocols; either it loads or it is refused
-            content = torch.load(file, map_location="cpu", weights_only=True, mmap=mapped)
-    except InputError:
-        raise
-    except Exception as error:  # a damaged or foreign file can fail in every layer of the reader
-        if isinstance(error, OSError) and error.strerror:
-            raise InputError(f"source: cannot read {file} ({error.strerror}); check the path") from error
-        raise InputError(
-            f"source: {file} is not a plain file of tensors ({type(error).__name__}), and nothing in it was run; "
-            "give a buffer that torch.save wrote from lists of tensors, whole"
-        ) from error
+    content = read_plain("source", file, "give a buffer that torch.save wrote from lists of tensors, whole")
     if not isinstance(content, list) or not content:
         raise InputError(f"source: {file} is no list of experts; give a file of MTT's buffer.py")
     return content
-
-
-def _may_be_mapped(file: Path) -> bool:
-    """Whether ``file`` is a zip whose records lie in it as they are: mapped, PyTorch would take compressed ones for numbers.
-
-    It checks no CRC-32 either, so all are checked here.  Files saved without have 0 for each.
-    """
-    with open(file, "rb") as opened:
-        if opened.read(4) != b"PK\x03\x04":
-            return False
-    with zipfile.ZipFile(file) as archive:
-        records = archive.infolist()
-        damaged = archive.testzip() if any(record.CRC for record in records) else None
-    if damaged is not None:
-        raise InputError(f"source: {file} is damaged: its record {damaged} does not match its CRC-32; restore it")
-    return all(record.compress_type == zipfile.ZIP_STORED for record in records)
 
 
 def _experts_of(file: Path) -> list[list[list[Tensor]]]:
