@@ -14,8 +14,10 @@ from torch import Tensor
 
 from mct_fast import ops
 from mct_fast.matching.problem import MatchingProblem, StudentGradients
-from mct_fast.students.planes.engine import Batch, Engine, Weights, power_of_two
+from mct_fast.students.planes.engine import Engine
 from mct_fast.students.planes.memory import Step, TangentStep
+from mct_fast.students.planes.parameters import Weights, power_of_two
+from mct_fast.students.planes.patches import Batch
 
 PATCH_BYTES = 1 << 30
 """Windows of images that are held at once: of more steps than fit they are cut again on the way back."""
@@ -58,8 +60,8 @@ class _Images:
             kinds, tables = problem.augment.tables(steps, x.device)
             x = ops.dsa(x, kinds, tables)
         x = x.flatten(0, 1)
-        patches = engine.batch(len(x))
-        engine.patch(x, patches)
+        patches = engine.patches.room(len(x))
+        engine.patches.cut(x, patches)
         labels = problem.labels[places].flatten(0, 1)
         targets = engine.targets(labels).reshape(-1, outputs)
         return _Group(
@@ -82,9 +84,9 @@ class _Images:
             if group.kinds is not None and group.tables is not None:
                 gx = ops.dsa_transpose(gx, group.kinds, group.tables)
             position = self._positions(group)
-            self._engine.add_gradients(gx, position, alpha, sigma, images)
+            self._engine.patches.add_gradients(gx, position, alpha, sigma, images)
             if labels is not None:
-                self._engine.add_gradients(group.gy, position, alpha, sigma, labels)
+                self._engine.patches.add_gradients(group.gy, position, alpha, sigma, labels)
 
     def _positions(self, group: _Group) -> Tensor:
         """``(S, steps, n)``: where an image of the set lies among a step's images, -1 where it does not."""
@@ -105,16 +107,17 @@ class _Sweep:
         self._problem, self._engine, self._curvature = problem, engine, carry_curvature
         students, batch = problem.num_students, max(problem.sizes)
         images = students * batch
+        engine.check_batch(batch)
         g = engine.geometry
         kept = min(problem.syn_steps, keep_bytes // Step.nbytes(g, images, engine.how))
         self._first_kept = problem.syn_steps - kept
         spare = 1 if self._first_kept else 0
         self._steps = Step.allocate(g, kept + spare, students, batch, engine.device, engine.how)
-        at_once = max(1, PATCH_BYTES // (images * engine.patch_bytes))
+        at_once = max(1, PATCH_BYTES // (images * engine.patches.nbytes))
         self._chunks = [
             range(first, min(first + at_once, problem.syn_steps)) for first in range(0, problem.syn_steps, at_once)
         ]
-        self._arena = engine.arena(students, problem.sizes)
+        self._arena = engine.parameters.arena(students, problem.sizes)
         self._alpha = problem.alpha
 
     def _step(self, step: int) -> Step:
@@ -124,12 +127,12 @@ class _Sweep:
     def run(self) -> StudentGradients:
         problem, engine = self._problem, self._engine
         path, images = self._forward()
-        final, start = engine.unpack(path[-1].values), engine.unpack(path[0].values)
+        final, start = engine.parameters.unpack(path[-1].values), engine.parameters.unpack(path[0].values)
         distance, _ = problem.target.distance(start, start.new_ones(len(start)))
         loss, costate = problem.target.distance(final, distance)
         sigma = power_of_two(costate)
-        dot = engine.weights(problem.num_students)
-        engine.pack(costate, dot, sigma)
+        dot = engine.parameters.room(problem.num_students)
+        engine.parameters.pack(costate, dot, sigma)
         grad_images, grad_labels = problem.zeros(problem.num_students)
         by_outputs = None if grad_labels is None else grad_labels.view(*grad_labels.shape[:2], -1)
         loss_dot = self._backward(path, images, dot, sigma, grad_images, by_outputs)
@@ -138,9 +141,9 @@ class _Sweep:
     def _forward(self) -> tuple[list[Weights], _Images]:
         """Parameters of every step, and the images of the last steps."""
         problem, engine = self._problem, self._engine
-        path = [engine.weights(problem.num_students) for _ in range(problem.syn_steps + 1)]
+        path = [engine.parameters.room(problem.num_students) for _ in range(problem.syn_steps + 1)]
         start = problem.start
-        engine.pack_point(start.origin, start.end, start.weights, path[0])
+        engine.parameters.pack_point(start.origin, start.end, start.weights, path[0])
         images = None
         for chunk in self._chunks:
             images = _Images(problem, engine, chunk)
@@ -149,8 +152,8 @@ class _Sweep:
                 here, students = self._step(step), problem.num_students
                 engine.forward(path[step], x, here, students, batch)
                 engine.backward(path[step], x, y, here, self._arena, students, batch)
-                parts = engine.parts(students, batch)
-                engine.update(path[step].values, self._arena, parts, self._alpha, here.tau, path[step + 1])
+                parts = engine.parameters.parts(students, batch)
+                engine.parameters.update(path[step].values, self._arena, parts, self._alpha, here.tau, path[step + 1])
         assert images is not None
         return path, images
 
@@ -178,7 +181,7 @@ class _Sweep:
                     curvature=carry,
                 )  # fmt: skip
                 if carry:
-                    parts = engine.parts(students, batch)
-                    engine.update(dot.values, self._arena, parts, self._alpha, here.tau, dot)
+                    parts = engine.parameters.parts(students, batch)
+                    engine.parameters.update(dot.values, self._arena, parts, self._alpha, here.tau, dot)
             images.add_gradients(self._alpha, sigma, grad_images, grad_labels)
         return loss_dot

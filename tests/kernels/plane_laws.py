@@ -15,7 +15,8 @@ from mct_fast.matching import plane_sweep
 from mct_fast.matching.adjoint import Exact, Truncated
 from mct_fast.matching.points import Points
 from mct_fast.students.planes import memory
-from mct_fast.students.planes.engine import Engine, Weights
+from mct_fast.students.planes.engine import Engine
+from mct_fast.students.planes.parameters import Weights
 from tests.kernels.laws import close
 from tests.kernels.plane_cases import Anywhere, Case
 
@@ -48,9 +49,9 @@ def packing(device: str) -> None:
     for how in PRECISIONS.values():
         engine = Anywhere(case.fused, how).engine(torch.device(device))
         theta = case.problem(device=device).theta
-        weights = engine.weights(case.students)
-        engine.pack(theta, weights)
-        assert torch.equal(engine.unpack(weights.values), theta)
+        weights = engine.parameters.room(case.students)
+        engine.parameters.pack(theta, weights)
+        assert torch.equal(engine.parameters.unpack(weights.values), theta)
         filling_is_zero(engine, weights)
         halves = _halves(engine, weights).double().sum(1)
         close(halves, weights.values.double().cpu(), "halves", 3e-4 if how.halves == 1 else 1e-6)
@@ -65,7 +66,7 @@ def _halves(engine: Engine, weights: Weights) -> Tensor:
 
 def filling_is_zero(engine: Engine, weights: Weights) -> None:
     """What lies between the parameters."""
-    filling = engine.layout.index.to(weights.values.device) < 0
+    filling = engine.parameters.layout.index.to(weights.values.device) < 0
     assert filling.any()
     assert not weights.values[:, filling].any()
     assert not _halves(engine, weights)[:, :, filling].any()
@@ -79,11 +80,11 @@ def point_agrees(device: str) -> None:
     sizes = tuple(torch.Size(shape).numel() for shape in case.fused.plan.shapes)
     for tensors in (sizes, (sum(sizes),)):
         fractions = torch.rand(case.students, len(tensors), generator=torch.Generator().manual_seed(3)).to(device)
-        weights = engine.weights(case.students)
+        weights = engine.parameters.room(case.students)
         parts = torch.stack([1 - fractions, fractions])
-        engine.pack_point(problem.start.origin, problem.target.origin, parts, weights)
+        engine.parameters.pack_point(problem.start.origin, problem.target.origin, parts, weights)
         point = Points(problem.start.origin, problem.target.origin, parts, tensors, torch.empty(0)).dense()
-        close(engine.unpack(weights.values), point.cpu(), "point", 1e-7)
+        close(engine.parameters.unpack(weights.values), point.cpu(), "point", 1e-7)
         filling_is_zero(engine, weights)
 
 
@@ -134,13 +135,13 @@ def match_agrees(name: str, kind: str, kept: str, device: str) -> None:
     case, exact = MATCHES[name], kind == "exact"
     truth = (Exact() if exact else Truncated()).solve(case.problem(torch.float64))
     engine, before = Anywhere(case.fused, memory.FINE).engine(torch.device(device)), plane_sweep.PATCH_BYTES
-    update = engine.update
+    update = engine.parameters.update
 
     def checked(*args: Any) -> None:
         update(*args)
         filling_is_zero(engine, args[-1])
 
-    engine.update, plane_sweep.PATCH_BYTES = checked, before if kept == "all" else 1
+    engine.parameters.update, plane_sweep.PATCH_BYTES = checked, before if kept == "all" else 1
     try:
         keep_bytes = 1 << 40 if kept == "all" else 0
         match = plane_sweep.sweep(case.problem(device=device), engine, carry_curvature=exact, keep_bytes=keep_bytes)

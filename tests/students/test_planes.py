@@ -15,6 +15,7 @@ from mct_fast.students.fused_convnet import ConvPlan
 from mct_fast.students.planes import geometry
 from mct_fast.students.planes.geometry import Geometry, why_not
 from mct_fast.students.planes.layout import BLOCK, Layout
+from mct_fast.students.planes.memory import FINE
 from mct_fast.tasks import Classification
 
 REFERENCE = dict(depth=3, width=128, channels=3, image_size=32, num_classes=10)
@@ -164,3 +165,16 @@ def test_what_modules_without_triton_repeat_of_the_kernels() -> None:
 
     assert first.TILE.value == geometry.TILE
     assert params.BLOCK.value == BLOCK
+
+
+def test_more_images_than_32_bits_number_are_refused() -> None:
+    """At 64x64 and in pairs of halves 7,257 planes of 128 channels with their borders are 2^31 numbers."""
+    pytest.importorskip("triton")
+    from tests.kernels.plane_cases import Anywhere
+
+    fused = FusedStudent(ConvNet(**{**REFERENCE, "depth": 4, "image_size": 64}), Classification())
+    student = Anywhere(fused, FINE)
+    student.engine(torch.device("meta")).check_batch(7256)
+    params, x = torch.empty(1, fused.num_params, device="meta"), torch.empty(1, 7257, 3, 64, 64, device="meta")
+    with pytest.raises(InputError, match="batch: 7257 images of a network at once .* give at most 7256"):
+        student.gradient(params, x, torch.empty(1, 7257, dtype=torch.int64, device="meta"))

@@ -17,7 +17,8 @@ from mct_fast.students.protocol import Tangent
 from mct_fast.tasks.heads import BinaryCrossEntropyHead, Head
 
 if TYPE_CHECKING:
-    from mct_fast.students.planes.engine import Engine, Loss, Weights
+    from mct_fast.students.planes.engine import Engine, Loss
+    from mct_fast.students.planes.parameters import Weights
 
 LOGITS_IMAGES = 2048
 """Images, times students, that `logits` takes at once: it bounds its memory."""
@@ -70,7 +71,9 @@ class PlaneStudent:
             engine, step, weights, patches, targets, arena = self._made(params, x, y)
             students, batch = x.shape[:2]
             engine.backward(weights, patches, targets, step, arena, students, batch)
-            return step.loss.clone(), engine.gradient(arena, engine.parts(students, batch), step.tau, students)
+            return step.loss.clone(), engine.parameters.gradient(
+                arena, engine.parameters.parts(students, batch), step.tau, students
+            )
 
     def gradient_keeping(self, params: Tensor, x: Tensor, y: Tensor) -> tuple[Tensor, Tensor, Any]:
         if not self.takes(x):
@@ -84,15 +87,15 @@ class PlaneStudent:
             return self._tangent(params, tangent, x, y)
 
     def _tangent(self, params: Tensor, tangent: Tensor, x: Tensor, y: Tensor) -> Tangent:
-        from mct_fast.students.planes.engine import power_of_two
+        from mct_fast.students.planes.parameters import power_of_two
 
         tangent = self._checked(tangent, "tangent")
         engine, step, weights, patches, targets, arena = self._made(params, x, y)
         students, batch = x.shape[:2]
         engine.backward(weights, patches, targets, step, arena, students, batch, gradients=False)
-        dot, g = engine.weights(students), engine.geometry
+        dot, g = engine.parameters.room(students), engine.geometry
         sigma = power_of_two(tangent)
-        engine.pack(tangent, dot, sigma)
+        engine.parameters.pack(tangent, dot, sigma)
         t = TangentStep.allocate(g, students, batch, engine.columns(batch), engine.device, engine.how)
         loss_dot = torch.empty(students, dtype=torch.float64, device=x.device)
         gx = torch.empty_like(x, memory_format=torch.contiguous_format)
@@ -100,7 +103,7 @@ class PlaneStudent:
         engine.tangent(
             weights, dot, patches, targets, step, t, arena, loss_dot, gy, gx, students, batch, curvature=True
         )  # fmt: skip
-        hvp = engine.gradient(arena, engine.parts(students, batch), step.tau, students)
+        hvp = engine.parameters.gradient(arena, engine.parameters.parts(students, batch), step.tau, students)
         scale = sigma[:, None]
         soft = (gy.view(students, -1) / scale).view(y.shape) if y.is_floating_point() else None
         by_images = (gx.view(students, -1) / scale).view(gx.shape)
@@ -111,16 +114,16 @@ class PlaneStudent:
             return self.fused.logits(params, x)
         with torch.cuda.device_of(x):
             engine, students = self.engine(x.device), len(params)
-            params, weights = self._checked(params, "params"), engine.weights(students)
+            params, weights = self._checked(params, "params"), engine.parameters.room(students)
             self._check_images(x[None])
-            engine.pack(params, weights)
+            engine.parameters.pack(params, weights)
             chunk = max(1, LOGITS_IMAGES // students)
             return torch.cat([self._outputs(engine, weights, part, students) for part in x.split(chunk)], dim=1)
 
     def _outputs(self, engine: Engine, weights: Weights, x: Tensor, students: int) -> Tensor:
         """``(S, b, K)`` of all students on the same images ``(b, C, H, W)``."""
-        step, one = self._room(engine, students, len(x)), engine.batch(len(x))
-        engine.patch(x.contiguous(), one)
+        step, one = self._room(engine, students, len(x)), engine.patches.room(len(x))
+        engine.patches.cut(x.contiguous(), one)
         shared = type(one)(one.patches.repeat(students, 1, 1), one.sums.repeat(students, 1))
         engine.forward(weights, shared, step, students, len(x))
         return step.out[: students * len(x)].view(students, len(x), -1).clone()
@@ -146,12 +149,13 @@ class PlaneStudent:
             raise InputError(
                 f"y: labels of shape {tuple(y.shape)}; give {engine.geometry.outputs} outputs for {batch} images"
             )
+        engine.check_batch(batch)
         targets = targets.flatten(0, 1)
-        weights, patches = engine.weights(students), engine.batch(students * batch)
-        engine.pack(params, weights)
-        engine.patch(x.contiguous().flatten(0, 1), patches)
+        weights, patches = engine.parameters.room(students), engine.patches.room(students * batch)
+        engine.parameters.pack(params, weights)
+        engine.patches.cut(x.contiguous().flatten(0, 1), patches)
         step = self._room(engine, students, batch)
-        arena = engine.arena(students, (batch,))
+        arena = engine.parameters.arena(students, (batch,))
         engine.forward(weights, patches, step, students, batch)
         return engine, step, weights, patches, targets, arena
 
