@@ -14,7 +14,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mct_fast.cli import commands, main
+from mct_fast.cli import commands, docs, main, sweep
 from mct_fast.cli.parsing import _options
 from mct_fast.data.datasets import REGISTRY
 from mct_fast.data.sources import RawDataset, ReadOptions, read_digits
@@ -64,7 +64,8 @@ def options_of(command: str) -> list[str]:
         raise FoundError(sorted(name for name, _ in _options(arguments)))
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(commands, "parse", found)
+        for module in (commands, sweep, docs):
+            patch.setattr(module, "parse", found)
         with pytest.raises(FoundError) as caught:
             commands.COMMANDS[command]([])
     return caught.value.args[0]
@@ -84,12 +85,21 @@ def place(tiny_store: Path, tiny_run: Path) -> dict[str, list[str]]:
             "--trajectories", str(tiny_store), "--out", out, "--syn-steps", "2", "--expert-epochs", "1",
             "--max-start-epoch", "1",
         ],
+        "sweep": [
+            "--trajectories", str(tiny_store), "--out", out, "--syn-steps", "2", "--expert-epochs", "1",
+            "--max-start-epoch", "1", "--vary", "seed=0,1",
+        ],
+        "docs": [],
         "evaluate": [str(tiny_run)],
         "report": [str(tiny_run)],
         "inspect": [str(tiny_store)],
         "presets": [],
         "demo": ["--out", out],
     }  # fmt: skip
+
+
+def test_every_command_is_tried(place: dict[str, list[str]]) -> None:
+    assert set(place) == set(commands.COMMANDS)
 
 
 @given(seed=st.integers(0, 2**63))
@@ -103,7 +113,8 @@ def test_any_value_of_any_option_is_taken_or_refused_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MCT_FAST_CACHE", str(tmp_path / "cache"))
-    monkeypatch.setattr(commands, "progress_bars", lambda communicator=None: Beginning())
+    for module in (commands, sweep):
+        monkeypatch.setattr(module, "progress_bars", lambda communicator=None: Beginning())
     monkeypatch.setattr("mct_fast.view.report.write_report", lambda path: path)  # says nothing about values
     monkeypatch.setitem(REGISTRY._builtin, "digits", digits)
     chance = random.Random(seed)
