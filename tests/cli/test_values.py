@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import random
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,10 +15,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mct_fast.cli import commands, docs, main, sweep
+from mct_fast.cli import commands, main
 from mct_fast.cli.parsing import _options
 from mct_fast.data.datasets import REGISTRY
 from mct_fast.data.sources import RawDataset, ReadOptions, read_digits
+from mct_fast.distilled import DistilledDataset
+from mct_fast.distilled.exchange import export
 
 EACH = 1 if settings.default.derandomize else 5  # pyright: ignore[reportOptionalMemberAccess]
 """Values an example: 10,000 with --hypothesis-profile=thorough, a few with every run."""
@@ -57,6 +60,13 @@ class FoundError(Exception):
     pass
 
 
+def replaced(patch: pytest.MonkeyPatch, name: str, by: Any) -> None:
+    """``name`` in every module of commands that has it."""
+    for module in [module for path, module in sys.modules.items() if path.startswith("mct_fast.cli.")]:
+        if hasattr(module, name):
+            patch.setattr(module, name, by)
+
+
 def options_of(command: str) -> list[str]:
     """Every option of ``command`` and of its settings; positional arguments among them, which are refused by that name."""
 
@@ -64,8 +74,7 @@ def options_of(command: str) -> list[str]:
         raise FoundError(sorted(name for name, _ in _options(arguments)))
 
     with pytest.MonkeyPatch.context() as patch:
-        for module in (commands, sweep, docs):
-            patch.setattr(module, "parse", found)
+        replaced(patch, "parse", found)
         with pytest.raises(FoundError) as caught:
             commands.COMMANDS[command]([])
     return caught.value.args[0]
@@ -77,6 +86,7 @@ def place(tiny_store: Path, tiny_run: Path) -> dict[str, list[str]]:
     buffer = tiny_run.parent / "replay_buffer_0.pt"
     torch.save([[[torch.ones(10, 64), torch.ones(10)]] * 3], buffer)
     out = str(tiny_run.parent / "begun")
+    (made,) = export(DistilledDataset.load(tiny_run / "distilled"), "npz", tiny_run.parent / "exported")
     return {
         "experts": ["--out", out, "--num-experts", "1", "--depth", "1", "--width", "4"],
         "compress": [str(buffer), "--out", out, "--dataset", "digits"],
@@ -90,6 +100,8 @@ def place(tiny_store: Path, tiny_run: Path) -> dict[str, list[str]]:
             "--max-start-epoch", "1", "--vary", "seed=0,1",
         ],
         "docs": [],
+        "export": [str(tiny_run), "--to", "npz", "--out", out],
+        "import": [str(made), "--dataset", "digits", "--out", out],
         "evaluate": [str(tiny_run)],
         "report": [str(tiny_run)],
         "inspect": [str(tiny_store)],
@@ -113,8 +125,7 @@ def test_any_value_of_any_option_is_taken_or_refused_in_one_line(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("MCT_FAST_CACHE", str(tmp_path / "cache"))
-    for module in (commands, sweep):
-        monkeypatch.setattr(module, "progress_bars", lambda communicator=None: Beginning())
+    replaced(monkeypatch, "progress_bars", lambda communicator=None: Beginning())
     monkeypatch.setattr("mct_fast.view.report.write_report", lambda path: path)  # says nothing about values
     monkeypatch.setitem(REGISTRY._builtin, "digits", digits)
     chance = random.Random(seed)
