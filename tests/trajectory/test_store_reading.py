@@ -11,7 +11,7 @@ from safetensors import safe_open
 from mct_fast.models.init import Uniform, draw
 from mct_fast.run.files import RowSpool
 from mct_fast.trajectory import ConvexTrajectory, PathRecorder, TrajectoryStore
-from mct_fast.trajectory import store as module
+from mct_fast.trajectory import shards as module
 
 SHAPES = [torch.Size((40, 25)), torch.Size((24,))]
 PLAN = (Uniform(25), Uniform(25))
@@ -72,10 +72,10 @@ def test_the_cache_is_bounded_and_forgets_the_oldest(store: TrajectoryStore, mon
     assert len(drawn) == 5
     for i in range(8):
         bounded[i]
-        assert sum(path.waypoints.nbytes for path in bounded._cache.values()) <= 3 * POINTS
+        assert bounded.shards.held_bytes <= 3 * POINTS
     assert len(hashed) == 8, "a file is hashed once, however often it is decoded"
     nothing = TrajectoryStore.open(store.path, cache_bytes=0)
-    assert torch.equal(nothing[0].at(2.5), bounded[0].at(2.5)) and not nothing._cache
+    assert torch.equal(nothing[0].at(2.5), bounded[0].at(2.5)) and not nothing.shards.held_bytes
 
 
 def test_a_discrete_path_reads_one_checkpoint_at_a_time(
