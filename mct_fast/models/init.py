@@ -71,7 +71,7 @@ def plan_from_json(entries: Sequence[Mapping[str, Any]]) -> Plan:
             Uniform(int(entry["fan_in"])) if "fan_in" in entry else Constant(float(entry["constant"]))
             for entry in entries
         )
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError) as error:
         raise InputError("init: is no list of {'fan_in': n} and {'constant': x}; write it as Plan.to_json") from error
 
 

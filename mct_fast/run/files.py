@@ -140,7 +140,7 @@ def reading(argument: str, place: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except InputError:
         raise
-    except (KeyError, IndexError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, IndexError, TypeError, ValueError, AttributeError, ArithmeticError) as error:
         detail = str(error).replace("\n", " ") or type(error).__name__
         raise InputError(
             f"{argument}: {place} is damaged, or another release wrote it ({detail}); restore it"

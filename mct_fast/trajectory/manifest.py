@@ -26,7 +26,7 @@ _FORM = {
     "dataset": SOURCE,
     "recipe": dict,
     "experts": dict,
-    "init?": ([dict], None),
+    "init?": ([({"fan_in": int}, {"constant": float})], None),
     "task?": ({"name": str}, None),
 }
 _FILE = {"file": object, "sha256": str, "bytes": int}
