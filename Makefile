@@ -1,5 +1,6 @@
 # make demo   distils a real dataset and writes a page about it
 # make test   lints and runs every test
+# make docs   builds the documentation's site, into site/
 # make wheel  builds what people install, into dist/
 # Each creates .venv first. PYTHON=python3.12 chooses the interpreter, VENV=folder the place.
 
@@ -15,7 +16,7 @@ TORCH_PAIR := $(shell sed -nE 's/^ *"(torch(vision)?[<>=~!][^"]*)",?$$/"\1"/p' p
 HAS_CXX = $(shell set -- $${CXX:-c++}; command -v "$$1")
 REQUIRE_EXT = $(if $(filter-out 0,$(MCT_FAST_NO_EXT)),0,$(if $(HAS_CXX),1,0))
 
-.PHONY: demo test install lint typecheck format bench wheel clean
+.PHONY: demo test install lint typecheck format bench docs wheel clean
 
 demo: install
 	$(BIN)/mct-fast demo --out $(DEMO)
@@ -39,6 +40,10 @@ format: install
 bench: install
 	$(BIN)/python -m bench all
 
+# site/: the documentation, from the files alone; a warning is an error.
+docs: install
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 # dist/: the source distribution, and a wheel of it for Linux on x86-64 with the compiled kernels. auditwheel gives it the tag
 # of the oldest system that it runs on. libgomp is left out of it: PyTorch brings its own, and there must be one alone, or
 # torch.set_num_threads() would not reach the kernels.
@@ -61,5 +66,5 @@ $(VENV)/.installed: $(VENV)/.torch pyproject.toml setup.py $(CSRC)
 	touch $@
 
 clean:
-	rm -rf build dist *.egg-info mct_fast/*.so .pytest_cache .ruff_cache .benchmarks
+	rm -rf build dist site *.egg-info mct_fast/*.so .pytest_cache .ruff_cache .benchmarks
 	find . -name __pycache__ -not -path './.venv/*' -prune -exec rm -rf {} +
