@@ -169,6 +169,11 @@ class EvaluateArguments:
     """The split to score on: test or val."""
     random_real: bool = True
     """Also train on as many random real images, the baseline."""
+    coreset: str | None = None
+    """Also train on as many real images that are chosen by a network's features, the field's controls: herding, kcenter, or
+    both, separated by commas."""
+    coreset_epochs: int = 5
+    """Epochs that this network is trained on all training data; 0: a random network."""
     dataset: str | None = None
     """Dataset to score on; left out, the one that the set was distilled from."""
     data_path: str | None = None

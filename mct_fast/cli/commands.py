@@ -192,7 +192,10 @@ def _evaluate(words: list[str]) -> None:
             if names is None
             else buildable(names, own, dataset, distilled.task)
         )
-        rows: list[tuple[str, ...]] = [("network", given.split, *(["random real"] if given.random_real else []))]
+        methods = [name.strip() for name in (given.coreset or "").split(",") if name.strip()]
+        coresets = _coresets(methods, distilled, dataset, given, progress_bars(communicator))
+        head = ("network", given.split, *(["random real"] if given.random_real else []), *methods)
+        rows: list[tuple[str, ...]] = [head]
         done = f"networks that were finished are {'kept' if kept_in else 'printed above; nothing is kept'}"
         with resumable(done):
             for network in networks:
@@ -207,10 +210,50 @@ def _evaluate(words: list[str]) -> None:
                     communicator=communicator,
                 )
                 result = format_metric(record["metric"], record["mean"], record["std"])
-                rows.append((record["model"], result, *([baseline_text(record) or ""] if given.random_real else [])))
+                controls = _controls(coresets, distilled, dataset, given, network, communicator)
+                rows.append(
+                    (record["model"], result, *([baseline_text(record) or ""] if given.random_real else []), *controls)
+                )
                 if kept_in is not None:
                     communicator.lead(lambda record=record: Run.open(kept_in).add_evaluation(record))
         communicator.lead(lambda: print_rows(rows))
+
+
+def _coresets(methods: list[str], distilled: Any, dataset: Any, given: Any, progress: Any) -> list[Any]:
+    """The real images that each of ``methods`` chooses, as many as ``distilled`` has."""
+    if not methods:
+        return []
+    from mct_fast.coreset import coreset
+
+    ipc, protocol = len(distilled) // distilled.num_classes, given.config.protocol
+    return [
+        coreset(
+            dataset, ipc, method, epochs=given.coreset_epochs, seed=protocol.seed, device=protocol.device,
+            progress=progress,
+        )
+        for method in methods
+    ]  # fmt: skip
+
+
+def _controls(
+    coresets: list[Any], distilled: Any, dataset: Any, given: Any, network: Any, communicator: Any
+) -> list[str]:
+    """What networks reach that are trained on each of ``coresets``, as people read it."""
+    if not coresets:
+        return []
+    from mct_fast.coreset import evaluate_coreset
+    from mct_fast.evaluate import baseline_lrs
+    from mct_fast.tasks import format_metric
+
+    lrs = baseline_lrs(distilled, given.config.networks.lr_net)
+    found = [
+        evaluate_coreset(
+            chosen, dataset, given.config, model=network, split=given.split, lrs=lrs,
+            progress=progress_bars(communicator), communicator=communicator,
+        )
+        for chosen in coresets
+    ]  # fmt: skip
+    return [format_metric(result.metric, result.mean, result.std) for result in found]
 
 
 def _measured(distilled: Any, dataset: Any, config: Any, random_real: bool, **common: Any) -> dict[str, Any]:
