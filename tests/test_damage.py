@@ -194,7 +194,7 @@ def _unsealed(content: Any) -> Any:
 
 def _page(folder: Path) -> list[Any]:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("mct_fast.view.report._png", lambda *_, **__: b"")  # what is drawn, not its pixels
+        patch.setattr("mct_fast.view.figures.png", lambda *_, **__: b"")  # what is drawn, not its pixels
         return [run_rows(folder), Run.open(folder).load_checkpoint(), write_report(folder)]
 
 

@@ -185,10 +185,15 @@ class EvaluateArguments:
 
 @dataclass(frozen=True)
 class ReportArguments:
-    """Write report.html, images.png and curves.png into a run's folder."""
+    """Write report.html, images.png and curves.png into a run's folder; of several runs, one page that compares them.
 
-    run: Positional[Path]
-    """Run folder that 'mct-fast distill' wrote."""
+    A run that is still going gives a page too.
+    """
+
+    runs: Positional[tuple[Path, ...]]
+    """Run folders that 'mct-fast distill' wrote."""
+    out: Path = Path("comparison.html")
+    """The page that compares several runs."""
     tensorboard: bool = False
     """Also write TensorBoard event files (needs the package tensorboard)."""
 

@@ -22,7 +22,7 @@ _PLACEHOLDERS = (
     (r"device", "DEVICE"),
     (r"preset|dataset|plugin|model|files", "NAME"),
     (r"trajectories|store", "STORE"),
-    (r"resume|run", "RUN"),
+    (r"resume|runs?", "RUN"),
     (r"data_path|out|to_mtt", "FOLDER"),
     (r"test_path|labels_path", "FILE"),
     (r"iterations|.*_iterations|eval_it|checkpoint_every|lr_decay_every", "ITERATIONS"),

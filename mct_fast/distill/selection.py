@@ -44,6 +44,8 @@ class Selection:
         check_agreement(self.communicator, "images", sha256_tensor(state.images))
         images, labels, syn_lr = state.shown, state.labels.value, state.step_size.value
         candidate = self.job.distilled(images, labels, syn_lr, state.iteration)
+        if state.iteration == 0:
+            self.run.keep_first(candidate)
         splits = tuple(dict.fromkeys((config.select_on, "test"))) if config.eval_test else (config.select_on,)
         results = self._scored(candidate, splits)
         result, state.evaluated = results[config.select_on], state.iteration

@@ -11,13 +11,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from PIL import Image
 from torch import Tensor
-from torchvision.transforms.functional import to_pil_image
-from torchvision.utils import make_grid
 
 from mct_fast.data import Dataset, TableTransform
 from mct_fast.data.checks import check_class_names
 from mct_fast.data.transforms import Transform, transform_from_state
+from mct_fast.distilled.picture import picture
 from mct_fast.distilled.table import write_table
 from mct_fast.run.errors import InputError
 from mct_fast.run.files import atomic_write, parse_json, reading, sha256_file
@@ -107,6 +107,11 @@ class DistilledDataset:
         """What the labels say: classes, unless ``provenance`` says otherwise."""
         return task_from_state(self.provenance.get("task"))
 
+    @property
+    def classes(self) -> Tensor:
+        """The class ``(n,)`` of each image; of soft labels, the likeliest."""
+        return self.labels if self.labels.ndim == 1 else self.labels.argmax(1)
+
     def pixels(self) -> Tensor:
         """The images ``(n, C, H, W)`` as people see them: transform undone, clipped to [0, 1]."""
         if isinstance(self.transform, TableTransform):
@@ -166,21 +171,16 @@ class DistilledDataset:
             _ = made.task  # read later, so that it is known to be sound
         return made
 
-    def grid(self, columns: int = 10) -> Tensor:
-        """All images as one picture ``(3, height, width)`` in [0, 1], small ones enlarged by whole factors."""
-        pixels = self.pixels()
-        factor = max(1, 64 // pixels.shape[-1])
-        pixels = pixels.repeat_interleave(factor, 2).repeat_interleave(factor, 3)
-        if pixels.shape[1] not in (1, 3):
-            pixels = pixels.mean(1, keepdim=True)
-        return make_grid(pixels, nrow=columns, padding=4, pad_value=1.0)
+    def picture(self) -> Image.Image:
+        """All images in one picture, under the names of their classes, small ones enlarged."""
+        return picture(self.pixels(), self.classes, self.class_names)
 
     def to_png(self, path: str | Path) -> Path:
-        """Writes :meth:`grid` as a PNG."""
+        """Writes :meth:`picture` as a PNG."""
         path = Path(path)
-        picture = to_pil_image(self.grid())
+        whole = self.picture()
         try:
-            atomic_write(path, lambda temporary: picture.save(temporary, format="PNG"))
+            atomic_write(path, lambda temporary: whole.save(temporary, format="PNG"))
         except OSError as error:
             raise InputError(f"path: cannot write {path} ({error.strerror}); choose a writable folder") from error
         return path

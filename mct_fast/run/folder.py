@@ -6,6 +6,7 @@
     environment.json         versions and processor at the beginning
     metrics.jsonl            one JSON object a line, in the order of events
     checkpoint.safetensors   tensors, and the rest of the state as JSON in the file's metadata
+    first/                   what it began with
     evaluations.json         what 'mct-fast evaluate' found afterwards, one record a network
 
 Nothing is pickled, and every file knows its own checksum (``run/sealed.py``, ``run/journal.py``). A checkpoint is whole or
@@ -61,6 +62,9 @@ class Unkept:
         pass
 
     def keep(self, product: Product) -> None:
+        pass
+
+    def keep_first(self, product: Product) -> None:
         pass
 
     def save_checkpoint(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
@@ -184,6 +188,10 @@ class Run:
         """Writes what was made, in place of what was kept before, and what people look at."""
         product.save(self.path / "distilled")
         product.write_preview(self.path)
+
+    def keep_first(self, product: Product) -> None:
+        """Writes what the run began with, for people to compare."""
+        product.save(self.path / "first")
 
     def save_checkpoint(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Replaces the checkpoint, atomically. ``state`` is JSON-able; floats survive exactly."""

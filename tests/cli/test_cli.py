@@ -292,3 +292,14 @@ def test_the_packaged_diabetes_table_ends_with_a_page(tmp_path: Path, capsys: py
     )  # fmt: skip
     assert code == 0, err
     assert "<NA>" not in (tmp_path / "run" / "report.html").read_text()
+
+
+def test_several_runs_are_compared_in_a_page(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, tiny_run: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    other = shutil.copytree(tiny_run, tmp_path / "other")
+    assert run_cli(capsys, "report", tiny_run, other) == (0, "report  comparison.html\n", "")
+    assert "2 runs" in (tmp_path / "comparison.html").read_text(encoding="utf-8")
+    status, _, err = run_cli(capsys, "report")
+    assert status == 2 and err.startswith("mct-fast: error: runs: missing")

@@ -179,11 +179,14 @@ def test_png_shows_every_image(kind: str, tmp_path: Path) -> None:
     distilled = made(kind)
     file = distilled.to_png(tmp_path / "images.png")
     with Image.open(file) as picture:
-        assert picture.mode == "RGB" and picture.size == (4 * 64 + 4, 64 + 4)  # 6 pixels, tenfold
+        assert picture.mode == "RGB" and picture.size == (
+            4 + 2 * 64,
+            4 + 2 * (18 + 64),
+        )  # 6 pixels, tenfold, below names
         pixels = torch.from_numpy(np.array(picture)).float()
     shown = distilled.pixels().expand(-1, 3, -1, -1)
-    for n in range(4):
-        corner = pixels[4 + 5, 4 + 64 * n + 5] / 255
+    for n in range(4):  # a row a class
+        corner = pixels[4 + 18 + n // 2 * (18 + 64) + 5, 4 + 64 * (n % 2) + 5] / 255
         assert torch.allclose(corner, shown[n, :, 0, 0], atol=1 / 255)
 
 

@@ -10,20 +10,35 @@ from html.parser import HTMLParser
 from pathlib import Path
 
 import matplotlib
-import matplotlib.axes
 import numpy as np
 import pandas as pd
 import pytest
 import torch
 from PIL import Image
 
+from mct_fast.cli.arguments import DistillArguments
+from mct_fast.cli.parsing import parse
 from mct_fast.data import Normalize
 from mct_fast.distilled import DistilledDataset
 from mct_fast.run.errors import InputError
 from mct_fast.run.folder import Run
-from mct_fast.view.report import _cell, write_curves, write_images, write_report
+from mct_fast.view.figures import write_curves
+from mct_fast.view.report import _cell, write_comparison, write_report
 
 VOID = {"img", "meta"}
+
+
+def _iteration(number: int, **changes: float) -> dict:
+    usual = dict(loss=0.5, syn_lr=0.01, grad_norm=1.0, start=0.0, seconds=0.1, skipped=0)
+    return {"kind": "iter", "iteration": number, **usual, **changes}
+
+
+def _evaluation(number: int, score: float) -> dict:
+    return {"kind": "eval", "iteration": number, "mean": score, "std": 0.01, "split": "val", "seconds": 1.0}
+
+
+def _final(number: int) -> dict:
+    return {"kind": "final", "iteration": number, "num_eval": 2, "model": "ConvNet", "test_mean": 0.5, "test_std": 0.1}
 
 
 class _Page(HTMLParser):
@@ -89,7 +104,8 @@ def test_page_says_what_the_run_found(run_copy: Path) -> None:
     text = " | ".join(page_of(run_copy).text)
     assert f"{100 * final['test_mean']:.1f} ± {100 * final['test_std']:.1f} %" in text
     assert f"{100 * final['random_real_mean']:.1f} ± {100 * final['random_real_std']:.1f} %" in text
-    for part in ("5 of 5", "none skipped", "Storage of the experts", "bytes a parameter", "syn_steps", "fingerprint"):
+    facts = ("Storage of the experts", "bytes a parameter", "syn_steps", "fingerprint")
+    for part in ("5 of 5", "none skipped", "What networks reach", "all training images", *facts):
         assert part in text, part
 
 
@@ -179,26 +195,24 @@ def test_no_run_there(tmp_path: Path) -> None:
 @pytest.mark.parametrize("per_class", [1, 3], ids=lambda n: f"ipc{n}")
 @pytest.mark.parametrize("channels", [1, 3], ids=lambda n: f"{n}channels")
 def test_images_png(tmp_path: Path, per_class: int, channels: int) -> None:
-    path = write_images(set_of(per_class, ("ant", "bee", "cat"), channels), tmp_path / "images.png")
+    path = set_of(per_class, ("ant", "bee", "cat"), channels).to_png(tmp_path / "images.png")
     colours = Image.open(path).convert("RGB").getcolors(1 << 24)
     assert colours is not None
     assert len(colours) > 10
 
 
-def test_every_class_begins_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    drawn: list[tuple[int, int]] = []
-    real = matplotlib.axes.Axes.imshow
-
-    def imshow(axis: matplotlib.axes.Axes, *args: object, **kwargs: object) -> object:
-        place = axis.get_subplotspec()
-        assert place is not None
-        drawn.append((place.rowspan.start, place.colspan.start))
-        return real(axis, *args, **kwargs)
-
-    monkeypatch.setattr(matplotlib.axes.Axes, "imshow", imshow)
-    made = replace(set_of(12, ("ant", "bee")), labels=torch.tensor([0] * 13 + [1] * 11))
-    write_images(made, tmp_path / "images.png")
-    assert drawn == [*((0, c) for c in range(10)), (1, 0), (1, 1), (1, 2), *((2, c) for c in range(10)), (3, 0)]
+def test_every_class_begins_a_row() -> None:
+    gray = set_of(12, ("ant", "bee"))
+    made = replace(gray, images=torch.zeros_like(gray.images), labels=torch.tensor([0] * 13 + [1] * 11))
+    with_ink = np.array(made.picture().convert("L")) < 255
+    bands = [18, 0, 18, 0]  # a name above the first row of a class
+    assert with_ink.shape == (4 + 4 * 68 + sum(bands), 4 + 10 * 68)  # 4 pixels, enlarged to 64, and gaps
+    top, lengths = 4, []
+    for band in bands:
+        top += band
+        lengths.append(sum(with_ink[top : top + 64, 4 + 68 * n : 4 + 68 * n + 64].any() for n in range(10)))
+        top += 68
+    assert lengths == [10, 3, 10, 1]
 
 
 def test_drawing_touches_no_global_state(run_copy: Path) -> None:
@@ -222,3 +236,66 @@ def test_a_cell_without_a_value_is_empty() -> None:
     for value in (None, float("nan"), pd.NA, pd.NaT):
         assert _cell(value) == ""
     assert [_cell(value) for value in (0, 1.5, "NA", True)] == ["0", "1.5", "NA", "True"]
+
+
+def test_the_command_repeats_the_run(run_copy: Path) -> None:
+    (line,) = [text for text in page_of(run_copy).text if text.startswith("mct-fast distill")]
+    given = parse("distill", DistillArguments, line.split()[2:], None)
+    config = Run.open(run_copy).config
+    again = {name: list(value) if isinstance(value, tuple) else value for name, value in given.config.flat().items()}
+    assert str(given.trajectories) == config["trajectories"]
+    assert {**again, "device": config["device"]} == {name: config[name] for name in again}
+
+
+def test_only_what_differs_is_shown_and_all_is_folded_away(run_copy: Path) -> None:
+    html = write_report(run_copy).read_text(encoding="utf-8")
+    before, folded = html.split("<summary>All settings</summary>")
+    assert '<th scope="row">syn_steps</th>' in before and '<th scope="row">mom_img</th>' not in before
+    assert '<th scope="row">mom_img</th>' in folded
+
+
+def test_first_images_stand_beside_the_last(run_copy: Path) -> None:
+    first = DistilledDataset.load(run_copy / "first")
+    pictures = page_of(run_copy).pictures("first")
+    assert len(pictures) == len(first) == 10
+    values = torch.from_numpy(np.array(pictures[3])).float() / 255
+    assert (values - first.pixels()[3, 0]).abs().max() < 1 / 255
+    shutil.rmtree(run_copy / "first")
+    assert page_of(run_copy).pictures("first") == []
+
+
+@pytest.mark.parametrize(
+    ("records", "said"),
+    [
+        ([_iteration(100, skipped=40)], "40 of 100 iterations were skipped"),
+        ([_iteration(n, loss=2.0) for n in range(1, 121)], "The matching loss is above 1"),
+        ([_iteration(10, syn_lr=0.5)], "The step size went from 0.01 to 0.5"),
+        ([_evaluation(n, score) for n, score in ((0, 0.1), (2, 0.2), (4, 0.4))], "The score still rises"),
+        ([_final(0)], "No later images were better"),
+        ([{**_final(4), "random_real_mean": 0.9, "random_real_std": 0.1}], "As many random real images do better"),
+        ([_iteration(100)], None),
+    ],
+    ids=["skipped", "loss", "step-size", "rising", "no-better", "random", "well"],
+)
+def test_what_looks_wrong_is_said_with_what_to_do(records: list[dict], said: str | None, tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", {"dataset": "digits", "ipc": 1, "iterations": 200, "lr_teacher": 0.01})
+    for record in records:
+        run.log(**record)
+    page = page_of(run.path)
+    sentences = [attributes for tag, attributes in page.tags if tag == "p" and attributes.get("class") == "advice"]
+    assert len(sentences) == (said is not None)
+    assert said is None or any(text.startswith(said) for text in page.text)
+
+
+def test_runs_side_by_side(run_copy: Path, tiny_run: Path, tmp_path: Path) -> None:
+    other = Run.create(tmp_path / "other", {**Run.open(tiny_run).config, "ipc": 7, "lr_img": 3.0})
+    html = write_comparison([run_copy, tiny_run, other.path], tmp_path / "compare.html").read_text(encoding="utf-8")
+    page = _Page(html)
+    assert not re.search(r"https?:|url\(|@import|<script|<link", html)
+    assert {str(run_copy), str(tiny_run), "3 runs"} <= set(page.text)
+    assert [text for text in page.text if text in ("ipc", "lr_img", "syn_steps")] == ["ipc", "lr_img"]
+    assert len(page.pictures("pixels")) == 2 and len(page.pictures("curve")) == 1
+    with pytest.raises(InputError, match="stands twice"):
+        write_comparison([run_copy, run_copy], tmp_path / "x.html")
+    with pytest.raises(InputError, match="holds no run"):
+        write_comparison([run_copy, tmp_path], tmp_path / "x.html")
