@@ -225,8 +225,8 @@ def spoiled(monkeypatch: pytest.MonkeyPatch, bad: Callable[[int], bool]) -> None
 
     class Spoiler(Matcher):
         def _solve(self, problem: Any) -> Any:
-            result = super()._solve(problem)
-            return replace(result, loss=result.loss * math.inf) if bad(next(numbers)) else result
+            spoil = bad(next(numbers))
+            return [replace(one, loss=one.loss * math.inf) if spoil else one for one in super()._solve(problem)]
 
     monkeypatch.setattr(mct_fast.distill.matches, "Matcher", Spoiler)
 
