@@ -29,7 +29,7 @@ from mct_fast.run.errors import InputError
 from mct_fast.run.memory import check_fits
 from mct_fast.run.progress import Bar, Progress, quiet
 from mct_fast.run.seeds import derive_seed, generator
-from mct_fast.settings import EvalConfig
+from mct_fast.settings import EvalConfig as EvalConfig  # of this door too, for type checkers
 from mct_fast.tasks import Classification, Task, format_metric, metric_label, task_named
 from mct_fast.training import SGD, Schedule, build_stack, largest_loss, measures, named_spec, train_epochs
 
