@@ -1,4 +1,4 @@
-"""Differentiable siamese augmentation and its transpose. Formulas: `mct_fast.data.augment`.
+"""Differentiable siamese augmentation and its transpose. Formulas: `mct_fast.data.operations`.
 
 The transpose gathers: a pixel sums the few outputs that sampled it, in a fixed order, without atomics. Counted bytes a
 value: 8 (one read, one write; the neighbours come from cache).

@@ -1,6 +1,6 @@
 """Differentiable siamese augmentation (DSA): every student's images through one operation, and the adjoint of its linear part.
 
-The table of the operations and their parameters stands in `mct_fast.data.augment`.
+The table of the operations and their parameters stands in `mct_fast.data.operations`.
 """
 
 from __future__ import annotations

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from mct_fast import ops
-from mct_fast.data import augment
+from mct_fast.data import operations
 from mct_fast.data.augment import DSA, AugmentDraw, AugmentPlan
 from mct_fast.run.errors import InputError
 from mct_fast.settings.names import AUGMENTATIONS
@@ -93,7 +93,7 @@ def test_transpose_is_the_adjoint_of_the_linear_part(kind: str, shape: tuple[int
 def test_transpose_equals_autograd_through_the_operation(kind: str) -> None:
     draw = DSA(kind).draw(4, (3, 9, 13), generator(5))
     x, g = images(4, (3, 9, 13)).requires_grad_(), images(4, (3, 9, 13), 2)
-    operation = augment._OPERATIONS[kind][0]  # the bare PyTorch operations, differentiated by PyTorch
+    operation = operations.OPERATIONS[kind][0]  # the bare PyTorch operations, differentiated by PyTorch
     (expected,) = torch.autograd.grad(operation(x, draw.params.double()), x, g)
     torch.testing.assert_close(draw.transpose(g), expected, rtol=0, atol=1e-13)
     (through_apply,) = torch.autograd.grad(draw.apply(x), x, g)
@@ -105,7 +105,7 @@ def test_transpose_equals_autograd_through_the_operation(kind: str) -> None:
 def test_gather_form_of_the_rotation_transpose(shape: tuple[int, int, int], degrees: float) -> None:
     draw = DSA("rotate", ratio_rotate=degrees).draw(6, shape, generator(6))
     g, params = images(6, shape), draw.params.double()
-    gathered = augment._rotate_transpose_gather(g, params)
+    gathered = operations.rotate_transpose_gather(g, params)
     torch.testing.assert_close(gathered, draw.transpose(g), rtol=0, atol=1e-12)
 
 

@@ -209,7 +209,7 @@ def gradients_agree(op: str, shape: str, device: str) -> None:
         close(value, wanted, f"derivative by argument {i}", FINE if op in CONVOLUTIONS else TOLERANCE)
 
 
-# each kind with ordinary tables and with extreme ones; p0..p3 of `mct_fast.data.augment`
+# each kind with ordinary tables and with extreme ones; p0..p3 of `mct_fast.data.operations`
 TABLES = {
     0: [[0, 0, 0, 0], [9, 9, 9, 9]],
     1: [[0.3, 1.7, 0.6, 0], [-0.4, 0.2, 1.4, 0]],
