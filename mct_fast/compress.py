@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from mct_fast.data.datasets import REGISTRY, inputs_of
+from mct_fast.data.datasets import inputs_of
+from mct_fast.data.registry import REGISTRY
 from mct_fast.interchange.buffers import UNFINISHED, Fit, Source, StoredExpert, find, write_experts
 from mct_fast.models import ConvNet, FunctionalModel, build_model, model_spec
 from mct_fast.run.errors import InputError

@@ -85,7 +85,7 @@ def buildable(names: list[str], own: dict[str, Any] | None, dataset: Any, task: 
 
 def check_dataset(argument: str, name: str, dataset: str, trajectories: Path) -> None:
     """Raises :class:`InputError` if ``name``, given as ``argument``, is for another ``dataset`` than the store's."""
-    from mct_fast.data.datasets import canonical_name
+    from mct_fast.data.registry import canonical_name
     from mct_fast.trajectory import TrajectoryStore
 
     try:
@@ -102,7 +102,7 @@ def check_dataset(argument: str, name: str, dataset: str, trajectories: Path) ->
 
 def check_claims(claims: StoreClaims, trajectories: Path) -> None:
     """Raises :class:`InputError` if the experts of the store are not what ``claims`` say."""
-    from mct_fast.data.datasets import canonical_name
+    from mct_fast.data.registry import canonical_name
     from mct_fast.settings.names import convnet_suffixes
     from mct_fast.trajectory import TrajectoryStore
 

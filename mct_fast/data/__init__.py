@@ -1,7 +1,8 @@
 """Real data on one device: images, tables and series, splits, transforms and DSA augmentation."""
 
 from mct_fast.data.augment import DSA, Augment, AugmentPlan, Jitter, augmentation, augmentation_of
-from mct_fast.data.datasets import Dataset, load_dataset, load_noted, register_dataset, table_dataset
+from mct_fast.data.dataset import Dataset
+from mct_fast.data.datasets import load_dataset, load_noted, register_dataset, table_dataset
 from mct_fast.data.splits import Split, random_real
 from mct_fast.data.transforms import ZCA, Identity, Normalize, Transform, transform_from_state
 from mct_fast.settings import AugmentationConfig, TableSpec, TimeGrid

@@ -33,7 +33,7 @@ class RawSplit:
 @dataclass(frozen=True, eq=False)
 class RawDataset:
     """A source as read. `test` is None where it has no test split of its own, `val` where it has no
-    validation split. `constants` names the field's normalisation constants (see datasets.py), or is None for
+    validation split. `constants` names the field's normalisation constants (see registry.py), or is None for
     the set's own statistics. `report` says what was read of an image tree."""
 
     train: RawSplit

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 
 from mct_fast.cli import commands, main
 from mct_fast.cli.parsing import _options
-from mct_fast.data.datasets import REGISTRY
+from mct_fast.data.registry import REGISTRY
 from mct_fast.data.sources import RawDataset, ReadOptions, read_digits
 from mct_fast.distilled import DistilledDataset
 from mct_fast.distilled.exchange import export

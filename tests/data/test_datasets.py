@@ -13,8 +13,8 @@ import torch
 from PIL import Image
 
 from mct_fast.data import ZCA, Dataset, Normalize, Split, load_dataset, random_real, register_dataset
-from mct_fast.data.datasets import CONSTANTS, canonical_name
 from mct_fast.data.images import decode_images
+from mct_fast.data.registry import CONSTANTS, canonical_name
 from mct_fast.data.splits import hash_split
 from mct_fast.run.errors import InputError
 from mct_fast.run.progress import LineProgress, quiet

@@ -100,11 +100,11 @@ def test_several_targets_and_soft_labels() -> None:
 def test_series_give_a_row_a_step() -> None:
     rows = pd.DataFrame({"stay": np.repeat(range(30), 3), "hour": np.tile([1, 2, 3], 30), "rate": np.arange(90.0)})
     labels = pd.DataFrame({"stay": range(30), "died": np.arange(30) % 2})
-    from mct_fast.data.datasets import _tabular
+    from mct_fast.data.dataset import of_table
 
     spec = TableSpec(target=("died",))
     raw = long_table(rows, labels, spec, TimeGrid(id="stay", time="hour", steps=3))
-    dataset = _tabular("stays", raw, spec, 0.1, 0, torch.device("cpu"), {})
+    dataset = of_table("stays", raw, spec, 0.1, 0, torch.device("cpu"), {})
     cells = table_frame(set_of(dataset, 2))
     assert list(cells.columns) == ["series", "step", "rate", "died"] and len(cells) == 6
     assert cells["step"].tolist() == [0, 1, 2] * 2 and cells["rate"].diff().tolist()[1:3] == [1, 1]
