@@ -24,7 +24,8 @@ from mct_fast.run.memory import check_fits
 from mct_fast.run.progress import Progress
 from mct_fast.settings import TableSpec
 from mct_fast.tabular.columns import TableTransform
-from mct_fast.tabular.tables import RawTable, level_subset, split_rows
+from mct_fast.tabular.splits import level_subset, split_rows
+from mct_fast.tabular.tables import RawTable
 from mct_fast.tasks.layout import stratified_split
 
 TEST_FRACTION = 0.2
@@ -138,7 +139,7 @@ def of_images(
     device: torch.device,
     source: Mapping[str, Any],
 ) -> Dataset:
-    """A set of images from its raw splits; `whiten` gives ZCA from the hash of the training split; None: per-channel normalisation."""
+    """A set of images; `whiten` gives ZCA from the hash of the training split; None: per-channel normalisation."""
     hashes = {part: hash_split(split.images, split.labels) for part, split in splits.items()}
     transform: Transform
     if whiten is not None:

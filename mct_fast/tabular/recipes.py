@@ -16,8 +16,9 @@ from mct_fast.run.errors import InputError
 from mct_fast.run.progress import Progress, quiet
 from mct_fast.settings import TableSpec, TimeGrid
 from mct_fast.tabular.columns import Column
+from mct_fast.tabular.frames import exact_floats, read_frame
 from mct_fast.tabular.series import Resampler, read_series, resample
-from mct_fast.tabular.tables import RawTable, assemble, exact_floats, merged, raw_table, read_frame
+from mct_fast.tabular.tables import RawTable, assemble, merged, raw_table
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,6 +14,7 @@ from torch import Tensor
 from mct_fast.run.errors import InputError
 from mct_fast.settings import TableSpec, TimeGrid
 from mct_fast.tabular.columns import Column
+from mct_fast.tabular.frames import read_frame
 from mct_fast.tabular.tables import (
     RawTable,
     as_numbers,
@@ -22,7 +23,6 @@ from mct_fast.tabular.tables import (
     encode_features,
     encode_target,
     features_among,
-    read_frame,
 )
 
 if TYPE_CHECKING:

@@ -26,7 +26,7 @@ from mct_fast.data import (
     transform_from_state,
 )
 from mct_fast.run.errors import InputError
-from mct_fast.tabular.tables import read_frame
+from mct_fast.tabular.frames import read_frame
 
 SPEC = TableSpec(target=("died",))
 
