@@ -73,50 +73,73 @@ def compress(
         find_encoding(name, argument)
     _check_norm(norm, model)
     canonical, _ = REGISTRY.find(dataset)  # a misspelt name would be noticed only when the store is used
-    found = find(Path(source), files)
-    fit = Fit(waypoints, schedule, smooth)
-    if not found.has_checkpoints and (keep_checkpoints or fit != Fit()):
-        raise InputError(
-            f"waypoints: {found.family} files hold finished paths; leave out --waypoints, --schedule, --smooth and "
-            "--keep-checkpoints, or compress the replay_buffer files"
-        )
+    kept_as = {"keep_checkpoints": keep_checkpoints, "encoding": encoding, "start_encoding": start_encoding}
+    fit, given = Fit(waypoints, schedule, smooth), find(Path(source), files)
+    job = _Job(given, Path(out), fit, kept_as, dataset, canonical, data_path, zca, model, norm)
     store: TrajectoryStore | None = None
     first: StoredExpert | None = None
     number = 0
-    with progress.task("compress", len(found.files)) as bar, ExitStack() as locked:
-        for file in found.files:
-            for index, expert in enumerate(found.experts(file)):
+    with progress.task("compress", len(job.found.files)) as bar, ExitStack() as locked:
+        for file in job.found.files:
+            for index, expert in enumerate(job.found.experts(file)):
                 if store is None or first is None:
-                    first = expert
-                    shapes = list(expert.shapes)
-                    spec = (
-                        _full_spec(model, shapes)
-                        if model is not None
-                        else recognise_convnet(shapes, canonical, norm or "instance")
-                    )
-                    spec = _of_dataset(spec, shapes, dataset, data_path)
-                    kept_as = {
-                        "keep_checkpoints": keep_checkpoints,
-                        "encoding": encoding,
-                        "start_encoding": start_encoding,
-                    }
-                    recipe = _recipe(found, expert, fit, kept_as)
-                    where = None if data_path is None else str(Path(data_path).expanduser().absolute())
-                    store = _begin(Path(out), spec, {"name": dataset, "data_path": where, "zca": zca}, recipe)
-                    locked.enter_context(store.writing())
-                    if norm is None and model is None:
-                        log.warning(_ASSUMED)
+                    store, first = job.begin(expert, locked), expert
                 _check_alike(f"{file} expert {index}", expert, first)
-                if number in store.experts:
-                    _check_same(store, number, expert, file)
-                else:
-                    info = {"source": file.name, "index": index, "sha256": expert.fingerprint()}
-                    kept = expert.checkpoints() if keep_checkpoints else None
-                    store.add(number, expert.path(fit), info, kept, encoding=encoding, start_encoding=start_encoding)
+                job.take(expert, store, number, file, index)
                 number += 1
             bar.advance(1, experts=number)
     assert store is not None  # find() gave a file, and a file without experts is refused
     return store
+
+
+@dataclass(frozen=True)
+class _Job:
+    """Where experts come from, the store they go to, and what is known of their network; see :func:`compress`."""
+
+    found: Source
+    out: Path
+    fit: Fit
+    kept_as: Mapping[str, Any]
+    """The arguments of :func:`compress` that say how a path is kept, by name."""
+    dataset: str
+    canonical: str
+    data_path: str | None
+    zca: bool
+    model: Mapping[str, Any] | None
+    norm: str | None
+
+    def __post_init__(self) -> None:
+        if not self.found.has_checkpoints and (self.kept_as["keep_checkpoints"] or self.fit != Fit()):
+            raise InputError(
+                f"waypoints: {self.found.family} files hold finished paths; leave out --waypoints, --schedule, --smooth and "
+                "--keep-checkpoints, or compress the replay_buffer files"
+            )
+
+    def begin(self, first: StoredExpert, locked: ExitStack) -> TrajectoryStore:
+        """The store for experts like ``first``, in which no other process writes while ``locked`` is held."""
+        shapes = list(first.shapes)
+        if self.model is not None:
+            spec = _full_spec(self.model, shapes)
+        else:
+            spec = recognise_convnet(shapes, self.canonical, self.norm or "instance")
+        spec = _of_dataset(spec, shapes, self.dataset, self.data_path)
+        where = None if self.data_path is None else str(Path(self.data_path).expanduser().absolute())
+        noted = {"name": self.dataset, "data_path": where, "zca": self.zca}
+        store = _begin(self.out, spec, noted, _recipe(self.found, first, self.fit, self.kept_as))
+        locked.enter_context(store.writing())
+        if self.norm is None and self.model is None:
+            log.warning(_ASSUMED)
+        return store
+
+    def take(self, expert: StoredExpert, store: TrajectoryStore, number: int, file: Path, index: int) -> None:
+        """Writes expert ``index`` of ``file`` as ``number`` of the store, or compares it with the one that is there."""
+        if number in store.experts:
+            _check_same(store, number, expert, file)
+            return
+        info = {"source": file.name, "index": index, "sha256": expert.fingerprint()}
+        kept = expert.checkpoints() if self.kept_as["keep_checkpoints"] else None
+        encodings = {name: self.kept_as[name] for name in ("encoding", "start_encoding")}
+        store.add(number, expert.path(self.fit), info, kept, **encodings)
 
 
 @dataclass(frozen=True)

@@ -59,23 +59,10 @@ def train_experts(
     together = min(config.engine.parallel, config.training.num_experts)
     check_fits("parallel", 12.0 * together * model.num_params, "so many experts at once", config.engine.device)
     _recorder(config, model, 0)  # refuses what it cannot record before a store is begun
-    manifest = {
-        "model": spec,
-        "shapes": [list(shape) for shape in model.shapes],
-        "init": None if model.init_plan is None else [fill.to_json() for fill in model.init_plan],
-        "dataset": {
-            **dataset.source,
-            "name": dataset.name,
-            "fingerprint": dataset.fingerprint,
-            **({} if dataset.report is None else {"report": dataset.report.json()}),
-        },
-        "task": task.state(),
-        "recipe": recipe_of(config, dataset),
-    }
     with contextlib.ExitStack() as held:
 
         def begin() -> TrajectoryStore:
-            store = TrajectoryStore.create(out, manifest)
+            store = TrajectoryStore.create(out, _manifest(config, dataset, task, spec, model))
             held.enter_context(store.writing())
             return store
 
@@ -94,6 +81,25 @@ def train_experts(
                         assert store is not None
                         expert.add_to(store, config.path.encoding)
     return communicator.tell(lambda: cast(TrajectoryStore, store))
+
+
+def _manifest(
+    config: ExpertConfig, dataset: Dataset, task: Task, spec: dict[str, Any], model: FunctionalModel
+) -> dict[str, Any]:
+    """What the store notes of the network, the data and how its experts were trained."""
+    return {
+        "model": spec,
+        "shapes": [list(shape) for shape in model.shapes],
+        "init": None if model.init_plan is None else [fill.to_json() for fill in model.init_plan],
+        "dataset": {
+            **dataset.source,
+            "name": dataset.name,
+            "fingerprint": dataset.fingerprint,
+            **({} if dataset.report is None else {"report": dataset.report.json()}),
+        },
+        "task": task.state(),
+        "recipe": recipe_of(config, dataset),
+    }
 
 
 def _rounds(todo: list[int], parallel: int, communicator: Communicator) -> list[list[int]]:
