@@ -111,8 +111,8 @@ class StoreClaims:
 class DistillArguments:
     """Distil a dataset into --ipc images a class, into the run folder --out.
 
-    A new run needs --trajectories and --out; --resume goes on with a killed run, with the run's own settings
-    (--trajectories and --data-path say where its folders have moved to).
+    A new run needs --trajectories and --out; --resume goes on with a killed run, or with a finished one for more
+    --iterations, with the run's own settings (--trajectories and --data-path say where its folders have moved to).
     """
 
     trajectories: Path | None = None

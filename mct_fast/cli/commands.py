@@ -29,7 +29,16 @@ from mct_fast.cli.arguments import (
 from mct_fast.cli.output import distilled_rows, percent, preset_rows, print_rows, run_rows, store_rows, written_rows
 from mct_fast.cli.parsing import json_object, parse, preset_in, use_plugin
 from mct_fast.cli.session import progress_bars, resumable, session
-from mct_fast.cli.stored import buildable, check_claims, check_dataset, dataset_of, distilled_at, models, stored_config
+from mct_fast.cli.stored import (
+    buildable,
+    check_claims,
+    check_dataset,
+    dataset_of,
+    distilled_at,
+    models,
+    resumed_in,
+    stored_config,
+)
 from mct_fast.cli.sweep import sweep_command
 from mct_fast.run.errors import InputError
 from mct_fast.settings import DistillConfig
@@ -112,14 +121,16 @@ def _bezier(words: list[str]) -> None:
 def _distill(words: list[str]) -> None:
     """Distil a dataset along the trajectories of a store."""
     use_plugin(words)
-    chosen = preset_in(words)
+    chosen, begun = preset_in(words), resumed_in(words)
     default = None if chosen is None else DistillArguments(preset=chosen.name, config=chosen.distill)
+    if begun is not None:  # what is not given is the run's own
+        default = DistillArguments(preset=None if chosen is None else chosen.name, config=begun)
     given = parse("distill", DistillArguments, words, default)
     from mct_fast.distill import distill
     from mct_fast.view.report import write_report
 
     with session() as communicator:
-        config, trajectories, out = communicator.tell(lambda: _asked(given))
+        config, trajectories, out = communicator.tell(lambda: _asked(given, begun))
         if given.dry_run:
             from mct_fast.cli.plans import distill_plan
 
@@ -138,26 +149,24 @@ def _distill(words: list[str]) -> None:
         communicator.lead(lambda: print_rows([*run_rows(out), ("report", str(page))]))
 
 
-def _asked(given: DistillArguments) -> tuple[DistillConfig, Path, Path]:
-    """Configuration, store and run folder that are asked for."""
+def _asked(given: DistillArguments, begun: DistillConfig | None) -> tuple[DistillConfig, Path, Path]:
+    """Configuration, store and run folder that are asked for; ``begun``: the configuration of the run to go on with."""
     if given.resume is not None:
-        data_path = given.config.engine.data_path
+        may = {"data_path": given.config.engine.data_path, "iterations": given.config.optimizer.iterations}
         own = DistillArguments(
             given.trajectories,
             resume=given.resume,
             plugin=given.plugin,
             dry_run=given.dry_run,
-            config=DistillConfig(data_path=data_path),
+            config=dataclasses.replace(begun or DistillConfig(), **may),
         )
         if given != own:
             raise InputError(
-                "resume: a run goes on with its own settings; leave out every other option "
-                "but --trajectories and --data-path, for folders that have moved"
+                "resume: a run goes on with its own settings; leave out every other option but --iterations, to go on "
+                "for longer, and --trajectories and --data-path, for folders that have moved"
             )
         config, stored = stored_config(given.resume)
-        if data_path is not None:
-            config = dataclasses.replace(config, data_path=data_path)
-        return config, given.trajectories or stored, given.resume
+        return dataclasses.replace(config, **may), given.trajectories or stored, given.resume
     if given.trajectories is None:
         raise InputError("trajectories: missing; give --trajectories STORE and --out RUN, or --resume RUN")
     if given.out is None:

@@ -66,7 +66,7 @@ def preset_in(words: Sequence[str]) -> Any:
     """The preset that ``words`` name, or None. It is what the other options default to."""
     from mct_fast.presets import preset
 
-    chosen = _value_of("preset", words)
+    chosen = value_of("preset", words)
     return None if chosen is None else preset(chosen)
 
 
@@ -76,7 +76,7 @@ def use_plugin(words: Sequence[str]) -> None:
     Raises:
         InputError: there is none, or it fails.
     """
-    name = _value_of("plugin", words)
+    name = value_of("plugin", words)
     if name is None or name == "None":
         return
     if not all(part.isidentifier() for part in name.split(".")):
@@ -91,7 +91,8 @@ def use_plugin(words: Sequence[str]) -> None:
         raise InputError(f"plugin: importing {name} failed ({type(error).__name__}: {error}); mend it") from error
 
 
-def _value_of(option: str, words: Sequence[str]) -> str | None:
+def value_of(option: str, words: Sequence[str]) -> str | None:
+    """The last value that ``words`` give ``option``."""
     chosen = None
     for word, following in zip(words, [*words[1:], None], strict=False):
         if word == f"--{option}" and following is not None:

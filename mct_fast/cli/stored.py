@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from mct_fast.cli.arguments import StoreClaims
+from mct_fast.cli.parsing import value_of
 from mct_fast.run.errors import InputError
 
 
@@ -22,6 +24,18 @@ def stored_config(path: Path) -> tuple[Any, Path]:
         raise InputError(f"resume: {path} was made from trajectories in memory; go on with distill(..., resume=True)")
     with reading("resume", path / CONFIG):
         return DistillConfig.of(config), Path(trajectories)
+
+
+def resumed_in(words: Sequence[str]) -> Any:
+    """The configuration of the run that ``words`` name with --resume; None where there is none."""
+    path = value_of("resume", words)
+    if path is None:
+        return None
+    from mct_fast.run.folder import Run
+
+    with contextlib.suppress(OSError, ValueError):  # what is wrong is said once the words are understood
+        return stored_config(Path(path))[0] if Run.holds_one(path) else None
+    return None
 
 
 def distilled_at(path: Path) -> tuple[Any, Path | None]:

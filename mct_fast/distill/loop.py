@@ -13,6 +13,7 @@ from torch import nn
 
 from mct_fast.data import Dataset
 from mct_fast.distill.config import check_config
+from mct_fast.distill.extend import change_iterations
 from mct_fast.distill.initial import initial_state
 from mct_fast.distill.job import Job
 from mct_fast.distill.matches import Matches, Segment
@@ -55,7 +56,8 @@ def distill(
         task: what the labels say and which loss students have; by default that of the store's experts, or of the dataset.
         out: a run folder to write (config, metrics, checkpoints, images).  A folder that holds a run is refused, unless
             it is this one and finished: then its result is returned.
-        resume: goes on with the run in ``out``; it reaches the same bits as an uninterrupted one.
+        resume: goes on with the run in ``out``; it reaches the same bits as an uninterrupted one.  A run, finished or not,
+            goes on to other ``iterations`` as if it had been begun with them.
         until: stops after so many iterations, evaluated if an evaluation is due there, and returns the best set so far.
         progress: shows how far it is.
         communicator: processes over which students and evaluation networks are split.  All call this with the same
@@ -166,8 +168,8 @@ def _folder(out: str | Path, job: Job, *, resume: bool) -> Run:
     described = job.described()
     if resume:
         run = Run.open(out)
-        # Folders may have moved since, and how many activations are kept changes no bit.
-        differing = run.differing(described, moved=("trajectories", "data_path", "keep_mb"))
+        # Folders may have moved since, how many activations are kept changes no bit, and more iterations are gone on to.
+        differing = run.differing(described, moved=("trajectories", "data_path", "keep_mb", "iterations"))
         if differing is not None:
             raise InputError(
                 f"resume: {out} was begun with {differing}; a run goes on with its own settings, so begin a new one for others"
@@ -246,7 +248,8 @@ class _Going:
         state, selection = self.state, self.selection
         if state.iteration == self.job.config.optimizer.iterations:
             self.skips.finish(state)
-            selection.evaluate(state)
+            if state.evaluated != state.iteration:  # which it is where the run was to end later
+                selection.evaluate(state)
             result = selection.finish(state)
             selection.run.save_checkpoint(*state.state_dict())  # it knows of every record, so that none is lost unseen
             return result
@@ -264,10 +267,14 @@ def _begun(
     if out is None:
         return _Going(job, state, Selection(job, Unkept(), progress, communicator), skips)
     run = communicator.lead(lambda: _folder(out, job, resume=resume))
-    finished = communicator.tell(lambda: _finished(run))
+    iterations = job.config.optimizer.iterations
+    changed = communicator.tell(lambda: run is not None and run.config.get("iterations") != iterations)
+    finished = None if changed else communicator.tell(lambda: _finished(run))
     if finished is not None:
         return finished
     communicator.lead(lambda: None if run is None else held.enter_context(run.held()))
+    if changed:
+        communicator.lead(lambda: None if run is None else change_iterations(run, job.config))
     # Of several processes the leader has the run; the others follow it from the same checkpoint.
     saved = communicator.tell(lambda: None if run is None else run.load_checkpoint())
     if saved is not None:

@@ -34,8 +34,12 @@ class Selection:
 
     def due(self, state: State) -> bool:
         """Whether an evaluation is due and not done yet."""
+        return self.scheduled(state.iteration) and state.iteration != state.evaluated
+
+    def scheduled(self, iteration: int) -> bool:
+        """Whether the images of ``iteration`` are evaluated wherever the run ends."""
         every = self.job.config.evaluation.eval_it
-        return every > 0 and state.iteration % every == 0 and state.iteration != state.evaluated
+        return every > 0 and iteration % every == 0
 
     def evaluate(self, state: State) -> None:
         """Scores the images of now; the better ones are kept."""
@@ -52,6 +56,7 @@ class Selection:
         if result.mean > state.best.score:
             # On the test split: what a last evaluation of these images would find again.
             test = results["test"].record() if "test" in results else None
+            state.earlier = None if self.scheduled(state.iteration) else state.best
             state.best = Best(images.clone(), labels.clone(), syn_lr, result.mean, state.iteration, test)
         record = {"kind": "eval", "iteration": state.iteration, **result.json()}
         if config.eval_test:

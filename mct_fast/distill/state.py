@@ -26,6 +26,13 @@ class Best:
     iteration: int = 0
     test: dict[str, Any] | None = None
 
+    def state_dict(self, prefix: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors under ``prefix``, and the rest."""
+        numbers = {"score": self.score, "iteration": self.iteration, "syn_lr": self.syn_lr}
+        if self.test is not None:
+            numbers["test"] = self.test
+        return {f"{prefix}_images": self.images, f"{prefix}_labels": self.labels}, numbers
+
 
 class State:
     """The state of a run after ``iteration`` iterations: what a checkpoint holds."""
@@ -42,6 +49,7 @@ class State:
         self.why_skipped: str | None = None  # the last iteration
         self.evaluated = -1  # the last iteration whose images were evaluated
         self.best = Best(self.images.detach().clone(), labels.value, lr_teacher)
+        self.earlier: Best | None = None  # what an evaluation replaced that only the end of the run called for
 
     @property
     def shown(self) -> Tensor:
@@ -98,10 +106,8 @@ class State:
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors, and the rest as plain numbers: a run's checkpoint."""
-        best = {"score": self.best.score, "iteration": self.best.iteration, "syn_lr": self.best.syn_lr}
-        if self.best.test is not None:
-            best["test"] = self.best.test
-        tensors = {"images": self.images, "best_images": self.best.images, "best_labels": self.best.labels}
+        best_tensors, best = self.best.state_dict("best")
+        tensors = {"images": self.images, **best_tensors}
         tensors |= {f"labels.{name}": value for name, value in self.labels.state_dict().items()}
         if self._average is not None:
             tensors["average"] = self._average.value
@@ -117,6 +123,9 @@ class State:
             "evaluated": self.evaluated,
             "best": best,
         }
+        if self.earlier is not None:
+            earlier_tensors, numbers["earlier"] = self.earlier.state_dict("earlier")
+            tensors |= earlier_tensors
         return {name: value.detach().cpu() for name, value in tensors.items()}, numbers
 
     def load_state_dict(self, tensors: Mapping[str, Tensor], numbers: Mapping[str, Any]) -> None:

@@ -2,7 +2,7 @@
 
 ::
 
-    config.json              what was asked for; never changed
+    config.json              what was asked for; only the number of iterations may change
     environment.json         versions and processor at the beginning
     metrics.jsonl            one JSON object a line, in the order of events
     checkpoint.safetensors   tensors, and the rest of the state as JSON in the file's metadata
@@ -195,10 +195,24 @@ class Run:
 
     def save_checkpoint(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any]) -> None:
         """Replaces the checkpoint, atomically. ``state`` is JSON-able; floats survive exactly."""
+        self._save_checkpoint(tensors, state, self._metrics.flush())
+
+    def go_back(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], records: int) -> None:
+        """Replaces the checkpoint by an earlier one, of when there were only the first ``records`` records."""
+        length = self._metrics.length_of(records)
+        self._save_checkpoint(tensors, state, length)
+        self._metrics.cut(length)
+
+    def change(self, **settings: Any) -> None:
+        """Replaces ``settings`` of the configuration, atomically."""
+        self.config = {**self.config, **_as_read_back(settings)}
+        write_sealed(self.path / CONFIG, self.config)
+
+    def _save_checkpoint(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], length: int) -> None:
         metadata = {
             "format_version": _FORMAT_VERSION,
             "state": json.dumps(state),
-            "metrics_bytes": str(self._metrics.flush()),
+            "metrics_bytes": str(length),
         }
         write_tensors(self.path / CHECKPOINT, tensors, metadata)
 
@@ -210,9 +224,22 @@ class Run:
         Raises:
             InputError: the checkpoint is damaged, or the metrics are shorter than they were then.
         """
+        saved = self.checkpoint()
+        if saved is None:
+            self._metrics.cut(0)
+            return None
+        tensors, state, length = saved
+        self._metrics.cut(length)
+        return tensors, state
+
+    def checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any], int] | None:
+        """The last checkpoint, ``(tensors, state)``, and how many bytes of metrics there were; None: there is none.
+
+        Raises:
+            InputError: it is damaged.
+        """
         file = self.path / CHECKPOINT
         if not file.exists():
-            self._metrics.cut(0)
             return None
         remedy = "delete it to begin this run anew"
         tensors, metadata, checksum = read_tensors(file, "run", remedy)
@@ -228,8 +255,7 @@ class Run:
             log.warning(
                 "%s was begun by an earlier release: its files have no checksums and are taken as they are", self.path
             )
-        self._metrics.cut(length)
-        return tensors, state
+        return tensors, state, length
 
     def _bytes_at_checkpoint(self) -> int:
         """How long the checkpoint says that the metrics were; 0 where it says nothing."""

@@ -80,6 +80,10 @@ class Journal:
             records.append(record)
         return records
 
+    def length_of(self, count: int) -> int:
+        """How many bytes the first ``count`` records take."""
+        return sum(map(len, self._read().splitlines(keepends=True)[:count]))
+
     def flush(self) -> int:
         """Puts the file on the disk and returns its length in bytes."""
         try:
