@@ -31,7 +31,7 @@ from mct_fast.run.progress import Bar, Progress, quiet
 from mct_fast.run.seeds import derive_seed, generator
 from mct_fast.settings import EvalConfig as EvalConfig  # of this door too, for type checkers
 from mct_fast.tasks import Classification, Task, format_metric, metric_label, task_named
-from mct_fast.training import SGD, Schedule, build_stack, largest_loss, measures, named_spec, train_epochs
+from mct_fast.training import SGD, NetworkStack, Schedule, build_stack, largest_loss, measures, named_spec, train_epochs
 
 log = logging.getLogger("mct_fast")
 
@@ -207,7 +207,7 @@ def evaluate_splits(
     device = usable_device(config.protocol.device)
     images, labels = distilled.images.to(device), _labels_for(dataset, distilled, task).to(device)
     model = default_model(dataset, distilled.provenance) if model is None else model
-    given = _Given(images, labels, dataset, task, model, progress, communicator)
+    given = _Given(images, labels, dataset, task, model, progress, communicator, _named(distilled, dataset))
     found = given.train_and_score(distilled.lr_net, config, splits)
     found[splits[0]].warn("the distilled set")
     return found
@@ -258,6 +258,18 @@ def _labels_for(dataset: Dataset, distilled: DistilledDataset, task: Task) -> Te
     return torch.tensor([theirs.index(name) for name in ours], device=labels.device)[labels]
 
 
+_NOUNS = {"images": "images", "table": "rows", "series": "series"}
+
+
+def _named(distilled: DistilledDataset, dataset: Dataset) -> str:
+    """The examples of ``distilled``, as people call them."""
+    noun, iteration = _NOUNS[dataset.kind], distilled.provenance.get("iteration")
+    if iteration is None:
+        method = distilled.provenance.get("coreset")
+        return f"{noun} given" if method is None else f"{noun} by {method}"
+    return f"{noun} of iteration {iteration}" if iteration else f"first {noun}"
+
+
 def _fits(images: Tensor, shape: tuple[int, ...]) -> bool:
     """Whether ``images`` are examples of ``shape``, or canvases (:mod:`mct_fast.data.windows`) whole times as large."""
     found = tuple(images.shape[1:])
@@ -301,12 +313,17 @@ def evaluate_random_real(
     images = torch.stack([drawn[0] for drawn in draws]).to(device)
     labels = torch.stack([drawn[1] for drawn in draws]).to(device)
     model = default_model(dataset) if model is None else model
-    given = _Given(images, labels, dataset, task, model, progress, communicator)
+    given = _Given(images, labels, dataset, task, model, progress, communicator, f"random real {_NOUNS[dataset.kind]}")
     chosen = split if len(lrs) == 1 else config.protocol.select_on
     if chosen == "val" and not len(dataset.val):
         log.warning("%s has no validation split: the baseline's step size is selected on the test split", dataset.name)
         chosen = "test"
-    tried = [given.train_and_score(lr, replace(config, lr_net=lr), tuple(dict.fromkeys((chosen, split)))) for lr in lrs]
+    tried = [
+        replace(given, what=f"{given.what}, step size {lr:.3g}").train_and_score(
+            lr, replace(config, lr_net=lr), tuple(dict.fromkeys((chosen, split)))
+        )
+        for lr in lrs
+    ]
     best = max(tried, key=lambda found: found[chosen].mean)[split]
     best.warn("the random real images")
     return best
@@ -323,6 +340,8 @@ class _Given:
     model: str | dict | nn.Module
     progress: Progress
     communicator: Communicator
+    what: str
+    """The examples, as people call them."""
 
     def train_and_score(self, own_lr: float, config: EvalConfig, splits: tuple[str, ...]) -> dict[str, EvalResult]:
         """Trains ``config.num_eval`` networks, this process its share, and scores them on each of ``splits``."""
@@ -335,7 +354,7 @@ class _Given:
         mine = self.communicator.share(config.networks.num_eval)
         numbers = sum(parameter.numel() for parameter in make().parameters())
         check_fits("num_eval", 12.0 * len(mine) * numbers, "so many networks at once", self.images.device)
-        with self.progress.task(f"evaluate {name}", config.networks.epoch_eval_train) as bar:
+        with self.progress.task(f"evaluate {name}, {self.what}", config.networks.epoch_eval_train) as bar:
             trained = self._networks(mine, lr, held_out, config, make, bar) if mine else ({}, 0)
         every = self.communicator.gather_all(trained)
         parts, diverged = [measured for measured, _ in every], sum(count for _, count in every)
@@ -380,10 +399,12 @@ class _Given:
         each = [labels] * len(numbers) if shared else list(labels)
         most = [largest_loss(self.task, own, self.dataset.num_classes) for own in each]
         diverged = sum(not own <= bound for own, bound in zip(loss.tolist(), most, strict=True))
-        return {
-            split: measures(stack, data.images.to(device), data.labels.to(device), self.task)
-            for split, data in held_out.items()
-        }, diverged
+        return {split: self._scored(stack, split, data) for split, data in held_out.items()}, diverged
+
+    def _scored(self, stack: NetworkStack, name: str, split: Split) -> list[dict[str, float]]:
+        images, labels = split.images.to(self.images.device), split.labels.to(self.images.device)
+        with self.progress.task(f"score on {name}", len(images)) as bar:
+            return measures(stack, images, labels, self.task, tick=bar.advance)
 
 
 def _network(

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 
 import pytest
@@ -200,3 +202,40 @@ def test_what_does_not_fit_is_refused(digits: Dataset, some: DistilledDataset) -
         split_of(load_dataset("digits", val_fraction=0), "val")
     with pytest.raises(InputError, match="^ipc"):
         evaluate_random_real(1000, digits, QUICK, model=SMALL)
+
+
+class Seen:
+    """A progress display that keeps each task's name, units and steps."""
+
+    def __init__(self) -> None:
+        self.done: list[tuple[str, int, int]] = []
+
+    @contextmanager
+    def task(self, name: str, total: int, *, done: int = 0) -> Iterator[Seen]:
+        place = len(self.done)
+        self.done.append((name, total, done))
+        self._open = place
+        yield self
+
+    def advance(self, n: int = 1, **shown: object) -> None:
+        name, total, done = self.done[self._open]
+        self.done[self._open] = name, total, done + n
+
+
+def test_progress_says_what_is_trained_on_and_how_far_scoring_is(digits: Dataset, some: DistilledDataset) -> None:
+    seen = Seen()
+    for iteration in (None, 0, 7):
+        made = replace(some, provenance={} if iteration is None else {"iteration": iteration})
+        evaluate_splits(made, digits, QUICK, model=SMALL, progress=seen)
+    evaluate_random_real(1, digits, QUICK, model=SMALL, lrs=(0.01, 0.1), split="test", progress=seen)
+    what = (
+        "images given",
+        "first images",
+        "images of iteration 7",
+        *(f"random real images, step size {lr}" for lr in (0.01, 0.1)),
+    )
+    sizes = {"val": len(digits.val), "test": len(digits.test)}
+    scoring = [(f"score on {name}", size, size) for name, size in sizes.items()]
+    assert seen.done == [
+        task for each in what for task in ((f"evaluate ConvNet, {each}", QUICK.networks.epoch_eval_train, 6), *scoring)
+    ]

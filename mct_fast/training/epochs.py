@@ -117,11 +117,25 @@ def scores(stack: NetworkStack, images: Tensor, labels: Tensor, task: Task, chun
 
 
 def measures(
-    stack: NetworkStack, images: Tensor, labels: Tensor, task: Task, chunk: int = 512
+    stack: NetworkStack,
+    images: Tensor,
+    labels: Tensor,
+    task: Task,
+    chunk: int = 512,
+    *,
+    tick: Callable[[int], None] | None = None,
 ) -> list[dict[str, float]]:
-    """All metrics of the task, by name, of every network on ``images (n, C, H, W)``."""
-    return [task.metrics(logits, labels) for logits in _outputs(stack, images, chunk)]
+    """All metrics of the task, by name, of every network on ``images (n, C, H, W)``.
+
+    ``tick(images)`` is called with the number of images that all networks have seen since the last time.
+    """
+    return [task.metrics(logits, labels) for logits in _outputs(stack, images, chunk, tick)]
 
 
-def _outputs(stack: NetworkStack, images: Tensor, chunk: int) -> Tensor:
-    return torch.cat([stack.logits(part) for part in images.split(chunk)], dim=1)
+def _outputs(stack: NetworkStack, images: Tensor, chunk: int, tick: Callable[[int], None] | None = None) -> Tensor:
+    found = []
+    for part in images.split(chunk):
+        found.append(stack.logits(part))
+        if tick is not None:
+            tick(len(part))
+    return torch.cat(found, dim=1)
