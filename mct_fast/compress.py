@@ -74,7 +74,7 @@ def compress(
     _check_norm(norm, model)
     canonical, _ = REGISTRY.find(dataset)  # a misspelt name would be noticed only when the store is used
     kept_as = {"keep_checkpoints": keep_checkpoints, "encoding": encoding, "start_encoding": start_encoding}
-    fit, given = Fit(waypoints, schedule, smooth), find(Path(source), files)
+    given, fit = find(Path(source), files), Fit(waypoints, schedule, smooth)
     job = _Job(given, Path(out), fit, kept_as, dataset, canonical, data_path, zca, model, norm)
     store: TrajectoryStore | None = None
     first: StoredExpert | None = None

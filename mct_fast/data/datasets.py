@@ -11,17 +11,14 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from mct_fast.data.arrays import raw_arrays
 from mct_fast.data.checks import (
-    as_images,
-    as_labels,
-    check_class_names,
     check_every_class,
     check_image_size,
-    check_label_range,
 )
 from mct_fast.data.dataset import Dataset, fit_zca, make_splits, of_images, of_table, square_images
 from mct_fast.data.registry import FORMS, REGISTRY, canonical_name
-from mct_fast.data.sources import RawDataset, RawSplit, ReadOptions
+from mct_fast.data.sources import ReadOptions
 from mct_fast.data.transforms import ZCA, check_zca_size
 from mct_fast.ops.device import usable_device
 from mct_fast.run.errors import InputError
@@ -60,23 +57,7 @@ def register_dataset(
         InputError: a wrong shape or dtype, NaN, values outside [0, 1], labels out of range, or a class
             without images.
     """
-    train_split = _user_split(train, "train")
-    names = tuple(str(label) for label in class_names) if class_names is not None else None
-    check_class_names(names or ())
-    if names is None:
-        names = tuple(str(label) for label in range(int(train_split.labels.max()) + 1))
-    parts = {"train": train_split, "test": _user_split(test, "test")}
-    if val is not None:
-        parts["val"] = _user_split(val, "val")
-    shape = tuple(train_split.images.shape[1:])
-    for part, split in parts.items():
-        check_label_range(split.labels, len(names), part)
-        if split.images.shape[1:] != shape:
-            raise InputError(
-                f"{part}: images are {tuple(split.images.shape[1:])} (C, H, W), those of train {shape}; make them agree"
-            )
-    check_every_class(train_split.labels, names, "train")
-    REGISTRY.add(name, RawDataset(train_split, parts.get("val"), parts["test"], names))
+    REGISTRY.add(name, raw_arrays(train, test, val, class_names))
 
 
 def load_dataset(
@@ -99,7 +80,8 @@ def load_dataset(
     Args:
         name: digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet, imagenette, imagewoof,
             imagefruit, imageyellow, imagemeow, imagesquawk, folder or folder:NAME (a class-per-folder image
-            tree; NAME chooses the field's normalisation constants where it is one of the above), or a name
+            tree; NAME chooses the field's normalisation constants where it is one of the above), arrays or arrays:NAME
+            (an .npz file or a folder of .npy files with x_train, y_train and maybe x_test, y_test), or a name
             given to `register_dataset`. The field's spellings (CIFAR10, FashionMNIST, Tiny, …) are
             understood. Tables and series: table (a CSV or Parquet file), series (arrays or a long table),
             breast_cancer, whas500, whas500-complications, diabetes, and the recipes curial, eicu-mortality,
@@ -286,10 +268,3 @@ def _absolute(path: str | os.PathLike[str] | None) -> str | None:
     if absolute is not None and absolute.encode("utf-8", "replace").decode("utf-8") != absolute:
         raise InputError(f"data_path: {absolute} is no UTF-8, which records of a run are; rename the folder")
     return absolute
-
-
-def _user_split(pair: tuple[Any, Any], argument: str) -> RawSplit:
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2:
-        raise InputError(f"{argument} is not a pair; give (images, labels)")
-    images = as_images(pair[0], argument)
-    return RawSplit(images, as_labels(pair[1], len(images), argument))

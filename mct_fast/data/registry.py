@@ -7,6 +7,7 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeAlias
 
+from mct_fast.data.arrays import read_arrays
 from mct_fast.data.sources import (
     TORCHVISION_SETS,
     RawDataset,
@@ -46,7 +47,16 @@ FORMS = {
 }
 """Channels, pixels a side and classes of the field's sets."""
 
-_ALIASES = {"fmnist": "fashion-mnist", "tiny": "tiny-imagenet", "tinyimagenet200": "tiny-imagenet"}
+FORMATS: dict[str, Callable[[str, ReadOptions], RawDataset]] = {"folder": read_folder, "arrays": read_arrays}
+"""Readers of a user's own images; FORMAT:NAME takes the constants of the set NAME."""
+
+_ALIASES = {
+    "fmnist": "fashion-mnist",
+    "tiny": "tiny-imagenet",
+    "tinyimagenet200": "tiny-imagenet",
+    "npz": "arrays",
+    "npy": "arrays",
+}
 
 
 def canonical_name(name: str) -> str:
@@ -55,6 +65,10 @@ def canonical_name(name: str) -> str:
     squeezed = re.sub(r"[-_ ]", "", name.strip().lower())
     known = {re.sub(r"[-_ ]", "", key): key for key in ("digits", *CONSTANTS, *TABLES)}
     return known.get(squeezed) or _ALIASES.get(squeezed) or name.strip()
+
+
+def _format(name: str) -> str:
+    return canonical_name(name.partition(":")[0]).lower()
 
 
 class Registry:
@@ -68,8 +82,8 @@ class Registry:
         self._user: dict[str, RawDataset] = {}
 
     def names(self) -> list[str]:
-        """Every name that `find` knows, and the form of image trees."""
-        return [*self._builtin, "folder:NAME", *TABLES, *sorted(self._user)]
+        """Every name that `find` knows, and the forms of a user's own images."""
+        return [*self._builtin, *(f"{form}:NAME" for form in FORMATS), *TABLES, *sorted(self._user)]
 
     def add(self, name: str, raw: RawDataset) -> None:
         """Add a user's dataset; a second one of the same name takes its place.
@@ -79,7 +93,7 @@ class Registry:
         """
         if not isinstance(name, str) or not name.strip():
             raise InputError(f"name={name!r} is not a name; give a non-empty string")
-        if canonical_name(name) in (*self._builtin, *TABLES) or name.partition(":")[0].lower() == "folder":
+        if canonical_name(name) in (*self._builtin, *TABLES) or _format(name) in FORMATS:
             raise InputError(f"name={name!r} belongs to a built-in dataset; choose another name")
         self._user[name] = raw
 
@@ -92,10 +106,10 @@ class Registry:
         if name in self._user:
             raw = self._user[name]
             return name, lambda options: raw
-        if name.partition(":")[0].lower() == "folder":
+        if (form := _format(name)) in FORMATS:
             rest = name.partition(":")[2]
-            canonical = f"folder:{canonical_name(rest)}" if rest else "folder"
-            return canonical, partial(read_folder, canonical)
+            canonical = f"{form}:{canonical_name(rest)}" if rest else form
+            return canonical, partial(FORMATS[form], canonical)
         canonical = canonical_name(name)
         if canonical in self._builtin:
             return canonical, self._builtin[canonical]

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from mct_fast.data.cache import cache_folder
-from mct_fast.data.checks import as_images, as_labels
+from mct_fast.data.checks import as_images, as_labels, check_label_range
+from mct_fast.data.idx import find_idx, read_idx
 from mct_fast.data.images import CHANGES, decode_images
 from mct_fast.data.trees import ImageTree, ReadReport, class_names, find_splits, list_classes
 from mct_fast.run.errors import InputError
@@ -77,6 +78,8 @@ TORCHVISION_SETS: dict[str, tuple[str, str]] = {
 def read_torchvision(name: str, options: ReadOptions) -> RawDataset:
     """MNIST, Fashion-MNIST, CIFAR-10 or CIFAR-100 from a torchvision root, downloaded there if asked.
 
+    The idx files of the first two may as well lie in data_path itself, packed with gzip or not.
+
     Without a data_path the root is the cache folder's `torchvision`, so that one download serves every later
     call.
 
@@ -89,6 +92,8 @@ def read_torchvision(name: str, options: ReadOptions) -> RawDataset:
     root = options.data_path or cache_folder() / "torchvision"
     if options.data_path is not None and not options.download:
         _need_folder(root, f"pass the folder that holds {folder}, or download=True")
+        if "MNIST" in class_name and (files := find_idx(root, root / folder)) is not None:
+            return _read_mnist(name, files, getattr(datasets, class_name).classes)
     if not options.download and not (root / folder).is_dir():
         hint = f"pass data_path=FOLDER that holds {folder}, or download=True"
         if (root / "train").is_dir():
@@ -108,9 +113,22 @@ def read_torchvision(name: str, options: ReadOptions) -> RawDataset:
     train, test = (
         RawSplit(images := as_images(part.data, name), as_labels(part.targets, len(images), name)) for part in parts
     )
-    # MNIST's names read "0 - zero"
-    class_names = tuple(str(label).split(" - ")[0] for label in parts[0].classes)
-    return RawDataset(train, None, test, class_names, constants=name)
+    return RawDataset(train, None, test, _class_titles(parts[0].classes), constants=name)
+
+
+def _read_mnist(name: str, files: dict[str, tuple[Path, Path]], classes: Sequence[str]) -> RawDataset:
+    def split(part: str) -> RawSplit:
+        images, labels = map(read_idx, files[part])
+        argument = f"data_path: {files[part][0].name}"
+        raw = RawSplit(as_images(images, argument), as_labels(labels, len(images), argument))
+        check_label_range(raw.labels, len(classes), argument)
+        return raw
+
+    return RawDataset(split("train"), None, split("test"), _class_titles(classes), constants=name)
+
+
+def _class_titles(classes: Sequence[str]) -> tuple[str, ...]:
+    return tuple(str(title).split(" - ")[0] for title in classes)  # MNIST's names read "0 - zero"
 
 
 def read_folder(name: str, options: ReadOptions) -> RawDataset:

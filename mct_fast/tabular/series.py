@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from mct_fast.run.arrays import load_arrays
 from mct_fast.run.errors import InputError
 from mct_fast.settings import TableSpec, TimeGrid
 from mct_fast.tabular.columns import Column
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 
 EPS = 1e-6
 """What the MIMIC-III benchmark takes off a time, so that a value at the end of a step belongs to that step."""
+_PAD = "pad the series to one length, or give a long table with an id and a time column"
 
 
 def read_series(path: Path, spec: TableSpec, grid: TimeGrid) -> RawTable:
@@ -59,12 +61,13 @@ def read_arrays(path: Path, spec: TableSpec, grid: TimeGrid) -> RawTable:
     Raises:
         InputError: a part is missing, ragged, of a wrong shape, or its labels are no classes.
     """
-    parts = _load_arrays(path, "data_path")
+    parts = load_arrays(path, "data_path", _PAD)
     if path.suffix.lower() == ".npy":
         if grid.labels_path is None:
             raise InputError("labels_path: missing; an .npy file holds no labels, so name the .npy file that does")
         labels_path = Path(grid.labels_path).expanduser()
-        parts = {"x": parts["x"], "y": _load_arrays(labels_path, "labels_path")["x"]}
+        labels = load_arrays(labels_path, "labels_path", _PAD)
+        parts = {"x": parts[path.stem], "y": labels[labels_path.stem]}
     for name in ("x", "y"):
         if name not in parts:
             raise InputError(f"data_path: {path.name} has no array {name!r}; save x (n, time, features) and y (n,)")
@@ -88,22 +91,6 @@ def read_arrays(path: Path, spec: TableSpec, grid: TimeGrid) -> RawTable:
         groups, group_names = torch.from_numpy(codes.astype(np.int64)), tuple(str(name) for name in names)
     x = np.where(np.isnan(x), np.nan, x) + 0.0
     return RawTable(torch.from_numpy(x), columns, labels, task, class_names, spec.target, splits, groups, group_names)
-
-
-def _load_arrays(path: Path, argument: str) -> dict[str, np.ndarray]:
-    if not path.is_file():
-        raise InputError(f"{argument}: {path} is no file; give an .npz or .npy file")
-    try:
-        loaded: Any = np.load(path, allow_pickle=False)
-        return {"x": loaded} if isinstance(loaded, np.ndarray) else dict(loaded)
-    except Exception as error:  # a damaged file can fail in every layer of the reader
-        if "Object arrays" in str(error):
-            raise InputError(
-                f"{argument}: {path.name} holds ragged series or objects, not plain arrays; "
-                "pad the series to one length, or give a long table with an id and a time column"
-            ) from error
-        detail = " ".join(str(error).split()) or type(error).__name__
-        raise InputError(f"{argument}: {path} cannot be read as arrays ({detail}); save it with numpy.savez") from error
 
 
 def _as_series(values: np.ndarray, name: str) -> np.ndarray:
