@@ -30,8 +30,8 @@ from mct_fast.run.memory import check_fits
 from mct_fast.run.progress import Bar, Progress, quiet
 from mct_fast.run.seeds import derive_seed, generator
 from mct_fast.settings import EvalConfig as EvalConfig  # of this door too, for type checkers
-from mct_fast.tasks import Classification, Task, format_metric, metric_label, task_named
-from mct_fast.training import SGD, NetworkStack, Schedule, build_stack, largest_loss, measures, named_spec, train_epochs
+from mct_fast.tasks import Classification, Task, confusion, format_metric, metric_label, task_named
+from mct_fast.training import SGD, NetworkStack, Schedule, build_stack, largest_loss, named_spec, outputs, train_epochs
 
 log = logging.getLogger("mct_fast")
 
@@ -42,6 +42,8 @@ class EvalResult:
 
     ``metrics`` holds every metric of the task, one value a network, the headline's among them.  ``diverged`` counts the
     networks whose training ended further from the labels than guessing is: their scores say nothing about the images.
+    ``confusion``: of up to a hundred classes, how often all networks together took an image of a row's class for one of a
+    column's.
     """
 
     scores: tuple[float, ...]
@@ -51,6 +53,7 @@ class EvalResult:
     metric: str = "accuracy"
     metrics: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     diverged: int = 0
+    confusion: list[list[int]] | None = None
 
     def warn(self, images: str) -> None:
         """Says on the package's log that networks diverged on ``images``, if some did."""
@@ -89,7 +92,7 @@ class EvalResult:
 
     def record(self) -> dict[str, Any]:
         """What a run notes of it."""
-        return {"model": self.model, **self.json()}
+        return {"model": self.model, **self.json(), **({} if self.confusion is None else {"confusion": self.confusion})}
 
     def baseline(self) -> dict[str, Any]:
         """What a run notes of it as the random-real baseline."""
@@ -329,6 +332,12 @@ def evaluate_random_real(
     return best
 
 
+_Measured = tuple[dict[str, float], list[list[int]] | None]
+"""Metrics of a network, and its confusion."""
+
+_MOST_CONFUSED = 100  # classes: the record of a run is read whole
+
+
 @dataclass(frozen=True)
 class _Given:
     """What networks are trained on: examples ``(n, ...)`` for all of them, or ``(num_eval, n, ...)`` their own."""
@@ -361,8 +370,12 @@ class _Given:
         results = {}
         for split in splits:
             rows = [row for part in parts for row in part.get(split, ())]
-            metrics = {metric: tuple(row[metric] for row in rows) for metric in rows[0]}
-            results[split] = EvalResult(metrics[task.headline], name, split, lr, task.headline, metrics, diverged)
+            metrics = {metric: tuple(row[metric] for row, _ in rows) for metric in rows[0][0]}
+            counted = [counts for _, counts in rows if counts is not None]
+            confused = torch.tensor(counted).sum(0).tolist() if counted else None
+            results[split] = EvalResult(
+                metrics[task.headline], name, split, lr, task.headline, metrics, diverged, confused
+            )
         return results
 
     def _networks(
@@ -373,7 +386,7 @@ class _Given:
         config: EvalConfig,
         make: Callable[[], nn.Module],
         bar: Bar,
-    ) -> tuple[dict[str, list[dict[str, float]]], int]:
+    ) -> tuple[dict[str, list[_Measured]], int]:
         """Trains the networks with these numbers and measures them on each split; also counts those that diverged."""
         images, labels, shape = self.images, self.labels, self.dataset.image_shape
         shared = images.ndim == len(shape) + 1
@@ -401,10 +414,16 @@ class _Given:
         diverged = sum(not own <= bound for own, bound in zip(loss.tolist(), most, strict=True))
         return {split: self._scored(stack, split, data) for split, data in held_out.items()}, diverged
 
-    def _scored(self, stack: NetworkStack, name: str, split: Split) -> list[dict[str, float]]:
+    def _scored(self, stack: NetworkStack, name: str, split: Split) -> list[_Measured]:
         images, labels = split.images.to(self.images.device), split.labels.to(self.images.device)
         with self.progress.task(f"score on {name}", len(images)) as bar:
-            return measures(stack, images, labels, self.task, tick=bar.advance)
+            every = outputs(stack, images, tick=bar.advance)
+        counts = isinstance(self.task, Classification) and every.shape[2] <= _MOST_CONFUSED
+        hard = labels.argmax(-1) if labels.is_floating_point() else labels
+        return [
+            (self.task.metrics(logits, labels), confusion(logits, hard).tolist() if counts else None)
+            for logits in every
+        ]
 
 
 def _network(

@@ -74,7 +74,10 @@ class Selection:
             return best
         test = state.best.test or self._scored(best, ("test",))["test"].record()
         random = self._baseline(best)
-        best = replace(best, provenance={**best.provenance, "test": {k: v for k, v in test.items() if k != "model"}})
+        best = replace(
+            best,
+            provenance={**best.provenance, "test": {k: v for k, v in test.items() if k not in ("model", "confusion")}},
+        )
         self.run.keep(best)
         self.run.log(
             kind="final",
@@ -87,6 +90,7 @@ class Selection:
             test_scores=test["scores"],
             metric=test["metric"],
             test_metrics=test["metrics"],
+            **({"test_confusion": test["confusion"]} if "confusion" in test else {}),
             labels="soft" if best.labels.is_floating_point() else "hard",
             distill_seconds=state.seconds,
             skipped=state.skipped,

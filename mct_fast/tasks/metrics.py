@@ -71,6 +71,12 @@ def of_classes(logits: Tensor, labels: Tensor) -> dict[str, float]:
     }
 
 
+def confusion(logits: Tensor, labels: Tensor) -> Tensor:
+    """How often a row of the class of a row is taken for that of a column: counts ``(k, k)`` int64 of ``logits (n, k)``."""
+    classes = logits.shape[1]
+    return torch.bincount(labels * classes + logits.argmax(1), minlength=classes * classes).view(classes, classes)
+
+
 def of_one(logits: Tensor, labels: Tensor) -> dict[str, float]:
     """Metrics of one score a row, ``logits (n,)``, against ``labels (n,)`` of 0 and 1."""
     positive, scores = labels > 0.5, _finite(logits).double()

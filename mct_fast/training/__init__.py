@@ -1,6 +1,6 @@
 """Plain training of several networks at once: experts on real data, evaluation networks on synthetic data."""
 
-from mct_fast.training.epochs import Schedule, largest_loss, measures, scores, train_epochs
+from mct_fast.training.epochs import Schedule, largest_loss, outputs, scores, train_epochs
 from mct_fast.training.networks import named_spec
 from mct_fast.training.stacks import (
     GSAM,
@@ -24,8 +24,8 @@ __all__ = [
     "Steepest",
     "build_stack",
     "largest_loss",
-    "measures",
     "named_spec",
+    "outputs",
     "scores",
     "train_epochs",
 ]

@@ -113,26 +113,16 @@ def _random_windows(
 
 def scores(stack: NetworkStack, images: Tensor, labels: Tensor, task: Task, chunk: int = 512) -> list[float]:
     """The task's score of every network on ``images (n, C, H, W)``."""
-    return [task.score(logits, labels) for logits in _outputs(stack, images, chunk)]
+    return [task.score(logits, labels) for logits in outputs(stack, images, chunk)]
 
 
-def measures(
-    stack: NetworkStack,
-    images: Tensor,
-    labels: Tensor,
-    task: Task,
-    chunk: int = 512,
-    *,
-    tick: Callable[[int], None] | None = None,
-) -> list[dict[str, float]]:
-    """All metrics of the task, by name, of every network on ``images (n, C, H, W)``.
+def outputs(
+    stack: NetworkStack, images: Tensor, chunk: int = 512, *, tick: Callable[[int], None] | None = None
+) -> Tensor:
+    """Logits ``(E, n, k)`` of every network on ``images (n, C, H, W)``.
 
     ``tick(images)`` is called with the number of images that all networks have seen since the last time.
     """
-    return [task.metrics(logits, labels) for logits in _outputs(stack, images, chunk, tick)]
-
-
-def _outputs(stack: NetworkStack, images: Tensor, chunk: int, tick: Callable[[int], None] | None = None) -> Tensor:
     found = []
     for part in images.split(chunk):
         found.append(stack.logits(part))

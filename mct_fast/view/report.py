@@ -24,6 +24,7 @@ from mct_fast.run.errors import InputError
 from mct_fast.run.files import atomic_write, reading
 from mct_fast.run.folder import Run, chosen_images
 from mct_fast.tasks import format_metric, metric_label, metric_scale, metric_title
+from mct_fast.view.classes import classes_of
 from mct_fast.view.facts import (
     Facts,
     advice,
@@ -108,6 +109,7 @@ def _report(facts: Facts) -> dict[str, Any]:
         "tiles": _tiles(facts),
         "metric": metric_label(facts.metric),
         "compared": compared(facts),
+        "classes": classes_of(facts),
         "noun": facts.noun,
         "shown": distilled is not None and (is_table or _shown(distilled, facts.first)),
         "single": distilled is not None and len(distilled) == distilled.num_classes,

@@ -22,6 +22,8 @@ from mct_fast.data import Normalize
 from mct_fast.distilled import DistilledDataset
 from mct_fast.run.errors import InputError
 from mct_fast.run.folder import Run
+from mct_fast.view.classes import classes_of
+from mct_fast.view.facts import Facts
 from mct_fast.view.figures import write_curves
 from mct_fast.view.report import _cell, write_comparison, write_report
 
@@ -299,3 +301,36 @@ def test_runs_side_by_side(run_copy: Path, tiny_run: Path, tmp_path: Path) -> No
         write_comparison([run_copy, run_copy], tmp_path / "x.html")
     with pytest.raises(InputError, match="holds no run"):
         write_comparison([run_copy, tmp_path], tmp_path / "x.html")
+
+
+def test_classes_and_what_they_are_taken_for(run_copy: Path) -> None:
+    (final,) = (r for r in Run.open(run_copy).metrics() if r["kind"] == "final")
+    counts = torch.tensor(final["test_confusion"])
+    assert counts.shape == (10, 10)
+    # Accuracy of all networks together is the mean of theirs: each saw the same images.
+    assert float(counts.trace() / counts.sum()) == pytest.approx(final["test_mean"])
+    assert "test_confusion" not in str(DistilledDataset.load(run_copy / "distilled").provenance)
+    text = write_report(run_copy).read_text()
+    shown = _Page(text)
+    assert "Accuracy of each class" in text and len([t for t, a in shown.tags if t == "td" and "style" in a]) == 100
+    shares = [str(round(100 * int(counts[i, i]) / int(counts[i].sum()), 1)) for i in range(10)]
+    assert all(f"<td>{share} %</td>" in text for share in shares)
+
+
+def test_a_run_of_an_earlier_release_says_nothing_of_classes(tmp_path: Path) -> None:
+    run = Run.create(tmp_path / "run", {"dataset": "digits"})
+    run.log(**_iteration(1))
+    run.log(**_final(1))
+    assert "Accuracy of each class" not in write_report(run.path).read_text()
+
+
+def test_many_classes_have_no_squares(tmp_path: Path) -> None:
+    counts = (5 * torch.eye(30, dtype=torch.int64)).tolist()
+    counts[3], counts[4] = [0] * 30, [0] * 7 + [3, 1] + [0] * 21
+    run = Run.create(tmp_path / "run", {"dataset": "digits"})
+    run.log(**_iteration(1))
+    run.log(**_final(1), test_confusion=counts)
+    found = classes_of(Facts.of(run))
+    assert found is not None and found.squares == []
+    assert found.rows[3:6] == [("3", "none in the split", ""), ("4", "0.0 %", "7, 75.0 %"), ("5", "100.0 %", "")]
+    assert _Page(write_report(run.path).read_text()).tags
