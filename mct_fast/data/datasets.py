@@ -25,7 +25,8 @@ from mct_fast.run.errors import InputError
 from mct_fast.run.progress import Progress, quiet
 from mct_fast.settings import TableSpec, TimeGrid
 from mct_fast.settings.imagenet_subsets import IMAGENET_SUBSETS
-from mct_fast.tabular.recipes import TABLES, TableOptions
+from mct_fast.tabular.frames import refuse_csv_options
+from mct_fast.tabular.recipes import OF_ANY_FILE, TABLES, TableOptions
 from mct_fast.tabular.tables import changed, from_json, raw_table
 from mct_fast.tasks import task_named
 
@@ -153,6 +154,8 @@ class _Asked:
             if getattr(self, argument) not in (False, None):
                 raise InputError(f"{argument}: is for images; leave it out with dataset={self.name!r}")
         canonical = canonical_name(self.name)
+        if canonical not in OF_ANY_FILE:
+            refuse_csv_options(self.table, f"which {canonical} reads in the form they come in")
         raw, spec = TABLES[canonical](TableOptions(self.path, self.table, self.grid, self.progress))
         source = {
             "data_path": _absolute(self.data_path),
@@ -253,6 +256,7 @@ def table_dataset(
     Raises:
         InputError: anything wrong with the arguments or the data, in one line with the remedy.
     """
+    refuse_csv_options(table, "and a frame has been read")
     return of_table(name, raw_table(frame, table, test), table, val_fraction, split_seed, usable_device(device), {})
 
 

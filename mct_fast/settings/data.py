@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated
+from typing import Annotated, Literal
 
+from mct_fast.run.errors import InputError
 from mct_fast.run.settings import Bounds, Checked, Count, NonNegative, Positive
 from mct_fast.settings.names import dsa_kinds
+
+_NO_SEPARATORS = "\"'#\\.-+\n\r\0"
 
 
 @dataclass(frozen=True)
@@ -43,6 +46,32 @@ class TableSpec(Checked):
     """Share of the rows (with --group: of the groups) held out as the test split, stratified by target."""
     subsample_positive: Annotated[float, Bounds(0, 1, above=True, below=True)] | None = None
     """Drop positives of the training split until they are this share of it, e.g. 0.01; other splits stay whole."""
+    csv_separator: str | None = None
+    """Character between the cells of CSV files, or tab (default: comma; semicolon if csv_decimal is a comma; .tsv: tab)."""
+    csv_decimal: Literal[".", ","] = "."
+    """Decimal mark of numbers in CSV files."""
+    csv_encoding: str = "utf-8"
+    """Encoding of CSV files, such as cp1252, latin-1 or utf-16."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        mark = self.separator()
+        if mark is not None and (len(mark) != 1 or mark.isalnum() or mark in _NO_SEPARATORS):
+            raise InputError(
+                f"csv_separator: {self.csv_separator!r} cannot part cells; give one character such as ';', or tab"
+            )
+        try:
+            "".encode(self.csv_encoding)
+        except (LookupError, ValueError) as error:
+            raise InputError(
+                f"csv_encoding: {self.csv_encoding!r} is unknown; give e.g. utf-8, cp1252 or utf-16"
+            ) from error
+
+    def separator(self) -> str | None:
+        """The character between cells; None: what the file's name says."""
+        if self.csv_separator is None:
+            return ";" if self.csv_decimal == "," else None
+        return "\t" if self.csv_separator in ("tab", "\\t") else self.csv_separator
 
 
 @dataclass(frozen=True)

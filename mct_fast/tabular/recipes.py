@@ -41,8 +41,8 @@ TableReader: TypeAlias = Callable[[TableOptions], tuple[RawTable, TableSpec]]
 def read_table(options: TableOptions) -> tuple[RawTable, TableSpec]:
     """Any CSV or Parquet file."""
     path, spec = _file("table", options), options.table
-    test = None if spec.test_path is None else read_frame(Path(spec.test_path).expanduser(), "test_path")
-    return raw_table(read_frame(path, "data_path"), spec, test), spec
+    test = None if spec.test_path is None else read_frame(Path(spec.test_path).expanduser(), "test_path", spec)
+    return raw_table(read_frame(path, "data_path", spec), spec, test), spec
 
 
 def read_any_series(options: TableOptions) -> tuple[RawTable, TableSpec]:
@@ -127,8 +127,8 @@ def read_curial(options: TableOptions) -> tuple[RawTable, TableSpec]:
     spec = merged(base, options.table)
     if spec.test_where is not None or spec.group == "site":
         spec = replace(spec, drop=tuple(name for name in spec.drop if name != "site"))
-    test = None if spec.test_path is None else read_frame(Path(spec.test_path).expanduser(), "test_path")
-    return raw_table(read_frame(path, "data_path"), spec, test), spec
+    test = None if spec.test_path is None else read_frame(Path(spec.test_path).expanduser(), "test_path", spec)
+    return raw_table(read_frame(path, "data_path", spec), spec, test), spec
 
 
 _APS = (
@@ -376,6 +376,9 @@ TABLES: dict[str, TableReader] = {
     "mimic3-in-hospital-mortality": lambda options: read_mimic3("in-hospital-mortality", options),
 }
 """Names of tables and series, and how to read them."""
+
+OF_ANY_FILE = ("table", "series", "curial")
+"""Those whose file is written in whatever form the user says."""
 
 
 def _file(name: str, options: TableOptions) -> Path:

@@ -15,7 +15,7 @@ from mct_fast.run.arrays import load_arrays
 from mct_fast.run.errors import InputError
 from mct_fast.settings import TableSpec, TimeGrid
 from mct_fast.tabular.columns import Column
-from mct_fast.tabular.frames import read_frame
+from mct_fast.tabular.frames import read_frame, refuse_csv_options
 from mct_fast.tabular.tables import (
     RawTable,
     as_numbers,
@@ -41,10 +41,11 @@ def read_series(path: Path, spec: TableSpec, grid: TimeGrid) -> RawTable:
         InputError: what `read_arrays`, `resample` and `raw_table` refuse.
     """
     if path.suffix.lower() in (".npz", ".npy"):
+        refuse_csv_options(spec, f"and {path.name} holds arrays")
         return read_arrays(path, spec, grid)
     _check_grid(grid)
-    frame = read_frame(path, "data_path")
-    labels = None if grid.labels_path is None else read_frame(Path(grid.labels_path).expanduser(), "labels_path")
+    frame = read_frame(path, "data_path", spec)
+    labels = None if grid.labels_path is None else read_frame(Path(grid.labels_path).expanduser(), "labels_path", spec)
     return long_table(frame, labels, spec, grid)
 
 

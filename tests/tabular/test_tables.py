@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -246,6 +247,89 @@ def test_numbers_are_read_to_the_nearest_double(tmp_path: Path) -> None:
     values = [0.1 + i * 1e-3 + i**5 * 1e-13 for i in range(500)]
     (tmp_path / "t.csv").write_text("x,died\n" + "".join(f"{x!r},{i % 2}\n" for i, x in enumerate(values)))
     assert read_frame(tmp_path / "t.csv", "data_path")["x"].tolist() == values
+
+
+FORMS: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {  # what pandas writes, what the options say
+    "semicolon": ({"sep": ";"}, {"csv_separator": ";"}),
+    "comma": ({"sep": ";", "decimal": ","}, {"csv_decimal": ","}),
+    "quoted": ({"decimal": ",", "quoting": csv.QUOTE_ALL}, {"csv_separator": ",", "csv_decimal": ","}),
+    "bar": ({"sep": "|", "decimal": ","}, {"csv_separator": "|", "csv_decimal": ","}),
+    "tab": ({"sep": "\t", "decimal": ","}, {"csv_separator": "tab", "csv_decimal": ","}),
+    "cp1252": ({"encoding": "cp1252"}, {"csv_encoding": "cp1252"}),
+    "utf-16": ({"encoding": "utf-16", "sep": ";", "decimal": ","}, {"csv_encoding": "utf-16", "csv_decimal": ","}),
+    "mark": ({"encoding": "utf-8-sig"}, {}),
+}
+
+
+@pytest.fixture(scope="module")
+def wards() -> pd.DataFrame:
+    frame = patients().rename(columns={"ward": "Größe"})
+    return frame.assign(Größe=frame["Größe"].replace("south", "süd, 2; links"), tiny=frame["lactate"] * 1e-200)
+
+
+@pytest.mark.parametrize("packed", [False, True], ids=["plain", "gz"])
+@pytest.mark.parametrize("form", FORMS)
+def test_csv_files_of_every_form_give_the_same_bits(
+    tmp_path: Path, wards: pd.DataFrame, form: str, packed: bool
+) -> None:
+    writing, said = FORMS[form]
+    suffix = ".csv.gz" if packed else ".csv"
+    path, test = (tmp_path / f"{name}{suffix}" for name in ("rows", "held"))
+    wards[:90].to_csv(path, index=False, **writing)
+    wards[90:].to_csv(test, index=False, **writing)
+    spec = TableSpec(target=("died",), test_path=str(test), **said)
+    dataset = load_dataset("table", data_path=path, table=spec)
+    wanted = table_dataset(wards[:90], SPEC, test=wards[90:])
+    assert dataset.fingerprint == wanted.fingerprint
+    assert load_noted(dataset.source).fingerprint == wanted.fingerprint
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_comments_above_a_csv_file_are_passed_over_in_every_form(
+    tmp_path: Path, wards: pd.DataFrame, form: str
+) -> None:
+    writing, said = FORMS[form]
+    text = "# synthetic; ä, rows\n#\n" + wards.to_csv(index=False, **{**writing, "encoding": None})
+    (tmp_path / "rows.csv").write_bytes(text.encode(writing.get("encoding", "utf-8")))
+    frame = read_frame(tmp_path / "rows.csv", "data_path", TableSpec(**said))
+    pd.testing.assert_frame_equal(frame, wards.replace({None: np.nan}), check_exact=True)
+
+
+def test_what_a_csv_file_is_not_is_said_in_one_line(tmp_path: Path, wards: pd.DataFrame) -> None:
+    path = tmp_path / "rows.csv"
+    cases: list[tuple[dict[str, Any], dict[str, Any], str]] = [
+        ({"sep": ";"}, {}, "has one column, 'age;.*; say what parts its cells, e.g. csv_separator=';'"),
+        ({"sep": "\t"}, {}, "e.g. csv_separator='tab'"),
+        ({}, {"csv_decimal": ","}, "e.g. csv_separator=','"),
+        ({"encoding": "cp1252"}, {}, "is not utf-8; say its encoding, e.g. csv_encoding='cp1252'"),
+        ({"encoding": "utf-16"}, {}, "is not utf-8; say its encoding"),
+        ({}, {"csv_encoding": "utf-16"}, "is not utf-16; say its encoding"),
+    ]
+    for writing, said, message in cases:
+        wards.to_csv(path, index=False, **writing)
+        with pytest.raises(InputError, match=message) as caught:
+            load_dataset("table", data_path=path, table=TableSpec(target=("died",), **said))
+        assert "\n" not in str(caught.value) and "data_path: " in str(caught.value)
+
+
+@pytest.mark.parametrize("said", [
+    {"csv_separator": ";;"}, {"csv_separator": ""}, {"csv_separator": "a"}, {"csv_separator": "\""},
+    {"csv_separator": "."}, {"csv_separator": "#"}, {"csv_separator": "\n"}, {"csv_decimal": ";"},
+    {"csv_encoding": "klingon"}, {"csv_encoding": "hex"}, {"csv_encoding": "a\0b"}, {"csv_encoding": ""},
+], ids=str)  # fmt: skip
+def test_forms_that_no_csv_file_has_are_refused(said: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"^csv_\w+: .*; (give|choose)") as caught:
+        TableSpec(**said)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_form_of_csv_files_is_refused_where_none_is_read(tmp_path: Path) -> None:
+    said = TableSpec(target=("died",), csv_separator=";")
+    assert "csv_separator: is for CSV files" in refused(patients(), said)
+    np.savez(tmp_path / "stays.npz", x=np.zeros((4, 2, 1)), y=np.arange(4) % 2)
+    for name, path in (("breast_cancer", None), ("eicu-mortality", tmp_path), ("series", tmp_path / "stays.npz")):
+        with pytest.raises(InputError, match="csv_separator: is for CSV files, .*; leave it out"):
+            load_dataset(name, data_path=path, table=TableSpec(csv_separator=";"))
 
 
 def test_one_positive_in_a_hundred() -> None:
