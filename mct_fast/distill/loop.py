@@ -25,6 +25,7 @@ from mct_fast.matching import MatchResult
 from mct_fast.ops.device import taken
 from mct_fast.run.distributed import Communicator, Single
 from mct_fast.run.errors import InputError
+from mct_fast.run.estimate import Estimated
 from mct_fast.run.folder import Run, Unkept
 from mct_fast.run.progress import Progress, quiet
 from mct_fast.run.settings import AUTO
@@ -290,7 +291,9 @@ def _go(
     ended: dict[int, DistilledDataset | InputError] = {}
     going = dict(runs)
     total, done = sum(run.end(until) for run in runs.values()), sum(run.state.iteration for run in runs.values())
-    with progress.task("distil" if len(runs) == 1 else f"distil, {len(runs)} runs", total, done=done) as bar:
+    name = "distil" if len(runs) == 1 else f"distil, {len(runs)} runs"
+    with progress.task(name, total, done=done) as shown:
+        bar = Estimated(shown, progress, name, total - done, unit="iterations", device=matches.device)
         while going := {i: run for i, run in going.items() if i not in ended and run.state.iteration < run.end(until)}:
             for run in going.values():
                 if run.selection.due(run.state):

@@ -121,6 +121,7 @@ class Matches:
             communicator=communicator,
         )
         self._checked: set[int] = set()
+        self.device = first.config.engine.device
 
     def solve(self, states: Mapping[int, State]) -> dict[int, tuple[MatchResult, Segment]]:
         """The match of the iteration that each state is at, by the number of its run, and its first student's segment."""

@@ -21,6 +21,7 @@ from mct_fast.models import FunctionalModel, build_model
 from mct_fast.ops.device import taken
 from mct_fast.run.distributed import Communicator, Single
 from mct_fast.run.errors import InputError
+from mct_fast.run.estimate import Estimated
 from mct_fast.run.files import RowSpool
 from mct_fast.run.memory import check_fits
 from mct_fast.run.progress import Progress, quiet
@@ -71,7 +72,8 @@ def train_experts(
         todo = [number for number in range(config.training.num_experts) if number not in done]
         rounds = _rounds(todo, config.engine.parallel, communicator)
         images = sum(map(len, rounds)) * config.training.train_epochs * len(dataset.train.labels)
-        with progress.task("experts, images", images) as bar:
+        with progress.task("experts, images", images) as shown:
+            bar = Estimated(shown, progress, "experts", images, unit="images", device=config.engine.device)
             for mine in rounds:
                 with _Spools(None if store is None else store.path) as spools:
                     trained = _train_group(mine, config, dataset, task, model, spools, bar) if mine else []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import resource
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -23,6 +24,16 @@ def check_fits(option: str, wanted: float, what: str, device: torch.device | str
         raise InputError(
             f"{option}: {what} would take {size} bytes, {device} has {total:,}; give less of it, or a smaller network"
         )
+
+
+def peak_memory(device: str) -> int:
+    """The most bytes that this process has had so far: of a GPU what its tensors took, else of the processor's memory."""
+    if device != "cpu":
+        import torch
+
+        if torch.device(device).type == "cuda":
+            return torch.cuda.max_memory_allocated(device)
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss << 10
 
 
 def shortage(error: BaseException) -> InputError | None:
