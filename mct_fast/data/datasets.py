@@ -82,7 +82,8 @@ def load_dataset(
         name: digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet, imagenette, imagewoof,
             imagefruit, imageyellow, imagemeow, imagesquawk, folder or folder:NAME (a class-per-folder image
             tree; NAME chooses the field's normalisation constants where it is one of the above), arrays or arrays:NAME
-            (an .npz file or a folder of .npy files with x_train, y_train and maybe x_test, y_test), or a name
+            (an .npz file or a folder of .npy files with x_train, y_train and maybe x_test, y_test), hf or hf:NAME
+            (a folder that Hugging Face ``datasets`` saved), or a name
             given to `register_dataset`. The field's spellings (CIFAR10, FashionMNIST, Tiny, …) are
             understood. Tables and series: table (a CSV or Parquet file), series (arrays or a long table),
             breast_cancer, whas500, whas500-complications, diabetes, and the recipes curial, eicu-mortality,

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -81,8 +82,27 @@ def decode_images(
     return stored["images"]
 
 
-def _decode_all(files: Sequence[str], image_size: int | None, progress: Progress, title: str) -> dict[str, Tensor]:
-    first, _, _ = _decode_file(files[0], image_size)
+def decode_pictures(
+    pictures: Mapping[str, bytes | str], image_size: int | None, progress: Progress, title: str
+) -> Tensor:
+    """As `decode_images`, pictures by the name that messages give them: their files' bytes, or paths; never cached."""
+
+    def opened(name: str) -> Any:
+        picture = pictures[name]
+        return io.BytesIO(picture) if isinstance(picture, bytes) else picture
+
+    return _decode_all(list(pictures), image_size, progress, title, opened)["images"]
+
+
+def _decode_all(
+    files: Sequence[str],
+    image_size: int | None,
+    progress: Progress,
+    title: str,
+    opened: Callable[[str], Any] = lambda file: file,
+) -> dict[str, Tensor]:
+    """`opened` gives what Pillow opens for the name of a file."""
+    first, _, _ = _decode_file(files[0], image_size, opened)
     height, width = first.shape[:2]
     if height != width:
         raise InputError(f"{files[0]} is {width}x{height} pixels, not square; pass image_size to resize and crop")
@@ -93,7 +113,7 @@ def _decode_all(files: Sequence[str], image_size: int | None, progress: Progress
         grey = True
         batch = files[start : start + _BATCH]
         for index, file in enumerate(batch, start):
-            pixels, is_grey, changes[index] = _decode_file(file, image_size)
+            pixels, is_grey, changes[index] = _decode_file(file, image_size, opened)
             if pixels.shape[:2] != (height, width):
                 raise InputError(
                     f"{file} is {pixels.shape[1]}x{pixels.shape[0]} pixels, others are {width}x{height}; "
@@ -152,10 +172,10 @@ def picture_format(path: str) -> str | None:
     return next((kind for magic, at, kind in _MAGIC if head.startswith(magic, at)), None)
 
 
-def _decode_file(file: str, image_size: int | None) -> tuple[np.ndarray, bool, int]:
+def _decode_file(file: str, image_size: int | None, opened: Callable[[str], Any]) -> tuple[np.ndarray, bool, int]:
     """Pixels (H, W, 3) uint8, whether the file is grey, and what was changed."""
     try:
-        with Image.open(file) as image:
+        with Image.open(opened(file)) as image:
             if _is_deep(image):
                 raise InputError(f"{file} has more than 8 bits a channel (mode {image.mode}); convert it to 8 bits")
             grey = image.mode in _GREY_MODES

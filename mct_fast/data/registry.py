@@ -8,6 +8,7 @@ from functools import partial
 from typing import TypeAlias
 
 from mct_fast.data.arrays import read_arrays
+from mct_fast.data.saved import read_saved
 from mct_fast.data.sources import (
     TORCHVISION_SETS,
     RawDataset,
@@ -47,7 +48,11 @@ FORMS = {
 }
 """Channels, pixels a side and classes of the field's sets."""
 
-FORMATS: dict[str, Callable[[str, ReadOptions], RawDataset]] = {"folder": read_folder, "arrays": read_arrays}
+FORMATS: dict[str, Callable[[str, ReadOptions], RawDataset]] = {
+    "folder": read_folder,
+    "arrays": read_arrays,
+    "hf": read_saved,
+}
 """Readers of a user's own images; FORMAT:NAME takes the constants of the set NAME."""
 
 _ALIASES = {

@@ -17,8 +17,8 @@ class DataConfig(Checked):
     """The real data that experts are trained on."""
 
     dataset: str = "digits"
-    """Dataset name: digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet, imagenette, ..., folder:NAME, arrays:NAME;
-    table, series, breast_cancer, whas500, diabetes, curial, eicu-mortality, mimic3-phenotyping, ... (docs/clinical.md)."""
+    """Dataset name: digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet, imagenette, ..., folder:NAME, arrays:NAME,
+    hf:NAME; table, series, breast_cancer, whas500, curial, eicu-mortality, mimic3-phenotyping, ... (docs/clinical.md)."""
     data_path: str | None = None
     """Folder that holds the dataset, or the file of arrays or of a table (not needed for digits and packaged sets)."""
     download: bool = False
