@@ -18,6 +18,7 @@ from mct_fast.matching.adjoint import Adjoint, Exact, Truncated, Unrolled
 from mct_fast.matching.cuda_graph import Graphed
 from mct_fast.matching.points import Points
 from mct_fast.matching.problem import MatchingProblem, MatchResult
+from mct_fast.matching.terminal import PathDistance
 from mct_fast.models import FunctionalModel
 from mct_fast.students import GenericStudent, Student
 from mct_fast.tasks import Classification
@@ -101,7 +102,17 @@ def _solve(problem: Problem, student: Student, adjoint: Adjoint, images: Tensor,
     batches = batches.to(images.device)[None]
     found = adjoint.solve(
         MatchingProblem(
-            problem.model, student, task, images, problem.labels, syn_lr, start, target, batches, sizes, plan
+            problem.model,
+            student,
+            task,
+            images,
+            problem.labels,
+            syn_lr,
+            start,
+            PathDistance(target),
+            batches,
+            sizes,
+            plan,
         )
     )
     return found.mean()

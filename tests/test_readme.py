@@ -30,7 +30,7 @@ def test_the_python_example_runs(
 
 
 def test_there_are_commands_to_try() -> None:
-    assert len(COMMANDS) == 6 and len(OF_TABLES) >= 15
+    assert len(COMMANDS) == 7 and len(OF_TABLES) >= 15
 
 
 @pytest.mark.parametrize("command", COMMANDS + OF_TABLES, ids=lambda command: " ".join(command.split()[1:6]))

@@ -95,24 +95,32 @@ class BezierArguments:
 
 @dataclass(frozen=True)
 class StoreClaims:
-    """What the experts of the store must have seen: what is given here is checked against it, nothing need be."""
+    """The data and the network. The store names both: what is given is checked against it. An objective that needs no
+    experts takes them from here."""
 
     dataset: str | None = None
-    """Their dataset."""
+    """The dataset."""
     model: str | None = None
-    """Their network."""
+    """The network."""
+    depth: int | None = None
+    """Blocks or layers of the network."""
+    width: int | None = None
+    """Channels or units of the network."""
     image_size: int | None = None
-    """Side of their images in pixels."""
+    """Side of the images in pixels."""
     zca: bool = False
-    """Their images were whitened with ZCA."""
+    """The images are whitened with ZCA."""
+    download: bool = False
+    """Without a store: download the dataset if it is not there."""
 
 
 @dataclass(frozen=True)
 class DistillArguments:
     """Distil a dataset into --ipc images a class, into the run folder --out.
 
-    A new run needs --trajectories and --out; --resume goes on with a killed run, or with a finished one for more
-    --iterations, with the run's own settings (--trajectories and --data-path say where its folders have moved to).
+    A new run needs --trajectories and --out; with --objective unrolled, which needs no experts, --dataset and --out do.
+    --resume goes on with a killed run, or with a finished one for more --iterations, with the run's own settings
+    (--trajectories and --data-path say where its folders have moved to).
     """
 
     trajectories: Path | None = None

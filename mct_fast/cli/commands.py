@@ -30,6 +30,7 @@ from mct_fast.cli.output import distilled_rows, percent, preset_rows, print_rows
 from mct_fast.cli.parsing import json_object, parse, preset_in, use_plugin
 from mct_fast.cli.session import progress_bars, resumable, session
 from mct_fast.cli.stored import (
+    Source,
     buildable,
     check_claims,
     check_dataset,
@@ -38,6 +39,7 @@ from mct_fast.cli.stored import (
     models,
     resumed_in,
     stored_config,
+    without_store,
 )
 from mct_fast.cli.sweep import sweep_command
 from mct_fast.run.errors import InputError
@@ -130,27 +132,30 @@ def _distill(words: list[str]) -> None:
     from mct_fast.view.report import write_report
 
     with session() as communicator:
-        config, trajectories, out = communicator.tell(lambda: _asked(given, begun))
+        config, source, out = _asked(given, begun)
         if given.dry_run:
             from mct_fast.cli.plans import distill_plan
 
-            communicator.lead(lambda: print_rows(distill_plan(config, trajectories, out, progress_bars())))
+            communicator.lead(lambda: print_rows(distill_plan(config, source, out, progress_bars())))
             return
         with resumable(f"go on with: mct-fast distill --resume {out}"):
+            bars = progress_bars(communicator)
+            made_of = communicator.lead_first(lambda: source.arguments(config, bars))
             distill(
                 config,
-                trajectories,
+                made_of.pop("trajectories"),
+                **made_of,
                 out=out,
                 resume=given.resume is not None,
-                progress=progress_bars(communicator),
+                progress=bars,
                 communicator=communicator,
             )
             page = communicator.lead(lambda: write_report(out))
         communicator.lead(lambda: print_rows([*run_rows(out), ("report", str(page))]))
 
 
-def _asked(given: DistillArguments, begun: DistillConfig | None) -> tuple[DistillConfig, Path, Path]:
-    """Configuration, store and run folder that are asked for; ``begun``: the configuration of the run to go on with."""
+def _asked(given: DistillArguments, begun: DistillConfig | None) -> tuple[DistillConfig, Source, Path]:
+    """Configuration, what the run is made of, and run folder that are asked for; ``begun``: that of the run to go on with."""
     if given.resume is not None:
         may = {"data_path": given.config.engine.data_path, "iterations": given.config.optimizer.iterations}
         own = DistillArguments(
@@ -166,17 +171,25 @@ def _asked(given: DistillArguments, begun: DistillConfig | None) -> tuple[Distil
                 "for longer, and --trajectories and --data-path, for folders that have moved"
             )
         config, stored = stored_config(given.resume)
-        return dataclasses.replace(config, **may), given.trajectories or stored, given.resume
-    if given.trajectories is None:
+        config = dataclasses.replace(config, **may)
+        return config, stored if given.trajectories is None else Source(given.trajectories), given.resume
+    if given.trajectories is None and given.config.goal.objective == "matching":
         raise InputError("trajectories: missing; give --trajectories STORE and --out RUN, or --resume RUN")
     if given.out is None:
         raise InputError("out: missing; give --out RUN, the folder to write")
+    chosen = None
     if given.preset is not None:
         from mct_fast.presets import preset
 
-        check_dataset("preset", given.preset, preset(given.preset).experts.data.dataset, given.trajectories)
+        chosen = preset(given.preset).experts
+    if given.trajectories is None:
+        return given.config, without_store(chosen, given.experts), given.out
+    if given.experts.download:
+        raise InputError("download: is for a run without a store, whose dataset is there; leave it out")
+    if chosen is not None:
+        check_dataset("preset", str(given.preset), chosen.data.dataset, given.trajectories)
     check_claims(given.experts, given.trajectories)
-    return given.config, given.trajectories, given.out
+    return given.config, Source(given.trajectories), given.out
 
 
 def _evaluate(words: list[str]) -> None:

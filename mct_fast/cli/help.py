@@ -27,9 +27,9 @@ _PLACEHOLDERS = (
     (r"test_path|labels_path", "FILE"),
     (r"iterations|.*_iterations|eval_it|checkpoint_every|lr_decay_every", "ITERATIONS"),
     (r"epochs|.*_epochs?|epoch_.*", "EPOCHS"),
-    (r"syn_steps|steps", "STEPS"),
+    (r"syn_steps|steps|window", "STEPS"),
     (r"lr|lr_(?!decay).*", "STEP_SIZE"),
-    (r"batch_.*|ipc|micro_batch|samples", "IMAGES"),
+    (r"batch_.*|ipc|micro_batch|real_batch|samples", "IMAGES"),
     (r"num_experts|experts|parallel|per_file", "EXPERTS"),
     (r"num_eval", "NETWORKS"),
     (r"students", "STUDENTS"),
@@ -41,7 +41,7 @@ _PLACEHOLDERS = (
 """What stands for the value of an option in help, by the option's name; others show their type."""
 
 _BY_TYPE = {"bool": "{True,False}", "int": "N", "float": "X", "str": "TEXT", "Path": "PATH"}
-_GROUPS = {"config": "", "optimizer": "optimiser", "networks": "network", "protocol": "engine"}
+_GROUPS = {"config": "", "goal": "objective", "optimizer": "optimiser", "networks": "network", "protocol": "engine"}
 """Headings of groups that are called otherwise than their fields."""
 
 

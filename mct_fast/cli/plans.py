@@ -4,9 +4,13 @@ from __future__ import annotations
 
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from mct_fast.settings import DistillConfig, ExpertConfig
+
+if TYPE_CHECKING:
+    from mct_fast.cli.stored import Source
+    from mct_fast.distill.job import Job
 
 Rows = list[tuple[str, ...]]
 
@@ -34,22 +38,22 @@ def experts_plan(config: ExpertConfig, out: Path, progress: Any) -> Rows:
     ]
 
 
-def distill_plan(config: DistillConfig, trajectories: Path, out: Path, progress: Any) -> Rows:
+def distill_plan(config: DistillConfig, source: Source, out: Path, progress: Any) -> Rows:
     """What distilling into ``out`` means; :class:`InputError` if it cannot be done."""
-    from mct_fast.distill import check_config
     from mct_fast.distill.job import Job
     from mct_fast.ops.device import taken
 
     config = replace(config, device=taken(config.engine.device))
-    job = Job.find(config, trajectories, None, None, None, progress).selectable()
-    check_config(job.config, job.dataset, job.paths[0], job.task)
+    given = source.arguments(config, progress)
+    job = Job.find(config, given["trajectories"], given.get("dataset"), given.get("model"), None, progress).selectable()
+    job.check()
     student, evaluation = config.student, config.evaluation
     images, iterations = config.images.ipc * job.dataset.num_classes, config.optimizer.iterations
     batch = images if student.batch_syn is None else min(student.batch_syn, images)
     count = len({*range(0, iterations, evaluation.eval_it or iterations + 1), iterations}) - (not evaluation.eval_it)
     return [
         ("dataset", _data(job.dataset)),
-        ("experts", f"{len(job.paths)} of {trajectories}, {job.paths[0].epochs} epochs"),
+        ("experts", _experts(job, source)),
         ("network", _network(job.spec)),
         ("images", f"{images}, {config.images.ipc} a class"),
         ("iterations", f"{iterations:,}, each {student.students} x {student.syn_steps} steps on {batch} images"),
@@ -61,6 +65,12 @@ def distill_plan(config: DistillConfig, trajectories: Path, out: Path, progress:
         ("run", str(out)),
         ("nothing was done", "leave out --dry_run to begin"),
     ]
+
+
+def _experts(job: Job, source: Source) -> str:
+    if job.paths is None:
+        return "none: students begin with fresh parameters and are measured on real data"
+    return f"{len(job.paths)} of {source.trajectories}, {job.paths[0].epochs} epochs"
 
 
 def _data(dataset: Any) -> str:

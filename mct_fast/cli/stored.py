@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,18 +13,67 @@ from mct_fast.cli.parsing import value_of
 from mct_fast.run.errors import InputError
 
 
-def stored_config(path: Path) -> tuple[Any, Path]:
-    """The configuration of a run as it was frozen, a ``DistillConfig``, and its trajectory store."""
+@dataclass(frozen=True)
+class Source:
+    """What a run is made of: a trajectory store, or data and a network by themselves."""
+
+    trajectories: Path | None = None
+    loaded: Callable[[Any, Any], tuple[Any, Any]] | None = None
+    """Dataset and module, of a ``DistillConfig`` and a ``Progress``."""
+
+    def arguments(self, config: Any, progress: Any) -> dict[str, Any]:
+        """As :func:`mct_fast.distill.distill` takes them."""
+        if self.trajectories is not None or self.loaded is None:
+            return {"trajectories": self.trajectories}
+        dataset, module = self.loaded(config, progress)
+        return {"trajectories": None, "dataset": dataset, "model": module}
+
+
+def without_store(experts: Any, claims: StoreClaims) -> Source:
+    """The data and network of the settings ``experts``, with what ``claims`` say instead."""
+    if claims.dataset is None and experts is None:
+        raise InputError("dataset: missing; without a store give --dataset, such as --dataset cifar10")
+
+    def loaded(config: Any, progress: Any) -> tuple[Any, Any]:
+        from mct_fast.experts import expert_spec, load_for
+        from mct_fast.models import build_model
+        from mct_fast.ops.device import taken
+        from mct_fast.settings import ExpertConfig
+
+        said = {field.name: getattr(claims, field.name) for field in fields(claims)}
+        wanted = {name: value for name, value in said.items() if value is not None and value is not False}
+        own = {"data_path": config.engine.data_path, "device": taken(config.engine.device)}
+        chosen = replace(experts or ExpertConfig(), **wanted, **own)
+        dataset = load_for(chosen, progress)
+        return dataset, build_model(expert_spec(chosen, dataset))
+
+    return Source(loaded=loaded)
+
+
+def stored_config(path: Path) -> tuple[Any, Source]:
+    """The configuration of a run as it was frozen, a ``DistillConfig``, and what it is made of."""
     from mct_fast.run.files import reading
     from mct_fast.run.folder import CONFIG, Run
     from mct_fast.settings import DistillConfig
 
     config = Run.open(path).config
-    trajectories = config.get("trajectories")
-    if trajectories is None:
-        raise InputError(f"resume: {path} was made from trajectories in memory; go on with distill(..., resume=True)")
+    trajectories, noted = config.get("trajectories"), config.get("source")
+    spec: dict[str, Any] = config.get("model") or {}
+    if trajectories is None and (noted is None or set(spec) == {"name"}):
+        raise InputError(f"resume: {path} was made from what was in memory; go on with distill(..., resume=True)")
+
+    def loaded(config: Any, progress: Any) -> tuple[Any, Any]:
+        from mct_fast.data import load_noted
+        from mct_fast.models import build_model
+        from mct_fast.ops.device import taken
+
+        assert noted is not None
+        engine = config.engine
+        dataset = load_noted(noted, data_path=engine.data_path, device=taken(engine.device), progress=progress)
+        return dataset, build_model(spec)
+
     with reading("resume", path / CONFIG):
-        return DistillConfig.of(config), Path(trajectories)
+        return DistillConfig.of(config), Source(None if trajectories is None else Path(trajectories), loaded)
 
 
 def resumed_in(words: Sequence[str]) -> Any:
@@ -61,7 +111,9 @@ def dataset_of(distilled: Any, run_path: Path | None, name: str | None, data_pat
     if kind not in ("table", "series"):
         noted["image_size"] = distilled.provenance.get("image_shape", distilled.images.shape)[-1]
     noted |= distilled.provenance.get("data", {})
-    store = Run.open(run_path).config.get("trajectories") if run_path is not None else None
+    config = {} if run_path is None else Run.open(run_path).config
+    store = config.get("trajectories")
+    noted |= config.get("source") or {}
     if isinstance(store, str):
         with contextlib.suppress(InputError):  # moved since; what the set itself says must do
             noted |= TrajectoryStore.open(store).manifest["dataset"]
@@ -133,8 +185,9 @@ def check_claims(claims: StoreClaims, trajectories: Path) -> None:
         if claims.model.startswith("ConvNet"):
             wanted = {"name": "ConvNet", **convnet_suffixes(claims.model)}
         saw["model"] = wanted, {key: model.get(key) for key in wanted}
-    if claims.image_size is not None:
-        saw["image_size"] = claims.image_size, model.get("image_size")
+    for argument in ("depth", "width", "image_size"):
+        if getattr(claims, argument) is not None:
+            saw[argument] = getattr(claims, argument), model.get(argument)
     if claims.zca:
         saw["zca"] = True, bool(data.get("zca"))
     for argument, (wanted, found) in saw.items():

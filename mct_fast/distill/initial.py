@@ -36,6 +36,7 @@ def _rows(job: Job) -> tuple[Tensor, Tensor]:
 def _labels(job: Job, images: Tensor, hard: Tensor) -> Labels:
     config, link = job.config.optimizer, job.task.link
     if job.config.images.labels == "expert":
+        assert job.paths is not None  # which was checked
         experts = [job.paths[i] for i in range(len(job.paths))]
         seen = assigned(images, job.student(), experts, link)
         return SoftLabels(seen, config.lr_label, config.mom_img, link)

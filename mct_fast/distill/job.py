@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from mct_fast.data import Dataset, load_noted
+from mct_fast.distill.config import check_config, check_memory, noted
 from mct_fast.distill.paths import ExpertPaths
 from mct_fast.distilled import DistilledDataset
 from mct_fast.kernels.precision import conv_precision
@@ -28,11 +29,12 @@ log = logging.getLogger("mct_fast")
 class Job:
     """One run's settings and what they refer to, found and checked.
 
-    ``spec`` describes the network, which is ``module`` where the user brought one; ``origin`` is the store's folder.
+    ``spec`` describes the network, which is ``module`` where the user brought one; ``origin`` is the store's folder.  Without
+    experts, which not every objective needs, there are no ``paths``.
     """
 
     config: DistillConfig
-    paths: ExpertPaths
+    paths: ExpertPaths | None
     dataset: Dataset
     task: Task
     spec: dict[str, Any]
@@ -43,7 +45,7 @@ class Job:
     def find(
         cls,
         config: DistillConfig,
-        trajectories: TrajectoryStore | str | Path | Sequence[Trajectory],
+        trajectories: TrajectoryStore | str | Path | Sequence[Trajectory] | None,
         dataset: Dataset | None,
         module: nn.Module | None,
         task: Task | None,
@@ -55,6 +57,16 @@ class Job:
             InputError: something is missing, or the data are not those that the experts saw.
         """
         engine = config.engine
+        if trajectories is None:
+            if config.goal.objective == "matching":
+                raise InputError(
+                    "trajectories: missing; objective='matching' follows experts, so give a store or paths"
+                )
+            if module is None or dataset is None:
+                raise InputError(
+                    "model: without a store nothing names model or dataset; pass model=... and dataset=..."
+                )
+            return cls(config, None, dataset, task or task_named(dataset.task), _spec_of(module), module)
         source = TrajectoryStore.open(trajectories) if isinstance(trajectories, (str, Path)) else trajectories
         if not isinstance(source, TrajectoryStore):
             if module is None or dataset is None:
@@ -78,7 +90,13 @@ class Job:
 
     def configured(self, config: DistillConfig) -> Job:
         """The same data and experts under other settings."""
-        return replace(self, config=config, paths=self.paths.of_kind(config.path.trajectory))
+        paths = None if self.paths is None else self.paths.of_kind(config.path.trajectory)
+        return replace(self, config=config, paths=paths)
+
+    def check(self) -> None:
+        """Raises :class:`InputError` for settings that do not fit the data, the network or the paths."""
+        check_memory(self.config, self.dataset, self.student().num_params)
+        check_config(self.config, self.dataset, None if self.paths is None else self.paths[0], self.task)
 
     def selectable(self) -> Job:
         """The same, but images selected on the test split where there is no validation split, which is said."""
@@ -99,17 +117,23 @@ class Job:
         """The student's network as a function of its parameters."""
         return FunctionalModel(build_model(self.spec) if self.module is None else self.module)
 
+    @property
+    def num_experts(self) -> int:
+        """How many experts there are."""
+        return 0 if self.paths is None else len(self.paths)
+
     def described(self) -> dict[str, Any]:
         """What makes two runs the same: the configuration of a run folder."""
         return {
-            **self.config.flat(),
+            **noted(self.config),
             "trajectories": self.origin,
-            "experts": len(self.paths),
+            "experts": self.num_experts,
             "model": self.spec,
             "dataset": self.dataset.name,
             "fingerprint": self.dataset.fingerprint,
             "task": self.task.state(),
             **({} if self.config.engine.device == "cpu" else {"precision": conv_precision()}),
+            **({} if self.paths is not None else {"source": {**self.dataset.source, "name": self.dataset.name}}),
         }
 
     def distilled(self, images: Tensor, labels: Tensor, syn_lr: float, iteration: int) -> DistilledDataset:
@@ -119,9 +143,9 @@ class Job:
             "dataset": dataset.name,
             "fingerprint": dataset.fingerprint,
             "model": self.spec,
-            "config": self.config.flat(),
+            "config": noted(self.config),
             "iteration": iteration,
-            "experts": len(self.paths),
+            "experts": self.num_experts,
             "image_shape": list(dataset.image_shape),
             "task": self.task.state(),
         }

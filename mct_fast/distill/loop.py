@@ -12,11 +12,11 @@ from typing import Any
 from torch import nn
 
 from mct_fast.data import Dataset
-from mct_fast.distill.config import check_config
 from mct_fast.distill.extend import change_iterations
 from mct_fast.distill.initial import initial_state
 from mct_fast.distill.job import Job
-from mct_fast.distill.matches import Matches, Segment
+from mct_fast.distill.matches import Matches
+from mct_fast.distill.objectives import Segment
 from mct_fast.distill.selection import Selection
 from mct_fast.distill.skips import Skips
 from mct_fast.distill.state import State
@@ -36,7 +36,7 @@ from mct_fast.trajectory import Trajectory, TrajectoryStore
 
 def distill(
     config: DistillConfig,
-    trajectories: TrajectoryStore | str | Path | Sequence[Trajectory],
+    trajectories: TrajectoryStore | str | Path | Sequence[Trajectory] | None = None,
     dataset: Dataset | None = None,
     *,
     model: nn.Module | None = None,
@@ -51,7 +51,8 @@ def distill(
 
     Args:
         config: the settings.
-        trajectories: a store (its manifest names model and dataset), or paths together with ``model`` and ``dataset``.
+        trajectories: a store (its manifest names model and dataset), or paths together with ``model`` and ``dataset``; None,
+            with both, for an objective that needs no experts.
         dataset: the data; by default those that the store names.
         model: the network of the paths, where they are given as a list.
         task: what the labels say and which loss students have; by default that of the store's experts, or of the dataset.
@@ -69,7 +70,7 @@ def distill(
     """
     config = replace(config, device=communicator.tell(lambda: _device(config.engine.device, out)))
     job = communicator.lead_first(lambda: Job.find(config, trajectories, dataset, model, task, progress)).selectable()
-    check_config(job.config, job.dataset, job.paths[0], job.task)
+    job.check()
     with ExitStack() as held:
         begun = _begun(job, out, held, resume=resume, progress=progress, communicator=communicator)
         if isinstance(begun, DistilledDataset):
@@ -82,7 +83,7 @@ def distill(
 
 def sweep(
     configs: Sequence[DistillConfig],
-    trajectories: TrajectoryStore | str | Path | Sequence[Trajectory],
+    trajectories: TrajectoryStore | str | Path | Sequence[Trajectory] | None = None,
     dataset: Dataset | None = None,
     *,
     model: nn.Module | None = None,
@@ -122,7 +123,7 @@ def sweep(
     first = communicator.lead_first(lambda: Job.find(named[0], trajectories, dataset, model, task, progress))
     jobs = [first.configured(config).selectable() for config in named]
     for job in jobs:
-        check_config(job.config, job.dataset, job.paths[0], job.task)
+        job.check()
     with ExitStack() as held:
         begun = [
             _begun(
@@ -142,8 +143,8 @@ def sweep(
 
 
 SHARED = (
-    "ipc", "canvas", "labels", "syn_steps", "batch_syn", "students", "dsa", "jitter", "adjoint", "keep_mb", "micro_batch",
-    "cuda_graphs", "device", "data_path",
+    "objective", "window", "real_batch", "ipc", "canvas", "labels", "syn_steps", "batch_syn", "students", "dsa",
+    "jitter", "adjoint", "keep_mb", "micro_batch", "cuda_graphs", "device", "data_path",
 )  # fmt: skip
 """The settings that runs side by side have in common."""
 

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
@@ -13,6 +14,9 @@ from torch import Tensor
 from mct_fast.distill.learned import ImageAverage, Labels, StepSize
 from mct_fast.matching import MatchResult
 from mct_fast.settings.distill import OptimizerConfig
+
+_RECENT = 200
+"""Gradients whose median length says what is long."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,7 @@ class State:
         self.step_size = StepSize(lr_teacher, config.lr_lr, config.mom_img)
         self._average = ImageAverage(self.images, config.ema) if config.ema else None
         self._optimizer = _optimizer(self.images, config)
+        self._norms: deque[float] = deque(maxlen=_RECENT)  # lengths of the last gradients, where they are clipped
         self.iteration, self.skipped, self.seconds = 0, 0, 0.0
         self.skipped_in_a_row = 0
         self.why_skipped: str | None = None  # the last iteration
@@ -63,6 +68,8 @@ class State:
         """
         loss, norm, grad_lr, grad_labels = _numbers(result)
         why = self._refusal(loss, (norm, grad_lr, grad_labels))
+        if why is None:
+            result, grad_lr = self._clipped(result, norm, grad_lr)
         if why is None and not self._descend(result, grad_lr):
             why = "the step overflowed"
         self.why_skipped = why
@@ -72,6 +79,18 @@ class State:
         if self._average is not None:
             self._average.update(self.images, self.iteration)
         return {"loss": loss, "grad_norm": norm}
+
+    def _clipped(self, result: MatchResult, norm: float, grad_lr: float) -> tuple[MatchResult, float]:
+        """The gradients, shortened where ``norm`` is above ``clip`` times its running median."""
+        if not self._config.clip:
+            return result, grad_lr
+        self._norms.append(norm)
+        most = self._config.clip * sorted(self._norms)[len(self._norms) // 2]
+        if norm <= most:
+            return result, grad_lr
+        labels = None if result.grad_labels is None else result.grad_labels * (most / norm)
+        shorter = replace(result, grad_images=result.grad_images * (most / norm), grad_labels=labels)
+        return shorter, grad_lr * (most / norm)
 
     def _refusal(self, loss: float, gradients: Sequence[float]) -> str | None:
         """Why a match is not to be followed, or None."""
@@ -101,8 +120,11 @@ class State:
     def _set_lr_img(self) -> None:
         config = self._config
         decays = self.iteration // config.lr_decay_every if config.lr_decay_every else 0
+        lr = config.lr_img * config.lr_decay**decays
+        if config.cosine:
+            lr *= 0.5 * (1 + math.cos(math.pi * self.iteration / config.iterations))
         for group in self._optimizer.param_groups:
-            group["lr"] = config.lr_img * config.lr_decay**decays
+            group["lr"] = lr
 
     def state_dict(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
         """Tensors, and the rest as plain numbers: a run's checkpoint."""
@@ -122,6 +144,7 @@ class State:
             "seconds": self.seconds,
             "evaluated": self.evaluated,
             "best": best,
+            **({"norms": list(self._norms)} if self._norms else {}),
         }
         if self.earlier is not None:
             earlier_tensors, numbers["earlier"] = self.earlier.state_dict("earlier")
@@ -143,6 +166,7 @@ class State:
         self.iteration, self.skipped, self.seconds = numbers["iteration"], numbers["skipped"], numbers["seconds"]
         self.step_size.value, self.step_size.velocity = numbers["syn_lr"], numbers["syn_lr_velocity"]
         self.evaluated, self.skipped_in_a_row = numbers["evaluated"], numbers.get("skipped_in_a_row", 0)
+        self._norms = deque(numbers.get("norms", ()), maxlen=_RECENT)
         self.best = Best(tensors["best_images"].to(device), tensors["best_labels"].to(device), **numbers["best"])
 
 

@@ -3,6 +3,7 @@
 from mct_fast.matching.adjoint import ADJOINTS, Adjoint, Exact, Truncated, Unrolled
 from mct_fast.matching.matcher import Asked, Matcher, match
 from mct_fast.matching.problem import MatchingProblem, MatchResult
+from mct_fast.matching.terminal import RealLoss
 
 __all__ = [
     "ADJOINTS",
@@ -12,6 +13,7 @@ __all__ = [
     "MatchResult",
     "Matcher",
     "MatchingProblem",
+    "RealLoss",
     "Truncated",
     "Unrolled",
     "match",

@@ -40,8 +40,7 @@ class Unrolled:
 
     def solve(self, problem: MatchingProblem) -> StudentGradients:
         soft = problem.labels.is_floating_point()
-        targets = problem.target.dense()
-        rows = [self._solve_one(problem, s, targets[s], soft=soft) for s in range(problem.num_students)]
+        rows = [self._solve_one(problem, s, soft=soft) for s in range(problem.num_students)]
         loss, images, lr, labels, final = zip(*rows, strict=True)
         return StudentGradients(
             torch.stack(loss),
@@ -51,7 +50,7 @@ class Unrolled:
             torch.stack(final),
         )
 
-    def _solve_one(self, problem: MatchingProblem, s: int, target: Tensor, *, soft: bool) -> tuple[Tensor, ...]:
+    def _solve_one(self, problem: MatchingProblem, s: int, *, soft: bool) -> tuple[Tensor, ...]:
         begin = (problem.sets.first + s) // problem.sets.students * problem.num_images if problem.sets.count > 1 else 0
         own = slice(begin, begin + problem.num_images)
         with torch.enable_grad():
@@ -59,7 +58,7 @@ class Unrolled:
             labels = problem.labels[own].detach().requires_grad_(soft)
             syn_lr = problem.alpha[s].detach().requires_grad_()
             final = self._unroll(problem, s, images, labels, syn_lr)
-            loss = (final - target).square().sum() / problem.denominator[s]
+            loss = problem.terminal.loss(problem, s, final, problem.theta[s])
             wanted = (images, syn_lr, labels) if soft else (images, syn_lr)
             found = torch.autograd.grad(loss, wanted, allow_unused=True, materialize_grads=True)
         return loss.detach(), found[0], found[1], found[-1], final.detach()
@@ -131,7 +130,7 @@ def _sweep(problem: MatchingProblem, *, carry_curvature: bool, keep_bytes: int) 
         else:
             _, g = student.gradient(path[-1], *batch)
         path.append(torch.addcmul(path[-1], g, minus_alpha))
-    loss, costate = problem.terminal(path[-1])
+    loss, costate = problem.terminal.value(problem, path[-1], problem.theta)
 
     labels = problem.labels
     grad_images, grad_labels = problem.zeros(problem.num_students)

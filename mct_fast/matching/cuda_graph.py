@@ -21,6 +21,7 @@ from mct_fast.data.augment import AugmentPlan
 from mct_fast.matching.adjoint import Adjoint
 from mct_fast.matching.points import Points
 from mct_fast.matching.problem import MatchingProblem, StudentGradients
+from mct_fast.matching.terminal import Terminal
 from mct_fast.students.recording import CudaGraphs, Recorder
 
 log = logging.getLogger("mct_fast")
@@ -72,8 +73,9 @@ class _Recording:
         plan = problem.augment
         self._tables = _Tables.of(plan, problem.images.device) if isinstance(plan, AugmentPlan) else None
         self._ends = _Ends.of(problem)
-        start, target = self._ends.start, self._ends.target
-        held = replace(problem, **self._inputs, start=start, target=target, augment=self._tables)
+        held = replace(
+            problem, **self._inputs, start=self._ends.start, terminal=self._ends.terminal, augment=self._tables
+        )
 
         def run() -> StudentGradients:
             return adjoint.solve(replace(held))  # a fresh one: nothing computed from an earlier run's inputs
@@ -96,39 +98,37 @@ class _Recording:
 
 @dataclass(frozen=True)
 class _Ends:
-    """Buffers of both ends: of each stored model one, which start and target share as those of ``like`` do."""
+    """Buffers of where students start and should arrive: one for each tensor, which both share as those of ``like`` do."""
 
     start: Points
-    target: Points
-    models: tuple[Tensor, ...]
+    terminal: Terminal
+    leaves: tuple[Tensor, ...]
 
     @staticmethod
     def of(like: MatchingProblem) -> _Ends:
-        copies = {id(model): model.clone() for model in _models(like)}
-        start, target = (
-            replace(end.on(lambda model: copies[id(model)]), weights=end.weights.clone(), offsets=end.offsets.clone())
-            for end in (like.start, like.target)
-        )
-        return _Ends(start, target, tuple(copies.values()))
+        copies = {id(leaf): leaf.clone() for leaf in _leaves(like)}
+
+        def place(leaf: Tensor) -> Tensor:
+            return copies[id(leaf)]
+
+        return _Ends(like.start.placed(place), like.terminal.placed(place), tuple(copies.values()))
 
     def copy_(self, problem: MatchingProblem) -> None:
-        for own, model in zip(self.models, _models(problem), strict=True):
-            own.copy_(model, non_blocking=True)
-        self.start.weights.copy_(problem.start.weights, non_blocking=True)
-        self.target.weights.copy_(problem.target.weights, non_blocking=True)
+        for own, leaf in zip(self.leaves, _leaves(problem), strict=True):
+            own.copy_(leaf, non_blocking=True)
 
 
-def _models(problem: MatchingProblem) -> list[Tensor]:
-    """The stored models around start and target, each once."""
-    given = (problem.start.origin, problem.start.end, problem.target.origin, problem.target.end)
-    return list({id(model): model for model in given}.values())
+def _leaves(problem: MatchingProblem) -> list[Tensor]:
+    """The tensors of both ends, each once."""
+    return list({id(leaf): leaf for leaf in (*problem.start.leaves, *problem.terminal.leaves)}.values())
 
 
-def _shared(problem: MatchingProblem) -> tuple[int, ...]:
-    """Which of :func:`_models` stands in each of the four places."""
-    given = (problem.start.origin, problem.start.end, problem.target.origin, problem.target.end)
-    order = [id(model) for model in _models(problem)]
-    return tuple(order.index(id(model)) for model in given)
+def _shared(problem: MatchingProblem) -> tuple[Any, ...]:
+    """Which of :func:`_leaves` stands in which place, and their shapes."""
+    leaves = _leaves(problem)
+    order = {id(leaf): number for number, leaf in enumerate(leaves)}
+    places = (order[id(leaf)] for leaf in (*problem.start.leaves, *problem.terminal.leaves))
+    return *places, *((leaf.shape, leaf.dtype) for leaf in leaves)
 
 
 @dataclass(frozen=True)
@@ -171,5 +171,5 @@ class _Tables:
 def _key(problem: MatchingProblem) -> Any:
     """What a recording depends on beside the values of its inputs."""
     tensors = tuple((t.shape, t.dtype, t.device) for t in (getattr(problem, name) for name in _INPUTS))
-    ends = (problem.start.shape, problem.start.sizes, problem.target.sizes, _shared(problem))
+    ends = (problem.start.sizes, type(problem.terminal), problem.terminal.form, _shared(problem))
     return id(problem.student), tensors, ends, problem.sizes, problem.sets, problem.augment is None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import cast
 
@@ -15,6 +15,7 @@ from mct_fast.data.augment import AugmentPlan
 from mct_fast.matching.adjoint import ADJOINTS, Adjoint, Unrolled
 from mct_fast.matching.points import Points
 from mct_fast.matching.problem import MatchingProblem, MatchResult, Sets, StudentGradients
+from mct_fast.matching.terminal import PathDistance, RealLoss, Terminal
 from mct_fast.models import FunctionalModel
 from mct_fast.run.distributed import Communicator, Single
 from mct_fast.run.errors import InputError
@@ -38,8 +39,8 @@ class Asked:
     images: Tensor
     labels: Tensor
     syn_lr: float
-    start: Sequence[PathPoint]
-    target: Sequence[PathPoint]
+    start: Tensor | Sequence[PathPoint]
+    target: Sequence[PathPoint] | RealLoss
     batches: Tensor
     sizes: tuple[int, ...]
     augment: AugmentPlan | None = None
@@ -51,20 +52,21 @@ def match(
     labels: Tensor,
     syn_lr: float | Tensor,
     start: Ends,
-    target: Ends,
+    target: Ends | RealLoss,
     batches: Tensor,
     *,
     augment: AugmentPlan | None = None,
     task: Task | None = None,
     adjoint: str | Adjoint = "exact",
 ) -> MatchResult:
-    """The matching loss of MTT (Cazenavette et al., CVPR 2022, eq. 2) and its gradient.
+    """The matching loss of MTT (Cazenavette et al., CVPR 2022, eq. 2) and its gradient; or that of a loss on real data.
 
     ``images (n, C, H, W)`` (or rows ``(n, features)``, series ``(n, time, features)``, as the model takes them) float32 or
     float64; ``labels`` as ``task`` has them: ``(n,)`` int64, or float of the images' dtype, ``(n, classes)`` for classes,
     ``(n,)`` or ``(n, 1)`` for a binary task, ``(n, k)`` for k labels; ``task`` is cross-entropy over classes by default;
     ``syn_lr`` the positive step size alpha; ``start``, ``target`` ``(P,)`` or ``(S, P)``, the same dtype, or points of paths
     (``path.point(t)``), one a student: a GPU interpolates a target while it sums up the loss, and never makes it;
+    where ``target`` is a :class:`RealLoss`, the loss is the student's own on that real batch, where it arrived;
     ``batches`` int64 ``(syn_steps, b)`` or ``(S, syn_steps, b)`` with rows of ``images``, no row twice in a batch;
     a shorter batch is padded with -1 at its end.  ``augment`` holds the drawn augmentation of every student and step.
     ``adjoint`` is ``"exact"`` (default), ``"unrolled"`` (exact, memory grows with syn_steps) or ``"truncated"``
@@ -102,8 +104,8 @@ class Matcher:
             if isinstance(self._adjoint, Unrolled):
                 raise InputError("micro_batch: the unrolled adjoint keeps whole batches; use adjoint='exact'")
             check_pieces(self._model.module)
-        self._student = functools.cache(self._student_on)
-        self._student(torch.device("cpu"))  # so that what it cannot be made of is refused here
+        self.student = functools.cache(self._student_on)
+        self.student(torch.device("cpu"))  # so that what it cannot be made of is refused here
 
     def __call__(
         self,
@@ -111,7 +113,7 @@ class Matcher:
         labels: Tensor,
         syn_lr: float | Tensor,
         start: Ends,
-        target: Ends,
+        target: Ends | RealLoss,
         batches: Tensor,
         *,
         augment: AugmentPlan | None = None,
@@ -124,8 +126,8 @@ class Matcher:
         self._checked(asked.images, asked.labels, asked.syn_lr, asked.start, asked.target, asked.batches, asked.augment)
 
     def _checked(
-        self, images: Tensor, labels: Tensor, syn_lr: float | Tensor, start: Ends, target: Ends, batches: Tensor,
-        augment: AugmentPlan | None,
+        self, images: Tensor, labels: Tensor, syn_lr: float | Tensor, start: Ends, target: Ends | RealLoss,
+        batches: Tensor, augment: AugmentPlan | None,
     ) -> MatchingProblem:  # fmt: skip
         for name, given in (("images", images), ("labels", labels), ("batches", batches)):
             check_dense(name, given)
@@ -134,19 +136,25 @@ class Matcher:
         check_mode(images.device)
         if labels.device != images.device:
             raise InputError(f"labels: are on {labels.device} but images are on {images.device}; bring them there")
-        ends = _points(start, target, self._model.num_params, images)
-        count = ends[0].shape[0]
+        ends = {"start": start} if isinstance(target, RealLoss) else {"start": start, "target": target}
+        points = _points(ends, self._model.num_params, images)
+        begin, count = points[0], points[0].shape[0]
         batches, sizes = _check_batches(batches, count, len(images))
         alpha = _check_syn_lr(syn_lr, images)
         if labels.ndim == 0 or len(labels) != len(images):
             raise InputError(f"labels: have shape {tuple(labels.shape)} for {len(images)} images; give one an image")
-        self._check_labels(images, labels, ends[0])
+        self._check_labels("labels", images, labels, begin)
         if augment is not None:
             _check_augment(augment, *batches.shape[:2])
-        problem = self._problem(images, labels, alpha, *ends, batches, sizes, augment)
-        if bool((problem.denominator == 0).any()):  # one that overflowed is NaN, and so is the loss
-            raise InputError("target: equals start, so the loss is undefined; pick a target further along the path")
-        return problem
+        if isinstance(target, RealLoss):
+            terminal = _check_real(target, images, count)
+            for x, y in zip(terminal.images, terminal.labels, strict=True):
+                self._check_labels("target: labels", x, y, begin)
+        else:
+            terminal = PathDistance(points[1])
+            if bool((terminal.denominator(begin.dense()) == 0).any()):  # one that overflowed is NaN, and so is the loss
+                raise InputError("target: equals start, so the loss is undefined; pick a target further along the path")
+        return self._problem(images, labels, alpha, begin, terminal, batches, sizes, augment)
 
     def trusted(self, asked: Sequence[Asked]) -> list[MatchResult]:
         """Several matches at once, each as it is alone, unchecked: nothing is read from the device.
@@ -159,21 +167,19 @@ class Matcher:
         )
         count, students = len(asked), len(first.start)
         alphas = [images.new_full((students,) if count > 1 else (), one.syn_lr) for one in asked]
-        start, target = Points.of_paths(
-            [p for one in asked for p in one.start], [p for one in asked for p in one.target]
-        )
+        start, terminal = _ends(asked)
         plans = [one.augment for one in asked if one.augment is not None]
         plan = AugmentPlan.joined(plans) if len(plans) > 1 else next(iter(plans), None)
-        problem = self._problem(images, labels, _joined(alphas), start, target, batches, first.sizes, plan)
+        problem = self._problem(images, labels, _joined(alphas), start, terminal, batches, first.sizes, plan)
         return self._solve(replace(problem, sets=Sets(count, students)))
 
     def _problem(
-        self, images: Tensor, labels: Tensor, alpha: Tensor, start: Points, target: Points, batches: Tensor,
+        self, images: Tensor, labels: Tensor, alpha: Tensor, start: Points, terminal: Terminal, batches: Tensor,
         sizes: tuple[int, ...], augment: AugmentPlan | None,
     ) -> MatchingProblem:  # fmt: skip
-        student = self._student(images.device)
+        student = self.student(images.device)
         return MatchingProblem(
-            self._model, student, self._task, images, labels, alpha, start, target, batches, sizes, augment
+            self._model, student, self._task, images, labels, alpha, start, terminal, batches, sizes, augment
         )
 
     def _solve(self, problem: MatchingProblem) -> list[MatchResult]:
@@ -188,7 +194,7 @@ class Matcher:
         student = student_for(self._model, self._task, device)
         return student if self._micro_batch is None else MicroBatched(student, self._micro_batch)
 
-    def _check_labels(self, images: Tensor, labels: Tensor, start: Points) -> None:
+    def _check_labels(self, name: str, images: Tensor, labels: Tensor, start: Points) -> None:
         device = torch.get_device_module(images.device) if images.is_cuda else torch
         before = None if self._tried else device.get_rng_state()
         try:
@@ -208,8 +214,44 @@ class Matcher:
         self._task.check(labels, num_outputs)
         if labels.is_floating_point() and labels.dtype != images.dtype:
             raise InputError(
-                f"labels: soft labels are {labels.dtype} but images are {images.dtype}; convert one of them"
+                f"{name}: soft labels are {labels.dtype} but images are {images.dtype}; convert one of them"
             )
+
+
+def _ends(asked: Sequence[Asked]) -> tuple[Points, Terminal]:
+    """Where the students of all matches start and what they should reach."""
+    starts, targets = [one.start for one in asked], [one.target for one in asked]
+    if isinstance(targets[0], RealLoss):
+        real = [target for target in targets if isinstance(target, RealLoss)]
+        values = _joined([start for start in starts if isinstance(start, Tensor)])
+        batch = RealLoss(_joined([one.images for one in real]), _joined([one.labels for one in real]))
+        return Points.of_values(values), batch
+    begin = [point for start in starts if not isinstance(start, Tensor) for point in start]
+    reach = [point for target in targets if not isinstance(target, RealLoss) for point in target]
+    start, target = Points.of_paths(begin, reach)
+    return start, PathDistance(target)
+
+
+def _check_real(target: RealLoss, images: Tensor, count: int) -> RealLoss:
+    """The real batches of ``count`` students, for each its own or one for all of them."""
+    for name in ("images", "labels"):
+        check_dense(f"target: {name}", getattr(target, name))
+    x, y = target.images.detach(), target.labels.detach()
+    if x.ndim == images.ndim:
+        x, y = (t.expand(count, *t.shape) for t in (x, y))
+    if x.shape[:1] != (count,) or x.shape[2:] != images.shape[1:] or x.shape[1] == 0 or y.shape[:2] != x.shape[:2]:
+        raise InputError(
+            f"target: real images of shape {tuple(target.images.shape)} with labels of shape {tuple(target.labels.shape)} "
+            f"for {count} students of images {tuple(images.shape[1:])}; give (b, ...) for all of them, or ({count}, b, ...)"
+        )
+    if (x.dtype, x.device, y.device) != (images.dtype, images.device, images.device):
+        raise InputError(
+            f"target: is {x.dtype} on {x.device}, its labels on {y.device}, but images are {images.dtype} on {images.device}; "
+            "make them alike"
+        )
+    if not bool(torch.isfinite(x).all()):
+        raise InputError("target: its images hold NaN or infinity; remove or repair these pixels")
+    return RealLoss(x.contiguous(), y.contiguous())
 
 
 def _joined(tensors: Sequence[Tensor]) -> Tensor:
@@ -233,9 +275,8 @@ def _check_images(images: Tensor) -> None:
         raise InputError("images: hold NaN or infinity; remove or repair these pixels")
 
 
-def _points(start: Ends, target: Ends, num_params: int, images: Tensor) -> tuple[Points, Points]:
-    """Both ends in one form, checked; points of paths may share their models."""
-    given = {"start": start, "target": target}
+def _points(given: Mapping[str, Ends], num_params: int, images: Tensor) -> list[Points]:
+    """The ends that are given, by name, in one form, checked; points of paths may share their models."""
     paths = {name: _of_paths(name, end, images) for name, end in given.items() if not isinstance(end, Tensor)}
     made = dict(zip(paths, Points.of_paths(*paths.values()), strict=True)) if paths else {}
     for name, end in given.items():
@@ -244,13 +285,13 @@ def _points(start: Ends, target: Ends, num_params: int, images: Tensor) -> tuple
     for name in paths:
         if made[name].shape[1] != num_params:
             raise InputError(f"{name}: points of {made[name].shape[1]} parameters but the model has {num_params}")
-    first, last = made["start"], made["target"]
+    first, last = made["start"], made.get("target", made["start"])
     if last.shape != first.shape:
         raise InputError(
             f"target: holds {last.shape[0]} students of {last.shape[1]} parameters but start holds "
             f"{first.shape[0]} of {first.shape[1]}; give equally many"
         )
-    return first, last
+    return [made[name] for name in given]
 
 
 def _of_paths(name: str, end: PathPoint | Sequence[PathPoint], images: Tensor) -> list[PathPoint]:

@@ -128,8 +128,7 @@ class _Sweep:
         problem, engine = self._problem, self._engine
         path, images = self._forward()
         final, start = engine.parameters.unpack(path[-1].values), engine.parameters.unpack(path[0].values)
-        distance, _ = problem.target.distance(start, start.new_ones(len(start)))
-        loss, costate = problem.target.distance(final, distance)
+        loss, costate = problem.terminal.value(problem, final, start)
         sigma = power_of_two(costate)
         dot = engine.parameters.room(problem.num_students)
         engine.parameters.pack(costate, dot, sigma)

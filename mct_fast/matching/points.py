@@ -73,6 +73,16 @@ class Points:
         """(S, P)"""
         return self.origin.shape[0], self.origin.shape[1]
 
+    @property
+    def leaves(self) -> tuple[Tensor, ...]:
+        """The tensors that it is made of."""
+        return self.origin, self.end, self.weights
+
+    def placed(self, place: Callable[[Tensor], Tensor]) -> Points:
+        """The same points with ``place`` of each leaf."""
+        weights, offsets = place(self.weights), self.offsets.clone()
+        return replace(self, origin=place(self.origin), end=place(self.end), weights=weights, offsets=offsets)
+
     def of(self, rows: slice) -> Points:
         """Those of some students."""
         chosen = self.on(lambda tensor: tensor[rows])

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from mct_fast.data.augment import AugmentPlan
 from mct_fast.matching.points import Points
+from mct_fast.matching.terminal import Terminal
 from mct_fast.models import FunctionalModel
 from mct_fast.run.distributed import Communicator
 from mct_fast.students import Student
@@ -121,7 +122,7 @@ class MatchingProblem:
     labels: Tensor
     syn_lr: Tensor
     start: Points
-    target: Points
+    terminal: Terminal
     batches: Tensor
     sizes: tuple[int, ...]
     augment: Augmentation | None
@@ -151,23 +152,17 @@ class MatchingProblem:
             return self
         rows = slice(students.start, students.stop)
         augment = AugmentPlan(self.augment.draws[rows]) if isinstance(self.augment, AugmentPlan) else self.augment
-        start, target = self.start.of(rows), self.target.of(rows)
+        start, terminal = self.start.of(rows), self.terminal.of(rows)
         syn_lr = self.syn_lr[rows] if self.syn_lr.ndim else self.syn_lr
         sets = replace(self.sets, first=self.sets.first + students.start)
         return replace(
-            self, syn_lr=syn_lr, start=start, target=target, batches=self.batches[rows], augment=augment, sets=sets
+            self, syn_lr=syn_lr, start=start, terminal=terminal, batches=self.batches[rows], augment=augment, sets=sets
         )
 
     @cached_property
     def theta(self) -> Tensor:
         """The parameters ``(S, P)`` that students start from; not to be written to."""
         return self.start.dense()
-
-    @cached_property
-    def denominator(self) -> Tensor:
-        """|start - target|^2 of each student, ``(S,)``; NaN where it overflows, as divided by infinity any loss would be 0."""
-        found = self.target.distance(self.theta, self.theta.new_ones(self.num_students))[0]
-        return torch.where(found.isfinite(), found, torch.nan)
 
     def indices(self, step: int) -> Tensor:
         """Rows ``(S, b)`` of each student's synthetic set used at ``step``."""
@@ -196,7 +191,3 @@ class MatchingProblem:
     def to_pixels(self, step: int, grad_x: Tensor) -> Tensor:
         """Carries a gradient by the augmented batch back to the batch's pixels."""
         return grad_x if self.augment is None else self.augment.transpose(step, grad_x)
-
-    def terminal(self, theta: Tensor) -> tuple[Tensor, Tensor]:
-        """The loss ``(S,)`` at ``theta (S, P)`` and its gradient, each student's by itself."""
-        return self.target.distance(theta, self.denominator)

@@ -161,6 +161,10 @@ class OptimizerConfig(Checked):
     """Factor on lr_img every lr_decay_every iterations."""
     lr_decay_every: Natural = 0
     """Iterations between decays of lr_img; 0: never."""
+    cosine: bool = False
+    """Let lr_img fall to 0 along half a cosine."""
+    clip: NonNegative = 0.0
+    """Shorten a gradient that is longer than so many times the median length of the last 200; 0: never."""
     lr_lr: Annotated[float, Bounds(0)] = 1e-5
     """Step size for the student's step size; 0 keeps it fixed."""
     lr_label: Annotated[float, Bounds(0)] = 0.0
@@ -219,11 +223,34 @@ class EngineConfig(Checked):
     processor. A run keeps what was taken."""
 
 
+@dataclass(frozen=True)
+class GoalConfig(Checked):
+    """What the synthetic images are to achieve."""
+
+    objective: Literal["matching", "unrolled"] = "matching"
+    """'matching': students follow experts' paths (MTT, MCT). 'unrolled': students from fresh parameters do well on real
+    data (RaT-BPTT), which needs no experts."""
+    window: Count | None = None
+    """M: the last of a student's steps through which the loss on real data is carried back. A student then makes a random
+    number of steps, from M to syn_steps. None: all of syn_steps."""
+    real_batch: Count = 256
+    """Real images of the loss that is carried back."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.objective == "matching" and (self.window, self.real_batch) != (None, 256):
+            name = "window" if self.window is not None else "real_batch"
+            raise InputError(
+                f"{name}: plays no part in objective='matching'; leave it out, or use objective='unrolled'"
+            )
+
+
 @dataclass(frozen=True, init=False)
 class DistillConfig(Grouped):
     """How a dataset is distilled.  Names are the field's, so that a published command line reads the same."""
 
     images: ImagesConfig = ImagesConfig()
+    goal: GoalConfig = GoalConfig()
     path: SegmentSampler = SegmentSampler()
     student: StudentConfig = StudentConfig()
     optimizer: OptimizerConfig = OptimizerConfig()

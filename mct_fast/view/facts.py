@@ -130,7 +130,8 @@ def advice(facts: Facts) -> list[str]:
                 f"{skipped} of {done} iterations were skipped: lower lr_teacher, lr_img or syn_steps, or raise max_loss."
             )
         recent = [r["loss"] for r in iterations[-max(20, len(iterations) // 10) :] if r.get("loss") is not None]
-        if len(iterations) >= 100 and recent and median(recent) > 1:
+        follows = facts.run.config.get("objective", "matching") == "matching"
+        if follows and len(iterations) >= 100 and recent and median(recent) > 1:
             said.append(
                 "The matching loss is above 1: students end farther from the target than they began; lower lr_teacher or "
                 "syn_steps, or raise expert_epochs."
@@ -149,9 +150,9 @@ def advice(facts: Facts) -> list[str]:
             "and look at the curve of the loss."
         )
     elif final is not None and (final.get("random_real_mean") or 0) > (final["test_mean"] or 0):
-        said.append(
-            f"As many random real {facts.noun} do better: train more experts, try a smaller max_start_epoch, or another lr_img."
-        )
+        follows = facts.run.config.get("objective", "matching") == "matching"
+        hint = "train more experts, try a smaller max_start_epoch, or" if follows else "try a larger syn_steps, or"
+        said.append(f"As many random real {facts.noun} do better: {hint} another lr_img.")
     return said
 
 
@@ -172,15 +173,29 @@ def differing(config: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
 def command(facts: Facts) -> str | None:
     """The command that repeats the run; None where it was made in Python, of paths in memory."""
     config = facts.run.config
-    if not isinstance(config.get("trajectories"), str):
+    made_of = _made_of(config)
+    if made_of is None:
         return None
     preset, changed = differing(config)
-    words = ["mct-fast distill", f"--trajectories {config['trajectories']}", f"--out {facts.run.path.name}-again"]
+    words = ["mct-fast distill", *made_of, f"--out {facts.run.path.name}-again"]
     words += [] if preset is None else [f"--preset {preset}"]
     for name, value in changed.items():
         flag = f"--{name}" if value else f"--no_{name}"
         words.append(flag if isinstance(value, bool) else f"--{name} {value}")
     return " ".join(words)
+
+
+def _made_of(config: Mapping[str, Any]) -> list[str] | None:
+    """The options that name what a run is made of: its store, or its data and network."""
+    source, spec = config.get("source"), config.get("model") or {}
+    if isinstance(config.get("trajectories"), str):
+        return [f"--trajectories {config['trajectories']}"]
+    if source is None or set(spec) == {"name"}:
+        return None
+    named = {"dataset": source["name"], "model": spec["name"], "depth": spec.get("depth"), "width": spec.get("width")}
+    words = [f"--{name} {value}" for name, value in named.items() if value is not None]
+    words += ["--zca"] if source.get("zca") else []
+    return words + ([f"--image_size {source['image_size']}"] if source.get("image_size") else [])
 
 
 def all_settings(config: Mapping[str, Any]) -> list[tuple[str, Pairs]]:

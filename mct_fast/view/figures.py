@@ -44,9 +44,9 @@ _ON_WHITE = _Ink(text="#333333", grid="#dddddd", ground="white")
 
 
 def draw_loss(axis: Axes, records: Records, ink: _Ink) -> None:
-    """The matching loss at each iteration."""
+    """The loss at each iteration: of the match, or on real data."""
     points = [(r["iteration"], r["loss"]) for r in records if r.get("kind") == "iter" and r.get("loss") is not None]
-    _prepare(axis, "matching loss", ink)
+    _prepare(axis, "loss", ink)
     if not points:
         return
     iterations, losses = zip(*points, strict=True)

@@ -51,7 +51,7 @@ def _planes(batch: int, precision: str, **shape: Any) -> Callable[[], None]:
             images, labels = _meta(rows, model.channels, size, size), _meta(rows, classes)
             theta, batches = _meta(1, count), _meta(1, 3, batch, dtype=torch.int64)
             start = SimpleNamespace(shape=theta.shape, origin=theta, end=theta, weights=_meta(2, 1, 1))
-            target = SimpleNamespace(distance=lambda points, divisor: (divisor, points))
+            target = SimpleNamespace(value=lambda problem, theta, start: (_meta(1), theta))
             problem = MatchingProblem(
                 FunctionalModel(model), student, Classification(), images, labels, _meta(), start, target, batches,
                 (batch, batch, batch - 1), None,

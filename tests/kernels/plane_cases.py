@@ -13,6 +13,7 @@ from mct_fast.distill.sampling import draw_batches
 from mct_fast.matching.plane_sweep import sweep
 from mct_fast.matching.points import Points
 from mct_fast.matching.problem import MatchingProblem, Sets, StudentGradients
+from mct_fast.matching.terminal import PathDistance
 from mct_fast.models import ConvNet, FunctionalModel
 from mct_fast.students import FusedStudent, PlaneStudent
 from mct_fast.students.planes.memory import Precision
@@ -96,7 +97,8 @@ class Case:
         sets = Sets(self.sets, self.students // self.sets)
         return MatchingProblem(
             functional, self.fused, TASKS[self.labels], there(images), there(labels), there(alpha),
-            Points.of_values(there(start)), Points.of_values(there(target)), rows.to(device), tuple(sizes), augment, sets,
+            Points.of_values(there(start)), PathDistance(Points.of_values(there(target))), rows.to(device), tuple(sizes),
+            augment, sets,
         )  # fmt: skip
 
     def _decide(self, theta: Tensor) -> None:

@@ -82,8 +82,8 @@ def point_agrees(device: str) -> None:
         fractions = torch.rand(case.students, len(tensors), generator=torch.Generator().manual_seed(3)).to(device)
         weights = engine.parameters.room(case.students)
         parts = torch.stack([1 - fractions, fractions])
-        engine.parameters.pack_point(problem.start.origin, problem.target.origin, parts, weights)
-        point = Points(problem.start.origin, problem.target.origin, parts, tensors, torch.empty(0)).dense()
+        engine.parameters.pack_point(problem.start.origin, problem.terminal.target.origin, parts, weights)
+        point = Points(problem.start.origin, problem.terminal.target.origin, parts, tensors, torch.empty(0)).dense()
         close(engine.parameters.unpack(weights.values), point.cpu(), "point", 1e-7)
         filling_is_zero(engine, weights)
 

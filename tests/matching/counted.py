@@ -19,6 +19,7 @@ from bench.problem import Setting
 from mct_fast.matching.adjoint import Adjoint
 from mct_fast.matching.points import Points
 from mct_fast.matching.problem import MatchingProblem
+from mct_fast.matching.terminal import PathDistance
 from mct_fast.models import FunctionalModel
 from mct_fast.students import FusedStudent, GenericStudent, MicroBatched, Student
 from mct_fast.tasks import Classification
@@ -71,7 +72,7 @@ class Count:
 def count(setting: Setting, adjoint: Adjoint, *, micro_batch: int | None = None, fused: bool = True) -> Count:
     """What one match of ``setting`` holds at most; ``fused`` on the project's operators, else on PyTorch's."""
     problem = _problem(setting, micro_batch=micro_batch, fused=fused)
-    named = (problem.images, problem.labels, problem.start.dense(), problem.target.dense(), problem.batches)
+    named = (problem.images, problem.labels, problem.start.dense(), problem.terminal.target.dense(), problem.batches)
     meter = Meter()
     for tensor in (*named, problem.syn_lr):
         meter.ignore(tensor)
@@ -92,7 +93,9 @@ def _problem(setting: Setting, *, micro_batch: int | None, fused: bool) -> Match
     start, target = map(Points.of_values, ends)
     sizes = (setting.batch_syn,) * setting.syn_steps
     alpha = torch.empty((), device="meta")
-    return MatchingProblem(model, student, Classification(), images, labels, alpha, start, target, batches, sizes, None)
+    return MatchingProblem(
+        model, student, Classification(), images, labels, alpha, start, PathDistance(target), batches, sizes, None
+    )
 
 
 def extrapolated(setting: Setting, adjoint: Adjoint, **how: Any) -> Count:
