@@ -111,6 +111,7 @@ def _all() -> Iterator[Preset]:
     yield from _mtt()
     yield from _mct()
     yield from _own()
+    yield from _unrolled()
 
 
 def _experts(dataset: str, **changes: Any) -> ExpertConfig:
@@ -273,6 +274,9 @@ def _own() -> Iterator[Preset]:
                 checkpoint_every=50,
             ),
         )
+
+
+def _unrolled() -> Iterator[Preset]:
     # The objective without experts. Of these settings only data and network are taken from those of experts.
     for name, reached, experts, window, lr_teacher, lr_net, iterations in (
         ("fashion-mnist", "76.4 and 76.9 %", ExpertConfig(dataset="fashion-mnist", width=32), 40, 0.05, 0.002, 1000),

@@ -144,6 +144,17 @@ def test_fewer_iterations_than_done_are_refused(digits: Dataset, tiny_store: Pat
     assert before == {file: file.read_bytes() for file in run.rglob("*") if file.is_file()}
 
 
+def test_a_cosine_ends_where_it_was_said_to(digits: Dataset, tiny_store: Path, tmp_path: Path) -> None:
+    config = replace(QUICK, cosine=True)
+    distill(replace(config, iterations=3), tiny_store, digits, out=tmp_path / "run")
+    before = {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+    with pytest.raises(
+        InputError, match=r"^iterations: the step sizes of .* fall along a cosine over its 3 iterations"
+    ):
+        distill(replace(config, iterations=5), tiny_store, digits, out=tmp_path / "run", resume=True)
+    assert before == {file: file.read_bytes() for file in (tmp_path / "run").rglob("*") if file.is_file()}
+
+
 def test_what_earlier_releases_ended_is_refused_where_their_best_is_lost(
     digits: Dataset, tiny_store: Path, tmp_path: Path
 ) -> None:
