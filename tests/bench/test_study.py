@@ -269,7 +269,7 @@ def test_a_study_on_another_device_is_another_study(tmp_path: Path, capsys: pyte
     study = TOY.on("cuda")
     assert study.experts.device == study.distill.device == "cuda"
     assert study.arms[0].config(study.distill, 0, None).device == "cuda"
-    assert study.on("cpu") == TOY
+    assert study.on("cpu") == TOY.on("cpu") != study
     assert command.main(["digits", "--out", str(tmp_path / "toy"), "--device", "abacus"]) == 2
     assert "device: PyTorch sees no 'abacus'" in capsys.readouterr().err and not (tmp_path / "toy").exists()
 
