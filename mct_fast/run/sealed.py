@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,8 @@ from mct_fast.run.files import atomic_write, parse_json, read_bytes
 
 BLANK = "0" * 64
 _KEY = "checksum"
+_DIGEST = re.compile("[0-9a-f]{64}")
+_OTHERS = ("fingerprint", "sha256", "tensors")  # entries that hold digests of something else
 
 
 def seal(text: str) -> bytes:
@@ -54,6 +57,8 @@ def read_sealed(
     if versions is not None:
         _check_version(path, content.get("format_version"), argument, versions)
     if _KEY not in content:
+        if _lost_its_name(content):
+            raise InputError(f"{argument}: {path} has a checksum without its name, it was damaged or changed; {remedy}")
         return content, None
     checksum = content.pop(_KEY)
     if checksum is not None and not _fits(data, checksum):
@@ -103,7 +108,7 @@ def read_tensors(path: str | Path, argument: str, remedy: str) -> tuple[dict[str
         length = int.from_bytes(data[:8], "little")
         metadata = json.loads(data[8 : 8 + length]).get("__metadata__") or {}
         checksum = metadata.pop(_KEY, None)
-        if checksum is not None and not _fits(data, checksum):
+        if _lost_its_name(metadata) if checksum is None else not _fits(data, checksum):
             raise InputError(f"{argument}: {path} does not match its checksum, it is damaged; {remedy}")
         return load(data), metadata, checksum
     except (SafetensorError, ValueError, AttributeError, RecursionError, OverflowError) as error:
@@ -130,6 +135,12 @@ def _check_version(path: str | Path, found: object, argument: str, versions: Col
             f"{argument}: {path} has format version {found}, this release reads {' and '.join(map(str, versions))}; "
             "use a matching release of mct_fast"
         )
+
+
+def _lost_its_name(entries: Mapping[str, Any]) -> bool:
+    """Whether a checksum lies under another name than its own: a file of an earlier release has none at all."""
+    found = [name for name, value in entries.items() if isinstance(value, str) and _DIGEST.fullmatch(value)]
+    return any(name not in _OTHERS for name in found)
 
 
 def _fits(data: bytes, checksum: object) -> bool:
