@@ -30,6 +30,7 @@ from mct_fast.run.memory import check_fits
 from mct_fast.run.progress import Bar, Progress, quiet
 from mct_fast.run.seeds import derive_seed, generator
 from mct_fast.settings import EvalConfig as EvalConfig  # of this door too, for type checkers
+from mct_fast.students.recording import recorder_for
 from mct_fast.tasks import Classification, Task, confusion, format_metric, metric_label, task_named
 from mct_fast.training import SGD, NetworkStack, Schedule, build_stack, largest_loss, named_spec, outputs, train_epochs
 
@@ -407,6 +408,7 @@ class _Given:
             augment=augmentation_of(config.augmentation, self.dataset.kind),
             shared=shared,
             window=_window(images, shape),
+            recorder=recorder_for(config.protocol.cuda_graphs),
         ):
             bar.advance(1, loss=loss.mean())
         each = [labels] * len(numbers) if shared else list(labels)

@@ -1,4 +1,4 @@
-"""A stand-in for a GPU that records."""
+"""Recorders that count: a stand-in for a GPU that records, and a GPU's own."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import TypeVar
 from torch import Tensor
 
 from mct_fast.students import Student
+from mct_fast.students.recording import CudaGraphs
 
 T = TypeVar("T")
 
@@ -32,6 +33,18 @@ class Again:
                 old.copy_(new)
 
         return found, replay
+
+
+class Watched(CudaGraphs):
+    """Counts what a GPU recorded: work that fell back to its launches would be equal as well."""
+
+    def __init__(self) -> None:
+        self.recorded = 0
+
+    def record(self, run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+        found = super().record(run)
+        self.recorded += 1
+        return found
 
 
 def _tensors(found: object) -> Iterator[Tensor]:

@@ -140,7 +140,7 @@ def of_images(
     source: Mapping[str, Any],
 ) -> Dataset:
     """A set of images; `whiten` gives ZCA from the hash of the training split; None: per-channel normalisation."""
-    hashes = {part: hash_split(split.images, split.labels) for part, split in splits.items()}
+    hashes = _hashes(splits.__getitem__)
     transform: Transform
     if whiten is not None:
         transform = whiten(hashes["train"])
@@ -152,15 +152,12 @@ def of_images(
         description = {"kind": "normalize"}
         description |= {key: [round(value, 6) for value in values] for key, values in constants.items()}
 
-    def finish(part: str) -> Split:
-        images = _into_space(splits[part].images, transform, device)
-        return Split(images, splits[part].labels.to(device), hashes[part], len(raw.class_names))
-
+    train, val, test = _finished(splits.__getitem__, hashes, transform, len(raw.class_names), device)
     return Dataset(
         name=name,
-        train=finish("train"),
-        val=finish("val"),
-        test=finish("test"),
+        train=train,
+        val=val,
+        test=test,
         class_names=raw.class_names,
         transform=transform,
         fingerprint=_fingerprint(hashes, description),
@@ -190,22 +187,22 @@ def of_table(
         normal=raw.normal,
         allow_constant=raw.fixed,
     )
-    hashes = {part: hash_split(raw.values[own], raw.labels[own]) for part, own in rows.items()}
+
+    def part_of(part: str) -> RawSplit:  # one at a time: rows are copied
+        return RawSplit(raw.values[rows[part]], raw.labels[rows[part]])
+
+    hashes = _hashes(part_of)
     tensors, meta = transform.state()
     # Rounded: the last bits of a mean depend on the machine.
     constants = {key: [f"{value:.6g}" for value in tensor.tolist()] for key, tensor in tensors.items()}
     description = {**meta, **constants, "task": raw.task, "class_names": raw.class_names}
 
-    def finish(part: str) -> Split:
-        own = rows[part]
-        images = _into_space(raw.values[own], transform, device)
-        return Split(images, raw.labels[own].to(device), hashes[part], len(raw.class_names))
-
+    train, val, test = _finished(part_of, hashes, transform, len(raw.class_names), device)
     return Dataset(
         name=name,
-        train=finish("train"),
-        val=finish("val"),
-        test=finish("test"),
+        train=train,
+        val=val,
+        test=test,
         class_names=raw.class_names,
         transform=transform,
         fingerprint=_fingerprint(hashes, description),
@@ -214,6 +211,29 @@ def of_table(
         target=raw.target,
         source={"name": name, "val_fraction": val_fraction, "split_seed": split_seed, **source},
     )
+
+
+_PARTS = ("train", "val", "test")
+
+
+def _hashes(part_of: Callable[[str], RawSplit]) -> dict[str, str]:
+    return {part: hash_split(split.images, split.labels) for part, split in ((p, part_of(p)) for p in _PARTS)}
+
+
+def _finished(
+    part_of: Callable[[str], RawSplit],
+    hashes: Mapping[str, str],
+    transform: Transform,
+    num_classes: int,
+    device: torch.device,
+) -> tuple[Split, Split, Split]:
+    """Train, validation and test in the space of ``transform`` on ``device``."""
+
+    def finish(part: str) -> Split:
+        raw = part_of(part)
+        return Split(_into_space(raw.images, transform, device), raw.labels.to(device), hashes[part], num_classes)
+
+    return finish("train"), finish("val"), finish("test")
 
 
 def _fingerprint(hashes: Mapping[str, str], description: Mapping[str, Any]) -> str:

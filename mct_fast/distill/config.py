@@ -75,6 +75,7 @@ def evaluation_of(config: DistillConfig) -> EvalConfig:
         select_on=chosen.select_on,
         seed=derive_seed(config.engine.seed, "eval"),
         device=config.engine.device,
+        cuda_graphs=config.engine.cuda_graphs,
     )
 
 

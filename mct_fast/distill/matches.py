@@ -64,7 +64,7 @@ class Draws:
         stream = generator(config.engine.seed, "iteration", iteration)
         steps, segments, batches = self._objective.steps(iteration), [], []
         for student in range(config.student.students):
-            segments.append(self._objective.segment(iteration, student, stream))
+            segments.append(self._objective.segment(iteration, student, steps, stream))
             batches.append(draw_batches(count, config.student.batch_syn or count, steps, stream))
         sizes = tuple((batches[0] >= 0).sum(1).tolist())
         plan = self._plan(sizes, stream)

@@ -14,6 +14,7 @@ from mct_fast.distill.job import Job
 from mct_fast.matching import Asked, RealLoss
 from mct_fast.run.seeds import derive_seed, generator
 from mct_fast.students import Student
+from mct_fast.students.recording import Recorder, recorder_for
 from mct_fast.training import SGD, FlatStack
 from mct_fast.training.recorded import Examples, RecordedSteps
 from mct_fast.trajectory import PathPoint
@@ -43,8 +44,8 @@ class Objective(Protocol):
         """Steps that each student makes."""
         ...
 
-    def segment(self, iteration: int, student: int, stream: torch.Generator) -> Segment:
-        """The way of one of the students."""
+    def segment(self, iteration: int, student: int, steps: int, stream: torch.Generator) -> Segment:
+        """The way of one of the students, which makes the ``steps`` of the iteration."""
         ...
 
     def course(self, iteration: int, segments: Sequence[Segment]) -> Course:
@@ -62,7 +63,7 @@ class Matching:
     def steps(self, iteration: int) -> int:
         return self._config.student.syn_steps
 
-    def segment(self, iteration: int, student: int, stream: torch.Generator) -> Segment:
+    def segment(self, iteration: int, student: int, steps: int, stream: torch.Generator) -> Segment:
         """Experts take turns in a fresh order each round."""
         paths, seed = self._paths, self._config.engine.seed
         turn, count = iteration * self._config.student.students + student, len(paths)
@@ -96,7 +97,7 @@ class Unrolled:
 
     def __init__(self, job: Job, student: Callable[[torch.device], Student]) -> None:
         self._job, self._config, self._model = job, job.config, job.student()
-        self._fresh = _FreshStudents(student)
+        self._fresh = _FreshStudents(student, recorder_for(job.config.engine.cuda_graphs))
         self._window = job.config.goal.window or job.config.student.syn_steps
 
     def steps(self, iteration: int) -> int:
@@ -104,8 +105,7 @@ class Unrolled:
         stream = generator(self._config.engine.seed, "window", iteration)
         return int(torch.randint(self._window, most + 1, (), generator=stream))
 
-    def segment(self, iteration: int, student: int, stream: torch.Generator) -> Segment:
-        steps = self.steps(iteration)
+    def segment(self, iteration: int, student: int, steps: int, stream: torch.Generator) -> Segment:
         return Segment(-1, float(steps - self._window), float(steps))
 
     def course(self, iteration: int, segments: Sequence[Segment]) -> Course:
@@ -140,8 +140,8 @@ class _FromFresh:
 class _FreshStudents:
     """Trains students by plain steps, without a gradient through them; on a GPU these are recorded."""
 
-    def __init__(self, student: Callable[[torch.device], Student]) -> None:
-        self._student = student
+    def __init__(self, student: Callable[[torch.device], Student], recorder: Recorder) -> None:
+        self._student, self._recorder = student, recorder
         self._kept: tuple[FlatStack, Examples, RecordedSteps | None] | None = None
 
     def train(self, theta: Tensor, asked: Asked, steps: int) -> Tensor:
@@ -164,7 +164,7 @@ class _FreshStudents:
         if self._kept is None or self._kept[1].images.shape != asked.images.shape:
             stack = FlatStack(self._student(theta.device), theta, SGD())
             examples = Examples(asked.images.clone(), asked.labels.clone(), shared=True)
-            self._kept = stack, examples, RecordedSteps.of(stack, examples)
+            self._kept = stack, examples, RecordedSteps.of(stack, examples, self._recorder)
         stack, examples, _ = self._kept
         stack.params.copy_(theta)
         examples.images.copy_(asked.images)

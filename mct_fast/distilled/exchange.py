@@ -24,6 +24,7 @@ from torchvision.transforms.functional import to_pil_image
 
 from mct_fast.data import Dataset
 from mct_fast.distilled.dataset import DistilledDataset
+from mct_fast.run.arrays import load_arrays
 from mct_fast.run.errors import InputError
 from mct_fast.run.files import atomic_write
 from mct_fast.run.plain import read_plain
@@ -268,16 +269,7 @@ def _images_file(folder: Path) -> Path:
 
 
 def _of_npz(file: Path) -> _Found:
-    try:
-        with np.load(file, allow_pickle=False) as archive:
-            arrays = {name: archive[name] for name in archive.files}
-    except Exception as error:  # a damaged or foreign file can fail in every layer of the reader
-        if isinstance(error, OSError) and error.strerror:
-            raise InputError(f"path: cannot read {file} ({error.strerror}); check the path") from error
-        raise InputError(
-            f"path: {file} is no .npz of plain arrays ({type(error).__name__}), and nothing in it was run; write it with "
-            "np.savez(file, images=..., labels=...)"
-        ) from error
+    arrays = load_arrays(file, "path", "write it with np.savez(file, images=..., labels=...)")
     name = next((name for name in ("images", "x", "pixels") if name in arrays), None)
     if name is None:
         raise InputError(f"path: {file} holds {', '.join(arrays) or 'nothing'}, but no images; name an array so")

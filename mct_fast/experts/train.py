@@ -29,6 +29,7 @@ from mct_fast.run.seeds import derive_seed
 from mct_fast.settings import ExpertConfig
 from mct_fast.settings.experts import TrainingConfig
 from mct_fast.students import student_for
+from mct_fast.students.recording import recorder_for
 from mct_fast.tasks import Task
 from mct_fast.training import GSAM, SGD, Descent, FlatStack, Schedule, Steepest, largest_loss, scores, train_epochs
 from mct_fast.trajectory import ConvexTrajectory, PathRecorder, TrajectoryStore
@@ -242,6 +243,7 @@ def _train(
         augment=augmentation_of(config.augmentation, dataset.kind),
         strata=task.strata(train.labels) if config.objective.stratify else None,
         tick=tick,
+        recorder=recorder_for(config.engine.cuda_graphs),
     ):
         watch.observe(stack.params)
         losses.append(loss.tolist())

@@ -7,7 +7,6 @@ start and target with their weights, between which the recorded match interpolat
 
 from __future__ import annotations
 
-import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -22,9 +21,7 @@ from mct_fast.matching.adjoint import Adjoint
 from mct_fast.matching.points import Points
 from mct_fast.matching.problem import MatchingProblem, StudentGradients
 from mct_fast.matching.terminal import Terminal
-from mct_fast.students.recording import CudaGraphs, Recorder
-
-log = logging.getLogger("mct_fast")
+from mct_fast.students.recording import CudaGraphs, Recorder, say_unrecorded
 
 _INPUTS = ("images", "labels", "syn_lr", "batches")
 
@@ -60,8 +57,7 @@ class Graphed:
         try:
             return _Recording(self._adjoint, self._recorder, problem)
         except RuntimeError as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            log.warning("mct_fast: this match cannot be recorded as a CUDA graph (%s); it runs without", reason)
+            say_unrecorded("this match", error, "it runs without")
             return None
 
 

@@ -211,7 +211,8 @@ class EngineConfig(Checked):
     micro_batch: Count | None = None
     """Images of a student's batch in the network at once; None: all. Bounds memory; the gradient is the same."""
     cuda_graphs: bool = True
-    """On a GPU, record an iteration once and replay it: the same bits sooner, for the memory of one more iteration."""
+    """On a GPU, record an iteration, and the steps of networks that are trained, once and replay them: the same bits sooner,
+    for the memory of one more iteration."""
     data_path: str | None = None
     """Folder of the dataset; None takes the one that the store names."""
     checkpoint_every: Count = 100

@@ -40,6 +40,8 @@ class ProtocolConfig(Checked):
     device: str = AUTO
     """Where to compute: 'cpu', 'cuda', 'cuda:N', or 'auto', the GPU where there is one that the kernels serve, else the
     processor."""
+    cuda_graphs: bool = True
+    """On a GPU, record the steps of training once and replay them: the same bits sooner."""
 
 
 @dataclass(frozen=True, init=False)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from typing import Protocol, TypeVar
 
@@ -14,6 +15,7 @@ from mct_fast.students.planes.student import PlaneStudent
 from mct_fast.students.protocol import Student
 
 T = TypeVar("T")
+log = logging.getLogger("mct_fast")
 
 
 class Recorder(Protocol):
@@ -49,3 +51,24 @@ class CudaGraphs:
         with torch.cuda.graph(graph):
             found = run()
         return found, graph.replay
+
+
+class Launches:
+    """Records nothing: what is launched stays launched."""
+
+    def takes(self, student: Student, like: Tensor) -> bool:
+        return False
+
+    def record(self, run: Callable[[], T]) -> tuple[T, Callable[[], None]]:
+        raise RuntimeError("nothing is recorded here")
+
+
+def recorder_for(cuda_graphs: bool) -> Recorder:
+    """What the setting ``cuda_graphs`` asks for."""
+    return CudaGraphs() if cuda_graphs else Launches()
+
+
+def say_unrecorded(what: str, error: RuntimeError, instead: str) -> None:
+    """Says on the package's log that ``what`` cannot be recorded, why, and what is done ``instead``."""
+    reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    log.warning("mct_fast: %s cannot be recorded as a CUDA graph (%s); %s", what, reason, instead)

@@ -6,7 +6,6 @@ buffers for what is drawn anew each step, which are filled before it is replayed
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,10 +14,8 @@ from torch import Tensor
 
 from mct_fast import ops
 from mct_fast.data.augment import AugmentPlan
-from mct_fast.students.recording import CudaGraphs, Recorder
+from mct_fast.students.recording import CudaGraphs, Recorder, say_unrecorded
 from mct_fast.training.stacks import FlatStack
-
-log = logging.getLogger("mct_fast")
 
 
 @dataclass(frozen=True)
@@ -105,10 +102,7 @@ class RecordedSteps:
             with torch.cuda.device_of(rows):
                 losses, replay = self._recorder.record(run)
         except RuntimeError as error:
-            reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-            log.warning(
-                "mct_fast: training steps cannot be recorded as a CUDA graph (%s); they are launched one by one", reason
-            )
+            say_unrecorded("training steps", error, "they are launched one by one")
             return None
         finally:
             for tensor, old in zip(stack.state(), before, strict=True):

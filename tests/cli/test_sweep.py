@@ -8,7 +8,7 @@ import pytest
 
 from mct_fast.cli import main
 from mct_fast.run.folder import Run
-from tests.distill.test_sweep import same
+from tests.distill.runs import same_runs
 
 FEW = [
     "--iterations=2", "--syn_steps=2", "--expert_epochs=1", "--max_start_epoch=1", "--num_eval=1", "--epoch_eval_train=2",
@@ -27,7 +27,7 @@ def test_every_combination_is_a_run_of_its_own(
     printed = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in printed] == names and all("%" in line for line in printed)
     assert main(["distill", *words, f"--out={tmp_path / 'alone'}", "--seed=1", "--lr_img=10"]) == 0
-    same(tmp_path / "sweep" / names[2], tmp_path / "alone")
+    same_runs(tmp_path / "sweep" / names[2], tmp_path / "alone")
     capsys.readouterr()
     assert main(["sweep", *words, f"--out={tmp_path / 'sweep'}", *varied]) == 0, "finished runs are left as they are"
     assert capsys.readouterr().out.splitlines() == printed

@@ -18,6 +18,7 @@ from mct_fast.distill import DistillConfig, DistilledDataset, distill, sweep
 from mct_fast.run.errors import InputError
 from mct_fast.run.folder import Run
 from tests.conftest import TINY_DISTILL
+from tests.distill.runs import same_runs
 
 LEVERS: dict[str, dict[str, Any]] = {
     "eval_it": {},
@@ -31,26 +32,6 @@ QUICK = replace(TINY_DISTILL, num_eval=1, epoch_eval_train=1, random_real=False)
 @pytest.fixture(scope="module")
 def digits() -> Dataset:
     return load_dataset("digits")
-
-
-def same(one: Path, two: Path) -> None:
-    """All that the runs keep is the same, but times."""
-
-    def records(run: Path) -> list[dict[str, Any]]:
-        return [{k: v for k, v in r.items() if not k.endswith("seconds")} for r in Run.open(run).metrics()]
-
-    assert Run.open(one).config == Run.open(two).config
-    assert records(one) == records(two)
-    parts = [[part for part in ("first", "distilled") if (run / part).is_dir()] for run in (one, two)]
-    assert parts[0] == parts[1]
-    for part in parts[0]:
-        a, b = DistilledDataset.load(one / part), DistilledDataset.load(two / part)
-        assert torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels) and a.syn_lr == b.syn_lr
-        assert a.provenance == b.provenance
-    saved, other = Run.open(one).checkpoint(), Run.open(two).checkpoint()
-    assert saved is not None and other is not None and saved[0].keys() == other[0].keys()
-    assert all(torch.equal(tensor, other[0][name]) for name, tensor in saved[0].items())
-    assert {**saved[1], "seconds": 0} == {**other[1], "seconds": 0}
 
 
 @pytest.mark.parametrize(
@@ -67,7 +48,7 @@ def test_a_longer_run_is_the_run_begun_so(
         distill(replace(config, iterations=end), tiny_store, digits, out=tmp_path / "run", resume=end != ends[0])
     made = distill(replace(config, iterations=ends[-1]), tiny_store, digits, out=tmp_path / "run", resume=True)
     assert torch.equal(made.images, whole.images)
-    same(tmp_path / "run", tmp_path / "whole")
+    same_runs(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.mark.parametrize("wins", range(4))
@@ -89,7 +70,7 @@ def test_the_best_is_that_of_the_run_begun_so(
     assert first.provenance["iteration"] == (best if best < 4 else 3)
     made = distill(replace(QUICK, iterations=5), tiny_store, digits, out=tmp_path / "run", resume=True)
     assert made.provenance["iteration"] == (best if best != 3 else 5)
-    same(tmp_path / "run", tmp_path / "whole")
+    same_runs(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.mark.parametrize("stop", [2, 3])
@@ -101,7 +82,7 @@ def test_an_unfinished_run_takes_another_end(
     distill(config, tiny_store, digits, out=tmp_path / "whole")
     distill(replace(QUICK, iterations=6), tiny_store, digits, out=tmp_path / "run", until=stop)
     distill(config, tiny_store, digits, out=tmp_path / "run", resume=True)
-    same(tmp_path / "run", tmp_path / "whole")
+    same_runs(tmp_path / "run", tmp_path / "whole")
 
 
 @pytest.mark.parametrize("place", ["go_back", "cut", "keep_first", "change", "after"])
@@ -129,7 +110,7 @@ def test_a_kill_on_the_way_loses_nothing(
         made = distill(replace(QUICK, iterations=3), tiny_store, digits, out=tmp_path / "copy", resume=True)
         assert torch.equal(made.images, DistilledDataset.load(tmp_path / "short" / "distilled").images)
     distill(longer, tiny_store, digits, out=tmp_path / "run", resume=True)
-    same(tmp_path / "run", tmp_path / "whole")
+    same_runs(tmp_path / "run", tmp_path / "whole")
 
 
 def test_fewer_iterations_than_done_are_refused(digits: Dataset, tiny_store: Path, tmp_path: Path) -> None:
@@ -188,7 +169,7 @@ def test_runs_side_by_side_go_on(digits: Dataset, tiny_store: Path, tmp_path: Pa
     sweep(configs(5), tiny_store, digits, outs=outs, resume=True)
     sweep(configs(5), tiny_store, digits, outs=wholes)
     for out, whole in zip(outs, wholes, strict=True):
-        same(out, whole)
+        same_runs(out, whole)
 
 
 def test_on_the_command_line(
@@ -199,7 +180,7 @@ def test_on_the_command_line(
     assert cli.main(["distill", "--resume", str(run), "--iterations", "5"]) == 0
     assert "5 of 5" in capsys.readouterr().out
     distill(replace(QUICK, iterations=5), tiny_store, digits, out=tmp_path / "whole")
-    same(run, tmp_path / "whole")
+    same_runs(run, tmp_path / "whole")
     # The default is a number like any other, and the run's own settings may be repeated.
     words = ["distill", "--resume", str(run), "--lr_img", "10", "--dry_run"]
     assert cli.main([*words, "--iterations", "5000"]) == 0

@@ -31,6 +31,7 @@ from mct_fast.run.errors import InputError
 from mct_fast.run.folder import Run
 from mct_fast.trajectory import ConvexTrajectory, TrajectoryStore
 from mct_fast.view.report import write_report
+from tests.distill.runs import last_images, records, same_runs
 
 EXPERTS = ExpertConfig(
     num_experts=2, train_epochs=4, depth=1, width=4, batch_train=500, lr_teacher=0.05, keep_checkpoints=True, dsa=False
@@ -84,18 +85,6 @@ def calls(monkeypatch: pytest.MonkeyPatch) -> list[Call]:
     return seen
 
 
-def records(run: Path, kind: str | None = None) -> list[dict[str, Any]]:
-    """metrics.jsonl without what the clock decides."""
-    kept = [r for r in Run.open(run).metrics() if kind in (None, r["kind"])]
-    return [{k: v for k, v in r.items() if not k.endswith("seconds")} for r in kept]
-
-
-def final_images(run: Path) -> Tensor:
-    saved = Run.open(run).load_checkpoint()
-    assert saved is not None
-    return saved[0]["images"]
-
-
 # Descent
 
 
@@ -120,7 +109,7 @@ def test_pixels_and_step_size_descend_as_torch_does(
         pixels.grad, alpha.grad = call.result.grad_images, call.result.grad_lr.double()
         pixel_optimizer.step()
         alpha_optimizer.step()
-    assert len(calls) == 5 and torch.equal(final_images(tmp_path / "run"), pixels.detach())
+    assert len(calls) == 5 and torch.equal(last_images(tmp_path / "run"), pixels.detach())
     assert not torch.equal(calls[0].images, pixels.detach())
 
 
@@ -254,14 +243,6 @@ def whole(
     return config, run, counter.names
 
 
-def same_run(one: Path, two: Path) -> None:
-    assert records(one) == records(two)
-    first, second = DistilledDataset.load(one / "distilled"), DistilledDataset.load(two / "distilled")
-    assert torch.equal(first.images, second.images) and first.syn_lr == second.syn_lr
-    assert first.provenance == second.provenance
-    assert torch.equal(final_images(one), final_images(two))
-
-
 def test_a_killed_run_goes_on_to_the_same_bits(
     whole: tuple[DistillConfig, Path, list[str]], digits: Dataset, store: TrajectoryStore, tmp_path: Path
 ) -> None:
@@ -281,7 +262,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(
         resumed = distill(config, store, digits, out=killed, resume=True)
         shutil.rmtree(reference, ignore_errors=True)
         shutil.copytree(run, reference)
-        same_run(killed, reference)
+        same_runs(killed, reference)
         assert torch.equal(resumed.images, DistilledDataset.load(reference / "distilled").images)
 
 
@@ -308,7 +289,7 @@ def test_a_kill_around_a_checkpoint(
         monkeypatch.setattr(Run, "save_checkpoint", save)
         distill(TINY, store, digits, out=tmp_path / f"killed{turn}", resume=True)
         shutil.copytree(tmp_path / "whole", tmp_path / f"copy{turn}")
-        same_run(tmp_path / f"killed{turn}", tmp_path / f"copy{turn}")
+        same_runs(tmp_path / f"killed{turn}", tmp_path / f"copy{turn}")
 
 
 def test_a_finished_run_is_not_done_again(digits: Dataset, store: TrajectoryStore, tmp_path: Path) -> None:
@@ -382,7 +363,7 @@ def test_moved_run_and_store_can_be_gone_on_with(digits: Dataset, store: Traject
     shutil.move(tmp_path / "run", tmp_path / "elsewhere")
     shutil.copytree(store.path, tmp_path / "store")
     distill(TINY, tmp_path / "store", digits, out=tmp_path / "elsewhere", resume=True)
-    same_run(tmp_path / "elsewhere", tmp_path / "whole")
+    same_runs(tmp_path / "elsewhere", tmp_path / "whole")
 
 
 def test_resuming_with_other_settings_is_refused(digits: Dataset, store: TrajectoryStore, tmp_path: Path) -> None:
@@ -467,7 +448,7 @@ def test_a_bad_iteration_is_skipped_and_counted(
     assert [r["skipped"] for r in log] == [1, 1, 2, 2, 2]
     assert (log[0]["loss"] is None) == (kind == "loss-nan")
     assert records(tmp_path / "run", "final")[0]["skipped"] == 2
-    assert torch.isfinite(final_images(tmp_path / "run")).all()
+    assert torch.isfinite(last_images(tmp_path / "run")).all()
 
 
 @pytest.mark.parametrize("lr_lr", [1e6, 1e300])
@@ -525,7 +506,7 @@ def test_the_best_images_on_the_chosen_split_are_kept(
     assert [r["split"] for r in records(tmp_path / "run", "eval")] == ["test"] * 4
     log = records(tmp_path / "run", "iter")
     assert made.syn_lr == log[1]["syn_lr"] != log[-1]["syn_lr"]
-    assert not torch.equal(made.images, final_images(tmp_path / "run"))
+    assert not torch.equal(made.images, last_images(tmp_path / "run"))
     assert made.provenance["test"]["mean"] == final["test_mean"] == 0.7
 
 
@@ -600,7 +581,7 @@ def test_a_run_in_pieces_is_the_run_in_one(
     made = distill(TINY, store, digits, out=tmp_path / "pieces", resume=True)
     assert torch.equal(made.images, whole.images) and made.syn_lr == whole.syn_lr
     assert records(tmp_path / "pieces") == records(tmp_path / "whole")
-    assert torch.equal(final_images(tmp_path / "pieces"), final_images(tmp_path / "whole"))
+    assert torch.equal(last_images(tmp_path / "pieces"), last_images(tmp_path / "whole"))
 
 
 def test_two_processes_cannot_write_one_run(digits: Dataset, store: TrajectoryStore, tmp_path: Path) -> None:
@@ -659,7 +640,7 @@ def test_the_average_is_what_is_kept(
 ) -> None:
     config = replace(TINY, ema=0.5, eval_it=0)
     made = distill(config, store, digits, out=tmp_path / "run")
-    history = [*(call.images for call in calls), final_images(tmp_path / "run")]
+    history = [*(call.images for call in calls), last_images(tmp_path / "run")]
     average = history[0].double()
     for i, images in enumerate(history[1:], start=1):
         decay = min(0.5, (1 + i) / (10 + i))

@@ -16,8 +16,8 @@ from mct_fast.distill import DistillConfig, distill, sweep
 from mct_fast.distill.selection import Selection
 from mct_fast.experts import ExpertConfig, train_experts
 from mct_fast.run.errors import InputError
-from mct_fast.run.folder import Run
 from mct_fast.trajectory import TrajectoryStore
+from tests.distill.runs import last_images, same_runs
 
 EXPERTS = ExpertConfig(
     num_experts=2, train_epochs=4, depth=1, width=4, batch_train=500, lr_teacher=0.05, keep_checkpoints=True, dsa=False
@@ -54,31 +54,6 @@ def store(digits: Dataset, tmp_path_factory: pytest.TempPathFactory) -> Trajecto
     return train_experts(EXPERTS, tmp_path_factory.mktemp("experts") / "store", digits)
 
 
-def records(run: Path) -> list[dict[str, Any]]:
-    """metrics.jsonl without what the clock decides."""
-    return [{k: v for k, v in r.items() if not k.endswith("seconds")} for r in Run.open(run).metrics()]
-
-
-def last_images(run: Path) -> torch.Tensor:
-    saved = Run.open(run).load_checkpoint()
-    assert saved is not None
-    return saved[0]["images"]
-
-
-def same(run: Path, alone: Path) -> None:
-    """Both folders hold the same, but for seconds."""
-    assert records(run) == records(alone)
-    assert Run.open(run).config == Run.open(alone).config
-    ours, theirs = (Run.open(path).load_checkpoint() for path in (run, alone))
-    assert ours is not None and theirs is not None
-    assert {**ours[1], "seconds": 0} == {**theirs[1], "seconds": 0}
-    assert ours[0].keys() == theirs[0].keys()
-    assert all(torch.equal(ours[0][name], theirs[0][name]) for name in ours[0])
-    assert (run / "distilled" / "distilled.safetensors").read_bytes() == (
-        alone / "distilled" / "distilled.safetensors"
-    ).read_bytes()
-
-
 @pytest.mark.parametrize("case", CASES)
 def test_each_run_has_the_bits_that_it_has_alone(
     case: str, digits: Dataset, store: TrajectoryStore, tmp_path: Path
@@ -88,7 +63,7 @@ def test_each_run_has_the_bits_that_it_has_alone(
     found = sweep(configs, store, digits, outs=outs)
     for i, config in enumerate(configs):
         alone = distill(config, store, digits, out=tmp_path / f"alone{i}")
-        same(outs[i], tmp_path / f"alone{i}")
+        same_runs(outs[i], tmp_path / f"alone{i}")
         assert torch.equal(found[i].images, alone.images)
     last = {last_images(out).numpy().tobytes() for out in outs}
     assert len(last) == len(configs), "the runs differ"
@@ -125,7 +100,7 @@ def test_killed_runs_go_on_from_where_each_stopped(
     sweep(configs, store, digits, outs=outs, resume=True)
     for i, config in enumerate(configs):
         distill(config, store, digits, out=tmp_path / f"alone{i}")
-        same(outs[i], tmp_path / f"alone{i}")
+        same_runs(outs[i], tmp_path / f"alone{i}")
 
 
 def test_a_run_that_ends_with_an_error_ends_no_other(digits: Dataset, store: TrajectoryStore, tmp_path: Path) -> None:
@@ -133,7 +108,7 @@ def test_a_run_that_ends_with_an_error_ends_no_other(digits: Dataset, store: Tra
     with pytest.raises(InputError, match="max_loss: all of the last .*bad, 1 of 2 runs ended so"):
         sweep([bad, TINY], store, digits, outs=[tmp_path / "bad", tmp_path / "good"])
     distill(TINY, store, digits, out=tmp_path / "alone")
-    same(tmp_path / "good", tmp_path / "alone")
+    same_runs(tmp_path / "good", tmp_path / "alone")
 
 
 @pytest.mark.parametrize(

@@ -25,9 +25,9 @@ from mct_fast.run.errors import InputError
 from mct_fast.run.folder import Run
 from mct_fast.run.progress import quiet
 from mct_fast.run.seeds import derive_seed, generator
-from mct_fast.training.recorded import RecordedSteps
+from mct_fast.students.recording import Launches
 from tests.again import Again
-from tests.distill.test_sweep import last_images, records, same
+from tests.distill.runs import last_images, records, same_runs
 
 NETWORK = ConvNet(depth=1, width=8, channels=1, image_size=8, num_classes=10)
 TINY = DistillConfig(
@@ -104,23 +104,19 @@ def test_recorded_steps_before_the_window_change_no_bit(
 ) -> None:
     run(TINY, digits, tmp_path / "plain")
     recorder = Again()
-
-    class Recording(RecordedSteps):
-        @classmethod
-        def of(cls, stack: Any, examples: Any, recorder: Any = recorder) -> Any:
-            return cls(stack, examples, recorder)
-
-    monkeypatch.setattr(mct_fast.distill.objectives, "RecordedSteps", Recording)
+    monkeypatch.setattr(mct_fast.distill.objectives, "recorder_for", lambda graphs: recorder if graphs else Launches())
     run(TINY, digits, tmp_path / "recorded")
-    same(tmp_path / "recorded", tmp_path / "plain")
+    same_runs(tmp_path / "recorded", tmp_path / "plain")
     assert recorder.recorded == 1 and recorder.replayed > 3
+    run(replace(TINY, cuda_graphs=False), digits, tmp_path / "launched")
+    assert recorder.recorded == 1, "without cuda_graphs nothing is"
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(digits: Dataset, tmp_path: Path) -> None:
     run(TINY, digits, tmp_path / "whole")
     run(TINY, digits, tmp_path / "stopped", until=3)
     run(TINY, digits, tmp_path / "stopped", resume=True)
-    same(tmp_path / "stopped", tmp_path / "whole")
+    same_runs(tmp_path / "stopped", tmp_path / "whole")
 
 
 def test_runs_side_by_side_have_the_bits_that_they_have_alone(digits: Dataset, tmp_path: Path) -> None:
@@ -130,7 +126,7 @@ def test_runs_side_by_side_have_the_bits_that_they_have_alone(digits: Dataset, t
     sweep(configs, None, digits, model=copy.deepcopy(NETWORK), outs=outs)
     for i, config in enumerate(configs):
         run(config, digits, tmp_path / f"alone{i}")
-        same(outs[i], tmp_path / f"alone{i}")
+        same_runs(outs[i], tmp_path / f"alone{i}")
 
 
 def test_the_images_get_better(digits: Dataset, tmp_path: Path) -> None:
@@ -232,7 +228,7 @@ def test_the_command_needs_no_store_and_goes_on(tmp_path: Path, monkeypatch: pyt
     assert main(words(tmp_path / "killed", "--dataset=digits")) == 130
     monkeypatch.undo()
     assert main(["distill", f"--resume={tmp_path / 'killed'}"]) == 0
-    same(tmp_path / "killed", tmp_path / "whole")
+    same_runs(tmp_path / "killed", tmp_path / "whole")
     assert main(["evaluate", str(tmp_path / "whole"), "--num_eval=1", "--epoch_eval_train=2"]) == 0
 
 

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import fields, replace
-from typing import Any
 
 import pytest
 import torch
 
 from mct_fast.matching.adjoint import Exact
-from mct_fast.matching.cuda_graph import CudaGraphs, Graphed
+from mct_fast.matching.cuda_graph import Graphed
 from mct_fast.matching.problem import MatchingProblem, StudentGradients
 from mct_fast.students.planes.memory import FAST, FINE, Precision
+from tests.again import Watched
 from tests.kernels import plane_laws
 from tests.kernels.plane_cases import Anywhere, Case
 
@@ -91,19 +91,10 @@ def test_students_have_the_bits_that_they_have_alone(name: str, how: Precision) 
             assert value is None or torch.equal(getattr(alone, field.name)[0], value[s]), field.name
 
 
-class _Watched(CudaGraphs):
-    recorded = 0
-
-    def record(self, run: Any) -> Any:
-        found = super().record(run)
-        self.recorded += 1
-        return found
-
-
 @PRECISIONS
 @pytest.mark.parametrize("name", REFERENCE)
 def test_a_graph_gives_the_bits_of_the_launches(name: str, how: Precision) -> None:
-    case, graphs = REFERENCE[name], _Watched()
+    case, graphs = REFERENCE[name], Watched()
     student = Anywhere(case.fused, how)
     graphed = Graphed(Exact(1 << 30), graphs)
     for seed in (0, 1, 0):

@@ -15,9 +15,8 @@ from mct_fast.matching import Matcher, MatchResult
 from mct_fast.matching.adjoint import Exact
 from mct_fast.matching.cuda_graph import Graphed
 from mct_fast.models import ConvNet, FunctionalModel
-from mct_fast.students.recording import CudaGraphs
 from mct_fast.trajectory import ConvexTrajectory, DiscreteTrajectory
-from tests.again import Again
+from tests.again import Again, Watched
 
 MODEL = ConvNet(depth=2, width=5, channels=3, image_size=8, num_classes=4)
 kernels = pytest.mark.skipif(not ops.extension_loaded(), reason="the compiled extension is not installed")
@@ -119,17 +118,6 @@ def test_the_processor_is_left_alone() -> None:
 
 
 # On a GPU
-
-
-class Watched(CudaGraphs):
-    """Counts what was recorded: a match that fell back to its launches would be equal as well."""
-
-    recorded = 0
-
-    def record(self, run: Any) -> Any:
-        found = super().record(run)
-        self.recorded += 1
-        return found
 
 
 @pytest.mark.gpu

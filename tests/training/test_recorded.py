@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
+import mct_fast.students.recording
 from mct_fast import ops
-from mct_fast.data import DSA, Jitter
+from mct_fast.data import DSA, Jitter, load_dataset, random_real
+from mct_fast.distilled import DistilledDataset
+from mct_fast.evaluate import EvalConfig, evaluate
+from mct_fast.experts import train_experts
 from mct_fast.models import ConvNet, FunctionalModel, build_model
+from mct_fast.run.seeds import generator
 from mct_fast.students import student_for
-from mct_fast.students.recording import CudaGraphs
+from mct_fast.students.recording import Launches
 from mct_fast.tasks import Classification
 from mct_fast.training import GSAM, SGD, FlatStack, Schedule, build_stack, train_epochs
-from tests.again import Again
+from tests.again import Again, Watched
+from tests.conftest import TINY_EXPERTS
 
 kernels = pytest.mark.skipif(not ops.extension_loaded(), reason="the compiled extension is not installed")
 MODEL = {"name": "ConvNet", "depth": 1, "width": 16, "channels": 1, "image_size": 8, "num_classes": 3}
@@ -98,27 +106,30 @@ def test_networks_with_state_beside_their_parameters_are_not_recorded() -> None:
     assert recorder.recorded == 0
 
 
-class Watched(CudaGraphs):
-    """Counts what was recorded: steps that fell back to their launches would be equal as well."""
-
-    recorded = 0
-
-    def record(self, run: Any) -> Any:
-        found = super().record(run)
-        self.recorded += 1
-        return found
-
-
-class Never(CudaGraphs):
-    def takes(self, student: Any, like: Tensor) -> bool:
-        return False
+@kernels
+@pytest.mark.parametrize("graphs", [True, False])
+def test_experts_and_evaluations_hear_whether_to_record(
+    graphs: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recorder = Again()
+    monkeypatch.setattr(mct_fast.students.recording, "CudaGraphs", lambda: recorder)
+    digits = load_dataset("digits")
+    experts = replace(TINY_EXPERTS, num_experts=1, train_epochs=1, cuda_graphs=graphs)
+    store = train_experts(experts, tmp_path / "store", digits)
+    assert (recorder.recorded > 0) == graphs
+    before = recorder.recorded
+    images, labels = random_real(digits.train, 1, generator(0, "test"))
+    distilled = DistilledDataset(images, labels, 0.01, digits.transform, digits.class_names, {})
+    config = EvalConfig(num_eval=1, epoch_eval_train=1, cuda_graphs=graphs)
+    evaluate(distilled, digits, config, model=store.manifest["model"])
+    assert (recorder.recorded > before) == graphs
 
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("case", CASES)
 def test_graphs_have_the_bits_of_the_launches(case: str) -> None:
     graphs = Watched()
-    same(trained(graphs, "cuda", **CASES[case]), trained(Never(), "cuda", **CASES[case]))
+    same(trained(graphs, "cuda", **CASES[case]), trained(Launches(), "cuda", **CASES[case]))
     assert graphs.recorded == 2
 
 
