@@ -26,7 +26,8 @@ from mct_fast.run.progress import Progress, quiet
 from mct_fast.settings import TableSpec, TimeGrid
 from mct_fast.settings.imagenet_subsets import IMAGENET_SUBSETS
 from mct_fast.tabular.frames import refuse_csv_options
-from mct_fast.tabular.recipes import OF_ANY_FILE, TABLES, TableOptions
+from mct_fast.tabular.options import TableOptions
+from mct_fast.tabular.recipes import OF_ANY_FILE, TABLES
 from mct_fast.tabular.tables import changed, from_json, raw_table
 from mct_fast.tasks import task_named
 
@@ -87,7 +88,8 @@ def load_dataset(
             given to `register_dataset`. The field's spellings (CIFAR10, FashionMNIST, Tiny, …) are
             understood. Tables and series: table (a CSV or Parquet file), series (arrays or a long table),
             breast_cancer, whas500, whas500-complications, diabetes, and the recipes curial, eicu-mortality,
-            eicu-vitals, mimic3-phenotyping, mimic3-in-hospital-mortality (see docs/clinical.md).
+            eicu-vitals, mimic3-phenotyping, mimic3-in-hospital-mortality, physionet2012, physionet2012-series, support2,
+            myocardial-infarction, covid-testing (see docs/clinical.md).
         data_path: local root of the data, or a table's file. Not needed for packaged and registered sets.
         download: let torchvision download MNIST, Fashion-MNIST or CIFAR into data_path (default: the cache
             folder).

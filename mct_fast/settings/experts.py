@@ -18,7 +18,7 @@ class DataConfig(Checked):
 
     dataset: str = "digits"
     """Dataset name: digits, mnist, fashion-mnist, cifar10, cifar100, tiny-imagenet, imagenette, ..., folder:NAME, arrays:NAME,
-    hf:NAME; table, series, breast_cancer, whas500, curial, eicu-mortality, mimic3-phenotyping, ... (docs/clinical.md)."""
+    hf:NAME; table, series, breast_cancer, whas500, curial, eicu-mortality, physionet2012, support2, ... (docs/clinical.md)."""
     data_path: str | None = None
     """Folder that holds the dataset, or the file of arrays or of a table (not needed for digits and packaged sets)."""
     download: bool = False

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import csv
 import importlib.util
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field, replace
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
 from mct_fast.run.errors import InputError
-from mct_fast.run.progress import Progress, quiet
 from mct_fast.settings import TableSpec, TimeGrid
 from mct_fast.tabular.columns import Column
 from mct_fast.tabular.frames import exact_floats, read_frame
+from mct_fast.tabular.open_sets import OPEN_SETS, read_physionet2012_series
+from mct_fast.tabular.options import TableOptions, TableReader
 from mct_fast.tabular.series import Resampler, read_series, resample
 from mct_fast.tabular.tables import RawTable, assemble, merged, raw_table
 
@@ -24,23 +25,9 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-@dataclass(frozen=True)
-class TableOptions:
-    """What a reader may need; the fields mean what the arguments of `load_dataset` mean."""
-
-    data_path: Path | None = None
-    table: TableSpec = TableSpec()
-    grid: TimeGrid = TimeGrid()
-    progress: Progress = field(default_factory=quiet)
-
-
-TableReader: TypeAlias = Callable[[TableOptions], tuple[RawTable, TableSpec]]
-"""Reads a source; also returns the columns' parts, the recipe's own included."""
-
-
 def read_table(options: TableOptions) -> tuple[RawTable, TableSpec]:
     """Any CSV or Parquet file."""
-    path, spec = _file("table", options), options.table
+    path, spec = options.file("table"), options.table
     test = None if spec.test_path is None else read_frame(Path(spec.test_path).expanduser(), "test_path", spec)
     return raw_table(read_frame(path, "data_path", spec), spec, test), spec
 
@@ -48,7 +35,7 @@ def read_table(options: TableOptions) -> tuple[RawTable, TableSpec]:
 def read_any_series(options: TableOptions) -> tuple[RawTable, TableSpec]:
     """Any array file or long table."""
     spec = merged(TableSpec(missing_mask=True), options.table)
-    return read_series(_file("series", options), spec, options.grid), spec
+    return read_series(options.file("series"), spec, options.grid), spec
 
 
 # Packaged open sets
@@ -122,7 +109,7 @@ CURIAL_FEATURES = (
 
 def read_curial(options: TableOptions) -> tuple[RawTable, TableSpec]:
     """A CURIAL-style table: a row an attendance, `CURIAL_FEATURES`, `covid19` 0 or 1, `patient_id` and `site`."""
-    path = _file("curial", options)
+    path = options.file("curial")
     base = TableSpec(target=("covid19",), features=CURIAL_FEATURES, group="patient_id", drop=("site",))
     spec = merged(base, options.table)
     if spec.test_where is not None or spec.group == "site":
@@ -146,7 +133,7 @@ def read_eicu(options: TableOptions) -> tuple[RawTable, TableSpec]:
     Stays without a discharge status are left out; -1 in apacheApsVar is missing; age "> 89" is 90. Rows of one patient
     (uniquepid) never lie in two splits.
     """
-    folder = _folder("eicu-mortality", options, "the folder with eICU's patient.csv.gz and apacheApsVar.csv.gz")
+    folder = options.folder("eicu-mortality", "the folder with eICU's patient.csv.gz and apacheApsVar.csv.gz")
     patients = _eicu_patients(folder)
     measured = _eicu_file(folder, "apacheApsVar", ("patientunitstayid", *_APS))
     measured[list(_APS)] = measured[list(_APS)].replace(-1, np.nan)
@@ -174,7 +161,7 @@ def read_eicu_vitals(options: TableOptions) -> tuple[RawTable, TableSpec]:
 
     Stays without a discharge status or without a row in that window are left out.
     """
-    folder = _folder("eicu-vitals", options, "the folder with eICU's patient.csv.gz and vitalPeriodic.csv.gz")
+    folder = options.folder("eicu-vitals", "the folder with eICU's patient.csv.gz and vitalPeriodic.csv.gz")
     grid = merged(TimeGrid(id="patientunitstayid", time="observationoffset", step=60.0), options.grid)
     patients = _eicu_patients(folder)
     key, time = str(grid.id), str(grid.time)
@@ -286,7 +273,7 @@ def read_mimic3(task: str, options: TableOptions) -> tuple[RawTable, TableSpec]:
     (stays of train/ that are the validation split). The first 48 hours, hourly: 17 variables, one-hot where they are
     categorical, and 17 masks: 76 features. A stay that ends earlier keeps its last values.
     """
-    folder = _folder(f"mimic3-{task}", options, f"the benchmark's folder {task}, which holds train/ and test/")
+    folder = options.folder(f"mimic3-{task}", f"the benchmark's folder {task}, which holds train/ and test/")
     if (folder / task).is_dir():
         folder = folder / task
     grid = merged(TimeGrid(id="stay", time="Hours"), options.grid)
@@ -374,22 +361,10 @@ TABLES: dict[str, TableReader] = {
     "eicu-vitals": read_eicu_vitals,
     "mimic3-phenotyping": lambda options: read_mimic3("phenotyping", options),
     "mimic3-in-hospital-mortality": lambda options: read_mimic3("in-hospital-mortality", options),
+    **OPEN_SETS,
+    "physionet2012-series": read_physionet2012_series,
 }
 """Names of tables and series, and how to read them."""
 
 OF_ANY_FILE = ("table", "series", "curial")
 """Those whose file is written in whatever form the user says."""
-
-
-def _file(name: str, options: TableOptions) -> Path:
-    if options.data_path is None:
-        raise InputError(f"data_path is missing: {name} needs the file to read, e.g. --data-path patients.csv")
-    return options.data_path
-
-
-def _folder(name: str, options: TableOptions, what: str) -> Path:
-    if options.data_path is None:
-        raise InputError(f"data_path is missing: {name} needs data_path={what}")
-    if not options.data_path.is_dir():
-        raise InputError(f"data_path: {options.data_path} is no folder; give {what}")
-    return options.data_path

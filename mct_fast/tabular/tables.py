@@ -79,8 +79,10 @@ def from_json(kind: type[S], values: Mapping[str, Any] | None) -> S:
 # Frames to raw tables
 
 
-def raw_table(frame: pd.DataFrame, spec: TableSpec, test: pd.DataFrame | None = None) -> RawTable:
-    """The raw table of a frame, with the rows of `test` as its test split.
+def raw_table(
+    frame: pd.DataFrame, spec: TableSpec, test: pd.DataFrame | None = None, *, fixed: bool = False
+) -> RawTable:
+    """The raw table of a frame, with the rows of `test` as its test split; `fixed`: see `RawTable`.
 
     Raises:
         InputError: a column is missing, has two parts to play or cannot be read, or a target is not usable; the message
@@ -98,7 +100,7 @@ def raw_table(frame: pd.DataFrame, spec: TableSpec, test: pd.DataFrame | None = 
     else:
         whole = frame.reset_index(drop=True)
     values, columns = encode_features(whole.loc[:, choose_features(whole, spec)], spec)
-    return assemble(whole, spec, values, columns, test_from=None if test is None else len(frame))
+    return assemble(whole, spec, values, columns, test_from=None if test is None else len(frame), fixed=fixed)
 
 
 def assemble(
