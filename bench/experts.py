@@ -22,6 +22,7 @@ from bench.problem import FULL_DSA, Setting
 from bench.timing import Samples, alternate, clock
 from mct_fast.data import DSA, AugmentPlan, load_dataset
 from mct_fast.models import FunctionalModel
+from mct_fast.run.seeds import generator
 from mct_fast.students import student_for
 from mct_fast.tasks import Classification
 from mct_fast.training import SGD, FlatStack, ModuleStack, NetworkStack, Schedule, train_epochs
@@ -151,11 +152,11 @@ def _stacked_step(
 
 def _epoch(stack: NetworkStack, arguments: Arguments, images: Tensor, labels: Tensor) -> Callable[[], None]:
     schedule = Schedule(1, arguments.batch_train, LR)
-    streams = [("bench", number) for number in range(len(stack))]
     augment = DSA(arguments.dsa_strategy)
 
     def epoch() -> None:
-        for _ in train_epochs(stack, images, labels, schedule, streams, seed=arguments.seed, augment=augment):
+        streams = [generator(arguments.seed, "bench", number) for number in range(len(stack))]
+        for _ in train_epochs(stack, images, labels, schedule, streams, augment=augment):
             pass
 
     return epoch

@@ -27,6 +27,7 @@ from mct_fast.matching.adjoint import Exact, Unrolled
 from mct_fast.models import FunctionalModel
 from mct_fast.run.distributed import Single
 from mct_fast.run.progress import quiet
+from mct_fast.run.seeds import generator
 from mct_fast.students import student_for
 from mct_fast.tasks import Classification
 from mct_fast.training import SGD, FlatStack, Schedule, train_epochs
@@ -217,11 +218,11 @@ def experts(arguments: Arguments) -> Results:
             student_for(model, Classification(), arguments.device),
             torch.stack([model.init(seed) for seed in range(parallel)]).to(arguments.device), SGD(),
         )  # fmt: skip
-        streams = [("bench", number) for number in range(parallel)]
 
-        def epoch(stack: FlatStack = stack, streams: list[tuple[str, int]] = streams) -> None:
+        def epoch(stack: FlatStack = stack) -> None:
             schedule, augment = Schedule(1, 256, 0.01), DSA(setting.strategy)
-            for _ in train_epochs(stack, images, labels, schedule, streams, seed=0, augment=augment):
+            streams = [generator(0, "bench", number) for number in range(len(stack))]
+            for _ in train_epochs(stack, images, labels, schedule, streams, augment=augment):
                 pass
 
         epoch()

@@ -24,7 +24,7 @@ from mct_fast.ops.device import usable_device
 from mct_fast.run.distributed import Communicator, Single
 from mct_fast.run.errors import InputError
 from mct_fast.run.progress import Progress, quiet
-from mct_fast.run.seeds import derive_seed
+from mct_fast.run.seeds import derive_seed, generator
 from mct_fast.settings import EvalConfig
 from mct_fast.tasks import task_named
 from mct_fast.training import SGD, ModuleStack, Schedule, named_spec, train_epochs
@@ -113,7 +113,8 @@ def coreset(
     schedule = Schedule(epochs, 256, lr)
     with progress.task(f"features for {method}", max(epochs, 1)) as bar:
         own = labels.to(images.device)
-        for _, loss in train_epochs(stack, images, own, schedule, [("coreset",)], seed=seed, augment=augment):
+        streams = [generator(seed, "coreset")]
+        for _, loss in train_epochs(stack, images, own, schedule, streams, augment=augment):
             bar.advance(1, loss=float(loss.mean()))
         network.eval()
         features = features_of(network, images).cpu()

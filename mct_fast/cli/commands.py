@@ -61,7 +61,8 @@ def _experts(words: list[str]) -> None:
     from mct_fast.experts import train_experts
 
     with session() as communicator:
-        with resumable("the same command again goes on with the experts that are missing"):
+        again = "the same command again goes on with the experts that are missing, those under way from their last checkpoint"
+        with resumable(again):
             store = train_experts(
                 given.config, given.out, progress=progress_bars(communicator), communicator=communicator
             )

@@ -34,8 +34,16 @@ def experts_plan(config: ExpertConfig, out: Path, progress: Any) -> Rows:
         ("network", _network(spec)),
         ("experts", f"{training.num_experts} of {training.train_epochs} epochs, {steps:,} steps each"),
         ("store", f"{out}{f', which has {there} experts' if there else ''}"),
+        *[("goes on", text) for text in _under_way(out)],
         ("nothing was done", "leave out --dry_run to begin"),
     ]
+
+
+def _under_way(out: Path) -> list[str]:
+    from mct_fast.experts.group import Unfinished
+
+    behind = list(Unfinished(out).epochs().values())
+    return [f"{behind.count(epoch)} experts under way, from epoch {epoch}" for epoch in sorted({*behind}, reverse=True)]
 
 
 def distill_plan(config: DistillConfig, source: Source, out: Path, progress: Any) -> Rows:

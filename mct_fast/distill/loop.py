@@ -7,7 +7,6 @@ from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
 from torch import nn
 
@@ -23,6 +22,7 @@ from mct_fast.distill.state import State
 from mct_fast.distilled import DistilledDataset
 from mct_fast.matching import MatchResult
 from mct_fast.ops.device import taken
+from mct_fast.run.checkpoint import restoring
 from mct_fast.run.distributed import Communicator, Single
 from mct_fast.run.errors import InputError
 from mct_fast.run.estimate import Estimated
@@ -196,17 +196,6 @@ def _finished(run: Run | None) -> DistilledDataset | None:
     return DistilledDataset.load(run.path / "distilled") if run is not None and _is_finished(run) else None
 
 
-def _restore(state: State, tensors: Any, numbers: Any, out: str | Path) -> None:
-    try:
-        state.load_state_dict(tensors, numbers)
-    except (KeyError, TypeError, RuntimeError) as error:
-        reason = str(error).splitlines()[0]
-        raise InputError(
-            f"resume: the checkpoint in {out} is none of this release ({reason}); go on with the release that wrote it, "
-            "or begin a new run"
-        ) from error
-
-
 @dataclass(frozen=True)
 class _Going:
     """A run on its way."""
@@ -280,7 +269,8 @@ def _begun(
     # Of several processes the leader has the run; the others follow it from the same checkpoint.
     saved = communicator.tell(lambda: None if run is None else run.load_checkpoint())
     if saved is not None:
-        _restore(state, *saved, out)
+        with restoring("resume", out, "begin a new run"):
+            state.load_state_dict(*saved)
     kept = run if run is not None else Unkept(elsewhere=True)
     return _Going(job, state, Selection(job, kept, progress, communicator), skips)
 

@@ -7,8 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-import tempfile
-import time
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
@@ -17,15 +16,15 @@ import torch
 
 from mct_fast.data import Dataset, augmentation_of
 from mct_fast.experts.config import expert_spec, expert_task, load_for, recipe_of
+from mct_fast.experts.group import Group, Keeper, Unfinished, spools
 from mct_fast.models import FunctionalModel, build_model
 from mct_fast.ops.device import taken
 from mct_fast.run.distributed import Communicator, Single
 from mct_fast.run.errors import InputError
 from mct_fast.run.estimate import Estimated
-from mct_fast.run.files import RowSpool
 from mct_fast.run.memory import check_fits
 from mct_fast.run.progress import Progress, quiet
-from mct_fast.run.seeds import derive_seed
+from mct_fast.run.seeds import derive_seed, generator
 from mct_fast.settings import ExpertConfig
 from mct_fast.settings.experts import TrainingConfig
 from mct_fast.students import student_for
@@ -45,8 +44,9 @@ def train_experts(
 ) -> TrajectoryStore:
     """Trains ``config.num_experts`` experts into the store ``out`` and returns it.
 
-    Experts that the store already holds are not trained again, so a killed run continues where it stopped.  Of several
-    processes each trains its share, ``config.parallel`` at once; the leader writes.
+    Experts that the store already holds are not trained again, and those under way go on from their last checkpoint, so a
+    killed run continues where it stopped and ends in the same bits.  Of several processes each trains its share,
+    ``config.parallel`` at once; the leader writes the store.
     """
     config = replace(config, device=taken(config.engine.device))
     dataset = communicator.lead_first(
@@ -71,18 +71,21 @@ def train_experts(
         store = communicator.lead(begin)
         done = communicator.tell(lambda: set(store.experts) if store is not None else set())
         todo = [number for number in range(config.training.num_experts) if number not in done]
-        rounds = _rounds(todo, config.engine.parallel, communicator)
-        images = sum(map(len, rounds)) * config.training.train_epochs * len(dataset.train.labels)
+        unfinished = Unfinished(Path(out))
+        behind = communicator.tell(lambda: _behind(unfinished, done))
+        rounds = _rounds(todo, behind, config.engine.parallel, communicator)
+        mine = [number for numbers in rounds for number in numbers]
+        epochs = sum(config.training.train_epochs - behind.get(number, 0) for number in mine)
+        images = epochs * len(dataset.train.labels)
         with progress.task("experts, images", images) as shown:
             bar = Estimated(shown, progress, "experts", images, unit="images", device=config.engine.device)
-            for mine in rounds:
-                with _Spools(None if store is None else store.path) as spools:
-                    trained = _train_group(mine, config, dataset, task, model, spools, bar) if mine else []
-                    found = [expert for group in communicator.collect(trained) for expert in group]
-                    # Those that diverged come last: the others of their round are kept.
-                    for expert in sorted(found, key=lambda expert: isinstance(expert, _Diverged)):
-                        assert store is not None
-                        expert.add_to(store, config.path.encoding)
+            for numbers in rounds:
+                at = behind.get(numbers[0], 0) if numbers else 0
+                trained = _train_group(numbers, at, config, dataset, task, model, unfinished, bar) if numbers else []
+                found = [expert for group in communicator.collect(trained) for expert in group]
+                if store is not None:
+                    _add(found, store, config.path.encoding, unfinished)
+            communicator.lead(unfinished.tidy)
     return communicator.tell(lambda: cast(TrajectoryStore, store))
 
 
@@ -105,22 +108,22 @@ def _manifest(
     }
 
 
-def _rounds(todo: list[int], parallel: int, communicator: Communicator) -> list[list[int]]:
-    """The experts that this process trains, round by round; a round keeps every process busy."""
+def _rounds(todo: list[int], behind: Mapping[int, int], parallel: int, communicator: Communicator) -> list[list[int]]:
+    """The experts that this process trains, round by round; a round keeps every process busy.
+
+    Those of a round have as many epochs ``behind`` them; the furthest come first.
+    """
     together = parallel * communicator.size
-    chunks = [todo[first : first + together] for first in range(0, len(todo), together)]
+    alike = [[n for n in todo if behind.get(n, 0) == epoch] for epoch in sorted({0, *behind.values()}, reverse=True)]
+    chunks = [same[first : first + together] for same in alike for first in range(0, len(same), together)]
     return [[chunk[i] for i in communicator.share(len(chunk))] for chunk in chunks]
 
 
-class _Spools(contextlib.ExitStack):
-    """Files for checkpoints that are not in the store yet: beside it, or where temporary files go if it is another's."""
-
-    def __init__(self, folder: Path | None) -> None:
-        super().__init__()
-        self._folder = Path(tempfile.gettempdir()) if folder is None else folder
-
-    def one(self) -> RowSpool:
-        return self.enter_context(RowSpool(self._folder))
+def _behind(unfinished: Unfinished, done: Collection[int]) -> dict[int, int]:
+    """The epochs that experts under way have behind them; what is left of those that are ``done`` is removed."""
+    unfinished.forget(done)
+    unfinished.tidy()
+    return unfinished.epochs()
 
 
 @dataclass(frozen=True)
@@ -153,101 +156,93 @@ class _Diverged:
         )
 
 
+def _add(found: list[_Trained | _Diverged], store: TrajectoryStore, encoding: str, unfinished: Unfinished) -> None:
+    """Adds a round's experts to the store; an InputError for those that diverged, when the others are there."""
+    unfinished.forget({expert.number for expert in found if isinstance(expert, _Diverged)})
+    for expert in sorted(found, key=lambda expert: isinstance(expert, _Diverged)):
+        expert.add_to(store, encoding)
+        unfinished.forget({expert.number})
+
+
 def _train_group(
     numbers: list[int],
+    behind: int,
     config: ExpertConfig,
     dataset: Dataset,
     task: Task,
     model: FunctionalModel,
-    files: _Spools,
+    unfinished: Unfinished,
     bar: Any,
 ) -> list[_Trained | _Diverged]:
-    began = time.perf_counter()
+    """Trains the experts ``numbers``, which have ``behind`` epochs behind them; their checkpoints stay in ``unfinished``."""
     seeds = [_init_seed(config, number) for number in numbers]
     initial = torch.stack([model.init(seed) for seed in seeds])
     student = student_for(model, task, config.engine.device)
     rule = SGD(config.training.mom, config.training.l2)
     stack = FlatStack(student, initial.to(config.engine.device), rule, _descent(config.training))
     del initial
-    recorders = [_recorder(config, model, seed) for seed in seeds]
-    spools = [files.one() for _ in numbers] if config.path.keep_checkpoints else []
-    watch = _Watch(numbers, recorders, spools)
-    losses = _train(stack, watch, config, dataset, task, bar)
-    held_out = "val" if len(dataset.val.labels) else "test"
-    split = getattr(dataset, held_out)
-    reached = scores(stack, split.images, split.labels, task)
-    seconds = (time.perf_counter() - began) / len(numbers)
-    worst = largest_loss(task, dataset.train.labels, dataset.num_classes)
-    trained: list[_Trained | _Diverged] = []
-    for i, number in enumerate(numbers):
-        final = losses[-1][i]
-        if number not in watch.finite or not final <= worst:  # "not <=": NaN fails too
-            trained.append(_Diverged(number, final, config.training.lr_teacher))
-            continue
-        info = {
-            task.headline: _short(reached[i]),
-            "split": held_out,
-            "train_loss": [_short(row[i]) for row in losses],
-            "seconds": _short(seconds),
-            "device": config.engine.device,
-        }
-        seed = seeds[i] if model.init_plan is not None else None
-        checkpoints = spools[i].rows() if spools else None
-        path = recorders[i].finish()
-        path = ConvexTrajectory(path.waypoints.cpu(), path.progress, path.shapes)  # may go to another process
-        trained.append(_Trained(number, path, info, checkpoints, seed))
-    return trained
+    streams = [generator(config.engine.seed, "expert", number) for number in numbers]
+    group = Group(numbers, stack, streams, [_recorder(config, model, seed) for seed in seeds])
+    with contextlib.ExitStack() as held:
+        if config.path.keep_checkpoints:
+            group.spools = spools(numbers, unfinished, behind > 0, held)
+        keeper = Keeper(group, unfinished, config.engine.checkpoint_minutes)
+        _train(group, keeper, behind, config, dataset, task, bar)
+        split = "val" if len(dataset.val.labels) else "test"
+        held_out = getattr(dataset, split)
+        reached = scores(stack, held_out.images, held_out.labels, task)
+        about = [{task.headline: _short(score), "split": split} for score in reached]
+        worst = largest_loss(task, dataset.train.labels, dataset.num_classes)
+        planned = seeds if model.init_plan is not None else [None] * len(seeds)
+        return [_ended(group, i, keeper, worst, about[i], seed, config) for i, seed in enumerate(planned)]
 
 
-@dataclass
-class _Watch:
-    """What looks at experts after each whole epoch: recorders of their paths, and files if checkpoints are kept."""
-
-    numbers: list[int]
-    recorders: list[PathRecorder]
-    spools: list[RowSpool]
-
-    def __post_init__(self) -> None:
-        self.finite = set(self.numbers)
-        """The experts whose parameters were finite at every epoch."""
-
-    def observe(self, stacked: torch.Tensor) -> None:
-        for number, recorder, params in zip(self.numbers, self.recorders, stacked, strict=True):
-            if number in self.finite and bool(params.isfinite().all()):
-                recorder.observe(params)
-            else:
-                self.finite.discard(number)
-        for spool, params in zip(self.spools, stacked, strict=False):
-            spool.append(params)
+def _ended(
+    group: Group, i: int, keeper: Keeper, worst: float, about: dict[str, Any], seed: int | None, config: ExpertConfig
+) -> _Trained | _Diverged:
+    """The expert in row ``i`` of a group that is trained: its path, or that it ended above the loss ``worst``."""
+    number, losses = group.numbers[i], group.losses[i]
+    if not group.finite[i] or not losses[-1] <= worst:  # "not <=": NaN fails too
+        return _Diverged(number, losses[-1], config.training.lr_teacher)
+    info = {
+        **about,
+        "train_loss": [_short(loss) for loss in losses],
+        "seconds": _short(group.seconds[i] + keeper.seconds),
+        "device": config.engine.device,
+    }
+    path = group.recorders[i].finish()
+    path = ConvexTrajectory(path.waypoints.cpu(), path.progress, path.shapes)  # may go to another process
+    return _Trained(number, path, info, group.spools[i].rows() if group.spools else None, seed)
 
 
 def _train(
-    stack: FlatStack, watch: _Watch, config: ExpertConfig, dataset: Dataset, task: Task, bar: Any
-) -> list[list[float]]:
-    """Trains ``stack`` under ``watch`` and returns the losses, a row an epoch."""
+    group: Group, keeper: Keeper, behind: int, config: ExpertConfig, dataset: Dataset, task: Task, bar: Any
+) -> None:
+    """Trains ``group`` to its end, from its beginning or from what was kept of it."""
 
     def tick(images: int, losses: torch.Tensor) -> None:
         bar.advance(images, loss=losses.mean())
 
     train, how = dataset.train, config.training
-    decay_after = how.train_epochs // 2 if how.decay else None
-    losses = []
-    watch.observe(stack.params)
-    for _, loss in train_epochs(
-        stack,
+    if behind:
+        group.load(keeper.unfinished)
+    else:
+        group.observe()
+    for epoch, loss in train_epochs(
+        group.stack,
         train.images,
         train.labels,
-        Schedule(how.train_epochs, how.batch_train, how.lr_teacher, decay_after),
-        [("expert", number) for number in watch.numbers],
-        seed=config.engine.seed,
+        Schedule(how.train_epochs, how.batch_train, how.lr_teacher, how.train_epochs // 2 if how.decay else None),
+        group.streams,
         augment=augmentation_of(config.augmentation, dataset.kind),
         strata=task.strata(train.labels) if config.objective.stratify else None,
         tick=tick,
         recorder=recorder_for(config.engine.cuda_graphs),
+        done=behind,
     ):
-        watch.observe(stack.params)
-        losses.append(loss.tolist())
-    return losses
+        group.advance(epoch, loss)
+        if epoch < how.train_epochs:
+            keeper.after_epoch()
 
 
 def _short(value: float) -> float | None:

@@ -10,9 +10,8 @@ import os
 import re
 import secrets
 import socket
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -157,12 +156,25 @@ def _distinct(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 class RowSpool:
-    """Vectors of one length gathered in an unnamed file in ``folder``, not in memory. A context manager."""
+    """Vectors of one length gathered in ``file``, not in memory. A context manager.
 
-    def __init__(self, folder: Path) -> None:
-        self._file = tempfile.TemporaryFile(dir=folder)  # noqa: SIM115 (closed by __exit__)
+    What the file holds is forgotten, but for the part that ``kept``, an earlier :meth:`noted`, speaks of.
+
+    Raises:
+        InputError: the file cannot be written, or holds something else than what was noted.
+    """
+
+    def __init__(self, file: Path, kept: Mapping[str, Any] | None = None) -> None:
+        self._path, self._digest = file, hashlib.sha256()
         self._row: Tensor | None = None
-        self._count = 0
+        self._length = 0 if kept is None else int(kept["bytes"])
+        try:
+            file.parent.mkdir(parents=True, exist_ok=True)
+            self._file = open(file, "w+b" if kept is None else "r+b")  # noqa: SIM115 (closed by __exit__)
+            if kept is not None:
+                self._check(str(kept["sha256"]))
+        except OSError as error:
+            raise self._failed(error) from error
 
     def __enter__(self) -> RowSpool:
         return self
@@ -173,20 +185,43 @@ class RowSpool:
     def append(self, row: Tensor) -> None:
         """One more vector (n,), of the dtype of the first. InputError on a full disk."""
         self._row = row.detach().cpu().contiguous()
+        data = self._row.view(torch.uint8).numpy().data
         try:
-            self._file.write(self._row.view(torch.uint8).numpy().data)
+            self._file.write(data)
             self._file.flush()
         except OSError as error:
-            raise InputError(
-                f"cannot keep checkpoints: {error.strerror or error}; free some space or choose another folder"
-            ) from error
-        self._count += 1
+            raise self._failed(error) from error
+        self._digest.update(data)
+        self._length += len(data)
+
+    def noted(self) -> dict[str, Any]:
+        """What the file holds, once it is on the disk: its length and SHA-256."""
+        os.fsync(self._file.fileno())
+        return {"bytes": self._length, "sha256": self._digest.hexdigest()}
 
     def rows(self) -> Tensor:
         """All vectors as (count, n), mapped from the file."""
         assert self._row is not None, "append a row first"
-        mapped = np.memmap(self._file, np.uint8, "c", shape=(self._count * self._row.nbytes,))
-        return torch.from_numpy(mapped).view(self._row.dtype).view(self._count, -1)
+        mapped = np.memmap(self._file, np.uint8, "c", shape=(self._length,))
+        return torch.from_numpy(mapped).view(self._row.dtype).view(-1, len(self._row))
+
+    def _check(self, sha256: str) -> None:
+        left = self._length
+        while left and (data := self._file.read(min(left, _CHUNK))):
+            self._digest.update(data)
+            left -= len(data)
+        if left or self._digest.hexdigest() != sha256:
+            raise InputError(
+                f"out: {self._path} does not match its checksum, it is damaged; delete it and the file beside it, and the expert "
+                "is trained from its beginning"
+            )
+        self._file.truncate(self._length)
+        self._file.seek(self._length)
+
+    def _failed(self, error: OSError) -> InputError:
+        return InputError(
+            f"cannot keep checkpoints in {self._path}: {error.strerror or error}; free some space or choose another folder"
+        )
 
 
 @contextlib.contextmanager

@@ -30,10 +30,11 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from mct_fast import __version__
+from mct_fast.run.checkpoint import Checkpoint, write_checkpoint
 from mct_fast.run.errors import InputError
 from mct_fast.run.files import exclusive, read_json
 from mct_fast.run.journal import Journal
-from mct_fast.run.sealed import read_sealed, read_tensors, write_sealed, write_tensors
+from mct_fast.run.sealed import read_sealed, write_sealed
 
 log = logging.getLogger("mct_fast")
 
@@ -41,7 +42,6 @@ CONFIG, ENVIRONMENT = "config.json", "environment.json"
 METRICS, CHECKPOINT = "metrics.jsonl", "checkpoint.safetensors"
 EVALUATIONS = "evaluations.json"
 _LOCK, _EVALUATIONS_LOCK = ".lock", ".evaluations.lock"
-_FORMAT_VERSION = "2"
 
 
 class Product(Protocol):
@@ -209,12 +209,7 @@ class Run:
         write_sealed(self.path / CONFIG, self.config)
 
     def _save_checkpoint(self, tensors: Mapping[str, Tensor], state: Mapping[str, Any], length: int) -> None:
-        metadata = {
-            "format_version": _FORMAT_VERSION,
-            "state": json.dumps(state),
-            "metrics_bytes": str(length),
-        }
-        write_tensors(self.path / CHECKPOINT, tensors, metadata)
+        write_checkpoint(self.path / CHECKPOINT, tensors, state, metrics_bytes=str(length))
 
     def load_checkpoint(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """The last checkpoint ``(tensors, state)`` or None, to go on from.
@@ -242,20 +237,15 @@ class Run:
         if not file.exists():
             return None
         remedy = "delete it to begin this run anew"
-        tensors, metadata, checksum = read_tensors(file, "run", remedy)
-        if metadata.get("format_version") != ("1" if checksum is None else _FORMAT_VERSION):
-            raise InputError(f"run: {file} has an unknown format version; use a matching release of mct_fast")
-        try:
-            state, length = json.loads(metadata["state"]), int(metadata["metrics_bytes"])
-        except (KeyError, ValueError, RecursionError) as error:
-            raise InputError(f"run: {file} is damaged ({error}); {remedy}") from error
-        if not isinstance(state, dict) or length < 0:
+        saved = Checkpoint.read(file, "run", remedy)
+        length = saved.notes.get("metrics_bytes", "")
+        if not length.isdecimal():
             raise InputError(f"run: {file} is damaged; {remedy}")
-        if checksum is None or not self._sealed:
+        if not (saved.sealed and self._sealed):
             log.warning(
                 "%s was begun by an earlier release: its files have no checksums and are taken as they are", self.path
             )
-        return tensors, state, length
+        return saved.tensors, saved.state, int(length)
 
     def _bytes_at_checkpoint(self) -> int:
         """How long the checkpoint says that the metrics were; 0 where it says nothing."""

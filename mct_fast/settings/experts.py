@@ -137,6 +137,8 @@ class EngineConfig(Checked):
     """Seed of everything random."""
     parallel: Count = 4
     """Experts trained at once; does not change the result."""
+    checkpoint_minutes: NonNegative = 5.0
+    """Minutes between checkpoints of the experts under way, from which a killed training goes on; 0: after every epoch."""
     device: str = AUTO
     """Where to compute: 'cpu', 'cuda', 'cuda:N', or 'auto', the GPU where there is one that the kernels serve, else the
     processor."""

@@ -13,7 +13,6 @@ from torch import Tensor
 
 from mct_fast.data.augment import Augment, AugmentPlan
 from mct_fast.data.windows import draw_windows
-from mct_fast.run.seeds import generator
 from mct_fast.students.recording import Recorder
 from mct_fast.tasks import Task, spread_order
 from mct_fast.training.recorded import Examples, RecordedSteps
@@ -39,41 +38,41 @@ def train_epochs(
     images: Tensor,
     labels: Tensor,
     schedule: Schedule,
-    streams: Sequence[tuple[int | str, ...]],
+    streams: Sequence[torch.Generator],
     *,
-    seed: int,
     augment: Augment | None,
     shared: bool = True,
     strata: Tensor | None = None,
     window: tuple[int, int] | None = None,
     tick: Callable[[int, Tensor], None] | None = None,
     recorder: Recorder | None = None,
+    done: int = 0,
 ) -> Iterator[tuple[int, Tensor]]:
     """Trains ``stack`` and yields ``(epoch, mean loss (E,))`` after each epoch, from 1.
 
-    ``images (n, ...)`` are ``shared`` by all networks, or ``(E, n, ...)`` their own, labels likewise.  ``streams`` names
-    the random stream of each network: its order of batches and its augmentation.  ``strata (n,)`` int64 are groups of
-    shared rows of which every batch gets its share (:func:`mct_fast.tasks.spread_order`).  With ``window`` the images are
-    canvases, of which each batch takes random windows of that size (:mod:`mct_fast.data.windows`).  ``tick(images, losses
-    (E,))`` is called after each step with the number of images that all networks together have seen in it.  On a GPU the
-    steps are recorded and replayed by ``recorder`` (default: as a CUDA graph), with the same bits.
+    ``images (n, ...)`` are ``shared`` by all networks, or ``(E, n, ...)`` their own, labels likewise.  ``streams`` are the
+    random streams of the networks, on the CPU: their orders of batches and their augmentation.  ``strata (n,)`` int64 are
+    groups of shared rows of which every batch gets its share (:func:`mct_fast.tasks.spread_order`).  With ``window`` the
+    images are canvases, of which each batch takes random windows of that size (:mod:`mct_fast.data.windows`).
+    ``tick(images, losses (E,))`` is called after each step with the number of images that all networks together have seen
+    in it.  On a GPU the steps are recorded and replayed by ``recorder`` (default: as a CUDA graph), with the same bits.
+    With ``done`` epochs before, whose ends ``stack`` and ``streams`` are at, it goes on from there.
     """
     count = images.shape[0] if shared else images.shape[1]
     examples = Examples(images, labels, shared)
     shape = tuple(images.shape[1 if shared else 2 :]) if window is None else (images.shape[-3], *window)
     recorded = RecordedSteps.of(stack, examples, recorder) if window is None else None
-    generators = [generator(seed, *stream) for stream in streams]
-    for epoch in range(schedule.epochs):
+    for epoch in range(done, schedule.epochs):
         lr = schedule.lr_at(epoch)
         if epoch > 0 and lr != schedule.lr_at(epoch - 1):
             stack.forget_momentum()
-        order = torch.stack([_order(count, strata, g) for g in generators]).to(images.device, non_blocking=True)
+        order = torch.stack([_order(count, strata, g) for g in streams]).to(images.device, non_blocking=True)
         total = torch.zeros(len(stack), dtype=torch.float64, device=images.device)
         for rows in order.split(schedule.batch, dim=1):
-            windows = None if window is None else _random_windows(examples, rows, window, generators)
+            windows = None if window is None else _random_windows(examples, rows, window, streams)
             plan = None
             if augment is not None:
-                plan = AugmentPlan(tuple((augment.draw(rows.shape[1], shape, g),) for g in generators))
+                plan = AugmentPlan(tuple((augment.draw(rows.shape[1], shape, g),) for g in streams))
             losses = recorded(rows, plan, lr) if recorded is not None and recorded.takes(plan) else None
             if losses is None:
                 x, y = windows or examples.batch(rows)
@@ -102,12 +101,12 @@ def _order(count: int, strata: Tensor | None, generator: torch.Generator) -> Ten
 
 
 def _random_windows(
-    examples: Examples, rows: Tensor, size: tuple[int, int], generators: Sequence[torch.Generator]
+    examples: Examples, rows: Tensor, size: tuple[int, int], streams: Sequence[torch.Generator]
 ) -> tuple[Tensor, Tensor]:
     """A random window of each of the canvases ``rows (E, b)``, and their labels."""
     canvases, labels = examples.batch(rows)
     each = torch.arange(rows.shape[1], device=rows.device)
-    cut = [draw_windows(each, own.shape, size, g).cut(own) for own, g in zip(canvases, generators, strict=True)]
+    cut = [draw_windows(each, own.shape, size, g).cut(own) for own, g in zip(canvases, streams, strict=True)]
     return torch.stack(cut), labels
 
 

@@ -6,11 +6,12 @@ from mct_fast.trajectory.discrete import DiscreteTrajectory
 from mct_fast.trajectory.encoding import ENCODINGS, Encoding
 from mct_fast.trajectory.path import Trajectory
 from mct_fast.trajectory.point import PathPoint
-from mct_fast.trajectory.store import TrajectoryStore
+from mct_fast.trajectory.store import UNFINISHED, TrajectoryStore
 
 __all__ = [
     "ENCODINGS",
     "SCHEDULES",
+    "UNFINISHED",
     "BezierTrajectory",
     "ConvexTrajectory",
     "DiscreteTrajectory",

@@ -7,7 +7,7 @@ whole path in one table of float64 ``(L, K + 1)``; between whole epochs it is in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 
 import torch
@@ -179,6 +179,21 @@ class PathRecorder:
         if wanted:
             self._kept[self._seen] = self._previous
         self._seen += 1
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What was observed so far, for :meth:`load_state_dict` of a recorder that was made alike; shared with this one."""
+        tensors = {f"kept.{epoch}": params for epoch, params in self._kept.items()}
+        if self._previous is not None and self._seen - 1 not in self._kept:
+            tensors["previous"] = self._previous
+        return {"steps": self._steps[:, : max(self._seen - 1, 0)], **tensors}
+
+    def load_state_dict(self, tensors: Mapping[str, Tensor]) -> None:
+        """Goes on from what :meth:`state_dict` gave, whose tensors it takes over."""
+        steps = tensors["steps"]
+        self._seen = steps.shape[1] + 1
+        self._steps[:, : self._seen - 1] = steps
+        self._kept = {int(name.removeprefix("kept.")): t for name, t in tensors.items() if name.startswith("kept.")}
+        self._previous = self._kept[self._seen - 1] if self._seen - 1 in self._kept else tensors["previous"]
 
     def project(self, checkpoints: Sequence[Tensor]) -> None:
         """Fills the ``projected`` schedule: where theta(t) falls on the line, kept from running back or past the end."""

@@ -33,6 +33,9 @@ from mct_fast.trajectory.manifest import (
 from mct_fast.trajectory.shards import CACHE_BYTES, encoded
 from mct_fast.trajectory.stored import StoredExperts
 
+UNFINISHED = "unfinished"
+"""The folder in a store that holds what is kept of experts under way."""
+
 _LOCK = ".lock"
 _TEMPORARY = re.compile(r"\.(expert_\d+(_control)?|manifest)-[0-9a-f]{16}\.(safetensors|json)")
 
@@ -57,12 +60,13 @@ class TrajectoryStore(StoredExperts):
         """A new store, or the existing one at ``path`` if it was begun with the same ``manifest``.
 
         Of ``dataset`` the ``fingerprint`` decides where both have one: the data may have moved since, and then the
-        manifest follows.  Where one has none, the other entries decide, but for ``data_path``.
+        manifest follows.  Where one has none, the other entries decide, but for ``data_path``.  A store without experts,
+        and without unfinished ones, is begun anew.
         """
         path = Path(path)
         fresh = {"format_version": FORMAT_VERSION, **json.loads(json.dumps(manifest)), "experts": {}}
         store = cls.open(path) if (path / MANIFEST).exists() else None
-        if store is not None and len(store):
+        if store is not None and (len(store) or any(path.glob(f"{UNFINISHED}/*.safetensors"))):
             check_same(store.manifest, fresh, path)
             moved = fresh["dataset"].get("data_path")
             if moved is not None and moved != store.manifest["dataset"].get("data_path"):
@@ -76,7 +80,8 @@ class TrajectoryStore(StoredExperts):
             raise InputError(f"out: cannot write to {path} ({error.strerror}); choose a writable folder") from error
         if not (path / MANIFEST).exists():
             _refuse_results(path)
-        # Absent, or begun but empty: nothing that another recipe could be mixed with.
+        # Absent, or begun but empty: nothing that another recipe could be mixed with.  What is unfinished is no expert yet,
+        # but one that trains on: a run that was killed early keeps its recipe.
         with exclusive(path / _LOCK, f"out: {path}"):
             if (path / MANIFEST).exists() and len(cls.open(path)):
                 return cls.create(path, manifest)  # another process was faster

@@ -29,6 +29,10 @@ kernels = pytest.mark.skipif(not ops.extension_loaded(), reason="the compiled ex
 MODEL = {"name": "ConvNet", "depth": 1, "width": 16, "channels": 1, "image_size": 8, "num_classes": 3}
 
 
+def streams(seed: int, *names: str) -> list[torch.Generator]:
+    return [generator(seed, name) for name in names]
+
+
 def trained(recorder: Any, device: str = "cpu", **case: Any) -> tuple[list[Tensor], Tensor]:
     """The losses of all epochs, and the outputs at the end, of two networks; 11 images in batches of 4, 4 and 3."""
     g = torch.Generator().manual_seed(5)
@@ -44,7 +48,7 @@ def trained(recorder: Any, device: str = "cpu", **case: Any) -> tuple[list[Tenso
     losses = [
         loss
         for _, loss in train_epochs(
-            stack, images, labels, Schedule(4, 4, 0.1, decay_after=2), [("a",), ("b",)], seed=3, shared=shared,
+            stack, images, labels, Schedule(4, 4, 0.1, decay_after=2), streams(3, "a", "b"), shared=shared,
             augment=case.get("augment"), recorder=recorder,
         )
     ]  # fmt: skip
@@ -99,9 +103,7 @@ def test_networks_with_state_beside_their_parameters_are_not_recorded() -> None:
     recorder = Again()
     stack = build_stack(lambda: build_model({**MODEL, "norm": "batch"}), [1], Classification(), SGD(), "cpu")
     images, labels = torch.randn(4, 1, 8, 8), torch.tensor([0, 1, 2, 0])
-    for _ in train_epochs(
-        stack, images, labels, Schedule(1, 4, 0.1), [("a",)], seed=0, augment=None, recorder=recorder
-    ):
+    for _ in train_epochs(stack, images, labels, Schedule(1, 4, 0.1), streams(0, "a"), augment=None, recorder=recorder):
         pass
     assert recorder.recorded == 0
 
@@ -139,7 +141,7 @@ def test_reading_nothing_while_training() -> None:
     functional = FunctionalModel(ConvNet(depth=1, width=16, channels=1, image_size=8, num_classes=3))
     stack = FlatStack(student_for(functional, Classification(), "cuda"), functional.init(1)[None].cuda(), SGD(0.9))
     images, labels = torch.randn(8, 1, 8, 8, device="cuda"), torch.arange(8, device="cuda") % 3
-    epochs = train_epochs(stack, images, labels, Schedule(3, 4, 0.1), [("a",)], seed=0, augment=DSA())
+    epochs = train_epochs(stack, images, labels, Schedule(3, 4, 0.1), streams(0, "a"), augment=DSA())
     next(epochs)  # records
     torch.cuda.set_sync_debug_mode("error")
     try:

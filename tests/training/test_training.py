@@ -40,8 +40,8 @@ def data(count: int) -> tuple[Tensor, Tensor]:
 
 
 def train(stack: NetworkStack, x: Tensor, y: Tensor, schedule: Schedule, names: list[int], dsa: DSA | None = None):
-    streams, shared = [("row", n) for n in names], x.ndim == 4
-    return list(train_epochs(stack, x, y, schedule, streams, seed=3, augment=dsa, shared=shared))
+    streams, shared = [generator(3, "row", n) for n in names], x.ndim == 4
+    return list(train_epochs(stack, x, y, schedule, streams, augment=dsa, shared=shared))
 
 
 @pytest.mark.parametrize("soft", [False, True], ids=["hard", "soft"])
@@ -150,7 +150,7 @@ def test_strata_are_spread_over_every_epoch() -> None:
 
     images = torch.zeros(40, 3)
     for _ in train_epochs(
-        Watcher(), images, labels, Schedule(3, 10, 0.1), [("a",)], seed=0, augment=None, strata=labels
+        Watcher(), images, labels, Schedule(3, 10, 0.1), [generator(0, "a")], augment=None, strata=labels
     ):
         pass
     assert len(seen) == 12
@@ -190,7 +190,7 @@ def test_windows_of_canvases_are_drawn_before_they_are_augmented() -> None:
     canvases = torch.randn(6, 1, 16, 16, generator=torch.Generator().manual_seed(1))
     schedule = Schedule(epochs=1, batch=4, lr=0.1)
     found = build_stack(lambda: make("flat"), [1], Classification(), SGD(), "cpu")
-    list(train_epochs(found, canvases, y, schedule, [("row", 0)], seed=3, augment=DSA(), window=(8, 8)))
+    list(train_epochs(found, canvases, y, schedule, [generator(3, "row", 0)], augment=DSA(), window=(8, 8)))
     stream = generator(3, "row", 0)
     expected = build_stack(lambda: make("flat"), [1], Classification(), SGD(), "cpu")
     for rows in torch.randperm(6, generator=stream).split(4):

@@ -9,6 +9,7 @@ import torch
 from safetensors import safe_open
 
 from mct_fast.models.init import Uniform, draw
+from mct_fast.run.errors import InputError
 from mct_fast.run.files import RowSpool
 from mct_fast.trajectory import ConvexTrajectory, PathRecorder, TrajectoryStore
 from mct_fast.trajectory import shards as module
@@ -204,10 +205,21 @@ def test_a_recorder_holds_one_copy_whatever_the_number_of_epochs() -> None:
 
 
 def test_a_spool_keeps_rows_on_disk(tmp_path: Path) -> None:
-    with RowSpool(tmp_path) as spool:
-        rows = [torch.randn(7) for _ in range(5)]
-        for row in rows:
+    rows = torch.randn(5, 7)
+    with RowSpool(tmp_path / "rows") as spool:
+        for row in rows[:3]:
             spool.append(row)
-        gathered = spool.rows()
-        assert torch.equal(gathered, torch.stack(rows))
-        assert list(tmp_path.iterdir()) == [], "the file has no name, so nothing is left of a killed run"
+        noted = spool.noted()
+        spool.append(rows[0])  # which the note does not know of
+    with RowSpool(tmp_path / "rows", noted) as spool:
+        for row in rows[3:]:
+            spool.append(row)
+        assert torch.equal(spool.rows(), rows)
+        noted = spool.noted()
+    (tmp_path / "rows").write_bytes(b"\0" + (tmp_path / "rows").read_bytes()[1:])
+    for odd in (noted, {**noted, "bytes": noted["bytes"] + 28}):
+        with pytest.raises(InputError, match="does not match its checksum"):
+            RowSpool(tmp_path / "rows", odd)
+    with RowSpool(tmp_path / "rows") as spool:
+        spool.append(rows[1])
+        assert torch.equal(spool.rows(), rows[1:2])
