@@ -27,6 +27,8 @@ class ExpertsArguments:
     """Your Python module, in this folder or installed, that registers datasets and networks of your own."""
     dry_run: bool = False
     """Check everything, say what would be done, and do nothing."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files while it runs, into tensorboard-live in its folder (needs the package tensorboard)."""
     config: ExpertConfig = ExpertConfig()
 
 
@@ -135,6 +137,8 @@ class DistillArguments:
     """Your Python module, in this folder or installed, that registers datasets and networks of your own."""
     dry_run: bool = False
     """Check everything, say what would be done, and do nothing."""
+    tensorboard: bool = False
+    """Also write TensorBoard event files while it runs, into tensorboard-live in its folder (needs the package tensorboard)."""
     experts: StoreClaims = StoreClaims()
     config: DistillConfig = DistillConfig()
 

@@ -28,7 +28,7 @@ from mct_fast.cli.arguments import (
 )
 from mct_fast.cli.output import distilled_rows, percent, preset_rows, print_rows, run_rows, store_rows, written_rows
 from mct_fast.cli.parsing import json_object, parse, preset_in, use_plugin
-from mct_fast.cli.session import progress_bars, resumable, session
+from mct_fast.cli.session import progress_bars, resumable, session, watcher
 from mct_fast.cli.stored import (
     Source,
     buildable,
@@ -60,11 +60,17 @@ def _experts(words: list[str]) -> None:
         return
     from mct_fast.experts import train_experts
 
+    again = (
+        "the same command again goes on with the experts that are missing, those under way from their last checkpoint"
+    )
     with session() as communicator:
-        again = "the same command again goes on with the experts that are missing, those under way from their last checkpoint"
-        with resumable(again):
+        with resumable(again), watcher(given.tensorboard, given.out, communicator) as watching:
             store = train_experts(
-                given.config, given.out, progress=progress_bars(communicator), communicator=communicator
+                given.config,
+                given.out,
+                progress=progress_bars(communicator),
+                watcher=watching,
+                communicator=communicator,
             )
         communicator.lead(lambda: print_rows(store_rows(store)))
 
@@ -139,7 +145,8 @@ def _distill(words: list[str]) -> None:
 
             communicator.lead(lambda: print_rows(distill_plan(config, source, out, progress_bars())))
             return
-        with resumable(f"go on with: mct-fast distill --resume {out}"):
+        how = f"go on with: mct-fast distill --resume {out}"
+        with resumable(how), watcher(given.tensorboard, out, communicator) as watching:
             bars = progress_bars(communicator)
             made_of = communicator.lead_first(lambda: source.arguments(config, bars))
             distill(
@@ -149,6 +156,7 @@ def _distill(words: list[str]) -> None:
                 out=out,
                 resume=given.resume is not None,
                 progress=bars,
+                watcher=watching,
                 communicator=communicator,
             )
             page = communicator.lead(lambda: write_report(out))
@@ -164,6 +172,7 @@ def _asked(given: DistillArguments, begun: DistillConfig | None) -> tuple[Distil
             resume=given.resume,
             plugin=given.plugin,
             dry_run=given.dry_run,
+            tensorboard=given.tensorboard,
             config=dataclasses.replace(begun or DistillConfig(), **may),
         )
         if given != own:

@@ -9,6 +9,7 @@ import logging
 import os
 import sys
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 
@@ -35,6 +36,17 @@ def progress_bars(communicator: Any = None) -> Any:
     from mct_fast.run.progress import for_stream, quiet
 
     return quiet() if communicator is not None and communicator.rank else for_stream()
+
+
+def watcher(wanted: bool, folder: Any, communicator: Any) -> AbstractContextManager[Any]:
+    """What TensorBoard reads, written while ``folder`` is made, if that is ``wanted``."""
+    if not wanted:
+        from mct_fast.run.watch import Unwatched
+
+        return contextlib.nullcontext(Unwatched())
+    from mct_fast.view.tensorboard import live_events
+
+    return live_events(folder, communicator.rank)
 
 
 _PLAIN = {"±": "+-", "×": "x", "–": "-", "…": "...", "θ": "theta", "β": "beta"}

@@ -29,6 +29,7 @@ from mct_fast.run.estimate import Estimated
 from mct_fast.run.folder import Run, Unkept
 from mct_fast.run.progress import Progress, quiet
 from mct_fast.run.settings import AUTO
+from mct_fast.run.watch import Unwatched, Watcher
 from mct_fast.settings import DistillConfig
 from mct_fast.tasks import Task
 from mct_fast.trajectory import Trajectory, TrajectoryStore
@@ -45,6 +46,7 @@ def distill(
     resume: bool = False,
     until: int | None = None,
     progress: Progress = quiet(),
+    watcher: Watcher = Unwatched(),
     communicator: Communicator = Single(),
 ) -> DistilledDataset:
     """Distils ``dataset`` into ``config.images.ipc`` images a class and returns the best set found.
@@ -62,6 +64,7 @@ def distill(
             goes on to other ``iterations`` as if it had been begun with them.
         until: stops after so many iterations, evaluated if an evaluation is due there, and returns the best set so far.
         progress: shows how far it is.
+        watcher: is told every record and shown the images, at evaluations and checkpoints; of several processes the first one's.
         communicator: processes over which students and evaluation networks are split.  All call this with the same
             arguments and get the same set, that of one process.
 
@@ -72,7 +75,8 @@ def distill(
     job = communicator.lead_first(lambda: Job.find(config, trajectories, dataset, model, task, progress)).selectable()
     job.check()
     with ExitStack() as held:
-        begun = _begun(job, out, held, resume=resume, progress=progress, communicator=communicator)
+        watcher = watcher if communicator.rank == 0 else Unwatched()
+        begun = _begun(job, out, held, resume=resume, progress=progress, communicator=communicator, watcher=watcher)
         if isinstance(begun, DistilledDataset):
             return begun
         found = _go(Matches([job], communicator), {0: begun}, until, progress)[0]
@@ -212,12 +216,12 @@ class _Going:
 
     def advance(self, result: MatchResult, segment: Segment, seconds: float, *, last: bool) -> float:
         """One step along ``result``, noted; returns the loss."""
-        state, run = self.state, self.selection.run
+        state, selection = self.state, self.selection
         began = time.perf_counter()
         found = state.advance(result)
         seconds += time.perf_counter() - began
         state.seconds += seconds
-        run.log(
+        selection.note(
             kind="iter",
             iteration=state.iteration,
             loss=found["loss"],
@@ -231,7 +235,9 @@ class _Going:
         self.skips.look_at(state)
         # The last one precedes the last evaluation, which a run that is killed after it does again.
         if last or state.iteration % self.job.config.engine.checkpoint_every == 0:
-            run.save_checkpoint(*state.state_dict())
+            selection.run.save_checkpoint(*state.state_dict())
+            if not selection.scheduled(state.iteration):  # then the evaluation shows them
+                selection.show(state)
         return found["loss"]
 
     def finish(self) -> DistilledDataset:
@@ -251,12 +257,19 @@ class _Going:
 
 
 def _begun(
-    job: Job, out: str | Path | None, held: ExitStack, *, resume: bool, progress: Progress, communicator: Communicator
+    job: Job,
+    out: str | Path | None,
+    held: ExitStack,
+    *,
+    resume: bool,
+    progress: Progress,
+    communicator: Communicator,
+    watcher: Watcher = Unwatched(),
 ) -> _Going | DistilledDataset:
     """The run of ``job``, held until ``held`` ends, or its result where it is finished."""
     state, skips = initial_state(job), Skips(job.config, heard=communicator.rank == 0)
     if out is None:
-        return _Going(job, state, Selection(job, Unkept(), progress, communicator), skips)
+        return _Going(job, state, Selection(job, Unkept(), progress, communicator, watcher), skips)
     run = communicator.lead(lambda: _folder(out, job, resume=resume))
     iterations = job.config.optimizer.iterations
     changed = communicator.tell(lambda: run is not None and run.config.get("iterations") != iterations)
@@ -272,7 +285,7 @@ def _begun(
         with restoring("resume", out, "begin a new run"):
             state.load_state_dict(*saved)
     kept = run if run is not None else Unkept(elsewhere=True)
-    return _Going(job, state, Selection(job, kept, progress, communicator), skips)
+    return _Going(job, state, Selection(job, kept, progress, communicator, watcher), skips)
 
 
 def _go(

@@ -16,6 +16,7 @@ from mct_fast.run.distributed import Communicator, check_agreement
 from mct_fast.run.files import sha256_tensor
 from mct_fast.run.folder import Run, Unkept
 from mct_fast.run.progress import Progress
+from mct_fast.run.watch import Watcher
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,20 @@ class Selection:
     run: Run | Unkept
     progress: Progress
     communicator: Communicator
+    watcher: Watcher
+
+    def note(self, **record: Any) -> None:
+        """Keeps a record of the run, and tells who watches."""
+        self.run.log(**record)
+        self.watcher.record(record)
+
+    def show(self, state: State) -> None:
+        """Shows the images of now to who watches."""
+        if self.job.dataset.kind == "images":
+            self.watcher.images(state.iteration, lambda: self._candidate(state).picture())
+
+    def _candidate(self, state: State) -> DistilledDataset:
+        return self.job.distilled(state.shown, state.labels.value, state.step_size.value, state.iteration)
 
     def best(self, state: State) -> DistilledDataset:
         """The best set so far."""
@@ -47,7 +62,7 @@ class Selection:
         config = self.job.config.evaluation
         check_agreement(self.communicator, "images", sha256_tensor(state.images))
         images, labels, syn_lr = state.shown, state.labels.value, state.step_size.value
-        candidate = self.job.distilled(images, labels, syn_lr, state.iteration)
+        candidate = self._candidate(state)
         if state.iteration == 0:
             self.run.keep_first(candidate)
         splits = tuple(dict.fromkeys((config.select_on, "test"))) if config.eval_test else (config.select_on,)
@@ -61,7 +76,8 @@ class Selection:
         record = {"kind": "eval", "iteration": state.iteration, **result.json()}
         if config.eval_test:
             record["test"] = results["test"].json()
-        self.run.log(**record, seconds=time.perf_counter() - began)
+        self.note(**record, seconds=time.perf_counter() - began)
+        self.show(state)
         self.run.keep(self.best(state))
 
     def finish(self, state: State) -> DistilledDataset:
@@ -79,7 +95,7 @@ class Selection:
             provenance={**best.provenance, "test": {k: v for k, v in test.items() if k not in ("model", "confusion")}},
         )
         self.run.keep(best)
-        self.run.log(
+        self.note(
             kind="final",
             model=test["model"],
             iteration=state.best.iteration,

@@ -25,6 +25,7 @@ from mct_fast.run.estimate import Estimated
 from mct_fast.run.memory import check_fits
 from mct_fast.run.progress import Progress, quiet
 from mct_fast.run.seeds import derive_seed, generator
+from mct_fast.run.watch import Unwatched, Watcher
 from mct_fast.settings import ExpertConfig
 from mct_fast.settings.experts import TrainingConfig
 from mct_fast.students import student_for
@@ -40,13 +41,15 @@ def train_experts(
     dataset: Dataset | None = None,
     *,
     progress: Progress = quiet(),
+    watcher: Watcher = Unwatched(),
     communicator: Communicator = Single(),
 ) -> TrajectoryStore:
     """Trains ``config.num_experts`` experts into the store ``out`` and returns it.
 
     Experts that the store already holds are not trained again, and those under way go on from their last checkpoint, so a
     killed run continues where it stopped and ends in the same bits.  Of several processes each trains its share,
-    ``config.parallel`` at once; the leader writes the store.
+    ``config.parallel`` at once; the leader writes the store.  ``watcher`` is told each expert's loss after each epoch, and
+    its score in the end.
     """
     config = replace(config, device=taken(config.engine.device))
     dataset = communicator.lead_first(
@@ -81,7 +84,9 @@ def train_experts(
             bar = Estimated(shown, progress, "experts", images, unit="images", device=config.engine.device)
             for numbers in rounds:
                 at = behind.get(numbers[0], 0) if numbers else 0
-                trained = _train_group(numbers, at, config, dataset, task, model, unfinished, bar) if numbers else []
+                trained = (
+                    _train_group(numbers, at, config, dataset, task, model, unfinished, bar, watcher) if numbers else []
+                )
                 found = [expert for group in communicator.collect(trained) for expert in group]
                 if store is not None:
                     _add(found, store, config.path.encoding, unfinished)
@@ -173,6 +178,7 @@ def _train_group(
     model: FunctionalModel,
     unfinished: Unfinished,
     bar: Any,
+    watcher: Watcher,
 ) -> list[_Trained | _Diverged]:
     """Trains the experts ``numbers``, which have ``behind`` epochs behind them; their checkpoints stay in ``unfinished``."""
     seeds = [_init_seed(config, number) for number in numbers]
@@ -187,10 +193,12 @@ def _train_group(
         if config.path.keep_checkpoints:
             group.spools = spools(numbers, unfinished, behind > 0, held)
         keeper = Keeper(group, unfinished, config.engine.checkpoint_minutes)
-        _train(group, keeper, behind, config, dataset, task, bar)
+        _train(group, keeper, behind, config, dataset, task, bar, watcher)
         split = "val" if len(dataset.val.labels) else "test"
         held_out = getattr(dataset, split)
         reached = scores(stack, held_out.images, held_out.labels, task)
+        for number, score in zip(numbers, reached, strict=True):
+            watcher.record({"kind": f"expert_{number:05d}", "iteration": group.epoch, task.headline: score})
         about = [{task.headline: _short(score), "split": split} for score in reached]
         worst = largest_loss(task, dataset.train.labels, dataset.num_classes)
         planned = seeds if model.init_plan is not None else [None] * len(seeds)
@@ -216,7 +224,14 @@ def _ended(
 
 
 def _train(
-    group: Group, keeper: Keeper, behind: int, config: ExpertConfig, dataset: Dataset, task: Task, bar: Any
+    group: Group,
+    keeper: Keeper,
+    behind: int,
+    config: ExpertConfig,
+    dataset: Dataset,
+    task: Task,
+    bar: Any,
+    watcher: Watcher,
 ) -> None:
     """Trains ``group`` to its end, from its beginning or from what was kept of it."""
 
@@ -241,6 +256,8 @@ def _train(
         done=behind,
     ):
         group.advance(epoch, loss)
+        for number, own in zip(group.numbers, group.losses, strict=True):
+            watcher.record({"kind": f"expert_{number:05d}", "iteration": epoch, "train_loss": own[-1]})
         if epoch < how.train_epochs:
             keeper.after_epoch()
 
