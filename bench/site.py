@@ -1,13 +1,17 @@
-"""Hooks of the documentation's site (mkdocs.yml): the page of commands is made from the commands themselves."""
+"""Hooks of the documentation's site (mkdocs.yml): pages that are made of the commands themselves, and of a notebook."""
 
 from __future__ import annotations
 
 import contextlib
 import io
+import json
 import os
+import re
+from pathlib import Path
 from typing import Any
 
-MARK = "<!-- commands -->"
+COMMANDS = "<!-- commands -->"
+NOTEBOOK = re.compile(r"<!-- notebook (\S+) -->")
 
 
 def commands() -> str:
@@ -27,6 +31,28 @@ def commands() -> str:
     return "\n".join(parts)
 
 
+def notebook(file: Path) -> str:
+    """The cells of a notebook and what they printed and drew, as Markdown; its title is the page's."""
+    parts = []
+    for cell in json.loads(file.read_text("utf-8"))["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(re.sub(r"\A# .*\n*", "", source))
+            continue
+        parts.append(f"```python\n{source}\n```")
+        for output in cell["outputs"]:
+            drawn = output.get("data", {})
+            if "image/png" in drawn:
+                parts.append(f"![what the cell draws](data:image/png;base64,{''.join(drawn['image/png']).strip()})")
+            else:
+                text = "".join(output.get("text", drawn.get("text/plain", "")))
+                parts.append(f"```text\n{text.rstrip()}\n```")
+    return "\n\n".join(parts)
+
+
 def on_page_markdown(markdown: str, **_: Any) -> str:
     """Called for every page."""
-    return markdown.replace(MARK, commands()) if MARK in markdown else markdown
+    if COMMANDS in markdown:
+        markdown = markdown.replace(COMMANDS, commands())
+    root = Path(__file__).parents[1]
+    return NOTEBOOK.sub(lambda found: notebook(root / found[1]), markdown)

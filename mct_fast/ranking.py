@@ -69,13 +69,19 @@ def rank(
         random_lrs: Step sizes to try for the random images, of which that counts that does best on validation data.
 
     Raises:
-        InputError: The set has soft labels, for which random images would need their teacher; or it has no classes.
+        InputError: The set has soft labels, for which random images would need their teacher; it has no classes or no
+            images; or a number is out of its range.
     """
     if not isinstance(distilled.task, Classification) or distilled.labels.is_floating_point():
         raise InputError(
             "distilled: has soft labels or no classes, and random images would need the same teacher; export it with "
             "'mct-fast export --to ddranking', and score it there"
         )
+    if distilled.images.ndim != 4:
+        raise InputError("distilled: holds no images, and there is no DSA of other data; DD-Ranking scores images")
+    _check_shares(real_hard=real_hard, weight=weight)
+    if not random_lrs or not all(0 < lr < math.inf for lr in random_lrs):
+        raise InputError(f"random_lrs: {random_lrs} are no positive step sizes; give e.g. 0.01")
     ipc = len(distilled) // distilled.num_classes
     found: dict[str, float] = {"real_hard": real_hard}
     for name, dsa in (("aug", True), ("plain", False)):

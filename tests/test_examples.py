@@ -1,4 +1,4 @@
-"""The examples run, at a size that takes seconds (``clinical.py``: tests/distilled/test_table.py)."""
+"""The examples run, at a size that takes seconds (``clinical.py``: tests/distilled/test_table.py, the notebook: test_site.py)."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def example(name: str) -> ModuleType:
 
 
 def test_every_example_is_tested() -> None:
-    named = {"batch_norm.py", "own_loop.py", "clinical.py", "from_mtt.sh", "processes.sh"}
+    named = {"batch_norm.py", "own_loop.py", "clinical.py", "from_mtt.sh", "processes.sh", "first_hour.ipynb"}
     assert {file.name for file in EXAMPLES.iterdir() if file.is_file()} == named
 
 

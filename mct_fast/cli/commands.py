@@ -14,7 +14,7 @@ from typing import Any
 
 from tyro import MISSING
 
-from mct_fast.cli import docs, exchange
+from mct_fast.cli import docs, exchange, ranking
 from mct_fast.cli.arguments import (
     BezierArguments,
     CompressArguments,
@@ -414,6 +414,7 @@ COMMANDS: dict[str, Callable[[list[str]], None]] = {
     "distill": _distill,
     "sweep": sweep_command,
     "evaluate": _evaluate,
+    "ranking": ranking.run,
     "export": exchange.export,
     "import": exchange.import_,
     "report": _report,

@@ -28,14 +28,14 @@ _PLACEHOLDERS = (
     (r"iterations|.*_iterations|eval_it|checkpoint_every|lr_decay_every", "ITERATIONS"),
     (r"epochs|.*_epochs?|epoch_.*", "EPOCHS"),
     (r"syn_steps|steps|window", "STEPS"),
-    (r"lr|lr_(?!decay).*", "STEP_SIZE"),
+    (r"lr|lr_(?!decay).*|random_lrs", "STEP_SIZE"),
     (r"batch_.*|ipc|micro_batch|real_batch|samples", "IMAGES"),
     (r"num_experts|experts|parallel|per_file", "EXPERTS"),
     (r"num_eval", "NETWORKS"),
     (r"students", "STUDENTS"),
     (r"image_size", "PIXELS"),
     (r"keep_mb", "MIB"),
-    (r".*fraction|mom|mom_img|ema|dropout|max_skipped|subsample_positive", "SHARE"),
+    (r".*fraction|mom|mom_img|ema|dropout|max_skipped|subsample_positive|real_hard|weight", "SHARE"),
     (r"target|features|drop|numeric|categorical|group|split_column|id|time", "COLUMN"),
 )
 """What stands for the value of an option in help, by the option's name; others show their type."""

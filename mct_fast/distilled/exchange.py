@@ -28,6 +28,7 @@ from mct_fast.run.arrays import load_arrays
 from mct_fast.run.errors import InputError
 from mct_fast.run.files import atomic_write
 from mct_fast.run.plain import read_plain
+from mct_fast.settings.imagenet_subsets import IMAGENET_SUBSETS
 from mct_fast.tasks import Classification
 
 # ------------------------------------------------------------------------------------------------------------------ out
@@ -60,14 +61,22 @@ def _to_mtt(distilled: DistilledDataset, folder: Path) -> None:
     _write_tensor(folder / "lr_best.pt", torch.tensor(distilled.lr_net))
 
 
+_DDRANKING_NAMES = {
+    "cifar10": "CIFAR10",
+    "cifar100": "CIFAR100",
+    "tiny-imagenet": "TinyImageNet",
+    **{name: f"Image{name.removeprefix('image').capitalize()}" for name in IMAGENET_SUBSETS},
+}
+
+
 def _to_ddranking(distilled: DistilledDataset, folder: Path) -> None:
     """DD-Ranking takes tensors in the space of its own normalisation, which is the field's, as ours."""
     if not isinstance(distilled.task, Classification) or distilled.images.ndim != 4:
         raise InputError("to: DD-Ranking scores images with classes; choose npz for other data")
     _to_mtt(distilled, folder)
-    soft = distilled.labels.is_floating_point()
+    soft, name = distilled.labels.is_floating_point(), distilled.provenance.get("dataset")
     settings = {
-        "dataset": distilled.provenance.get("dataset"),
+        "dataset": _DDRANKING_NAMES.get(str(name).rpartition(":")[2], name),
         "ipc": len(distilled) // distilled.num_classes,
         "im_size": list(distilled.images.shape[2:]),
         "use_zca": distilled.transform.state()[1].get("kind") == "zca",

@@ -53,6 +53,7 @@ def test_help_stands_in_groups_with_choices_and_what_values_mean(capsys: pytest.
         ("experts", ("data", "network", "objective", "training", "augmentation", "path", "engine")),
         ("distill", ("images", "path", "student", "optimiser", "augmentation", "evaluation", "engine")),
         ("evaluate", ("network", "augmentation", "engine")),
+        ("ranking", ("network", "augmentation", "engine")),
     ):
         text = run_cli(capsys, command, "--help")[1]
         assert [group for group in re.findall(r"^\W*(\w+) options\b", text, re.MULTILINE) if group in groups] == [

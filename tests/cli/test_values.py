@@ -103,6 +103,7 @@ def place(tiny_store: Path, tiny_run: Path) -> dict[str, list[str]]:
         "export": [str(tiny_run), "--to", "npz", "--out", out],
         "import": [str(made), "--dataset", "digits", "--out", out],
         "evaluate": [str(tiny_run)],
+        "ranking": [str(tiny_run)],
         "report": [str(tiny_run)],
         "inspect": [str(tiny_store)],
         "presets": [],

@@ -165,6 +165,20 @@ def test_what_does_not_fit_is_named_in_one_line(digits: Dataset, tmp_path: Path)
         take_over(write(tmp_path / "space", images_best=digits.train.images[:10]), digits, pixels=True)
 
 
+@pytest.mark.parametrize(
+    ("ours", "theirs"),
+    [
+        ("cifar10", "CIFAR10"), ("folder:cifar100", "CIFAR100"), ("tiny-imagenet", "TinyImageNet"), ("imagewoof", "ImageWoof"),
+        ("mine", "mine"),
+    ],
+)  # fmt: skip
+def test_ddranking_knows_datasets_by_names_of_its_own(
+    ours: str, theirs: str, distilled: DistilledDataset, tmp_path: Path
+) -> None:
+    export(replace(distilled, provenance={**distilled.provenance, "dataset": ours}), "ddranking", tmp_path)
+    assert json.loads((tmp_path / "ddranking.json").read_text())["dataset"] == theirs
+
+
 def test_formats_have_no_place_for_some_data(distilled: DistilledDataset, tmp_path: Path) -> None:
     four = replace(distilled, images=distilled.images.expand(-1, 4, -1, -1).contiguous())
     for to in ("png", "hf"):
