@@ -100,7 +100,7 @@ def test_a_kill_on_the_way_loses_nothing(
     with monkeypatch.context() as patch:
         where = {
             "cut": "mct_fast.run.journal.Journal.cut",
-            "after": "mct_fast.distill.loop._restore",
+            "after": "mct_fast.distill.state.State.load_state_dict",
         }.get(place, f"mct_fast.run.folder.Run.{place}")
         patch.setattr(where, killed)
         with pytest.raises(KeyboardInterrupt):
