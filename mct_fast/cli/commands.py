@@ -304,13 +304,14 @@ def _measured(distilled: Any, dataset: Any, config: Any, random_real: bool, **co
 def _report(words: list[str]) -> None:
     """Write a run's page: images, curves, settings, storage, times; of several runs, one that compares them."""
     given = parse("report", ReportArguments, words)
-    from mct_fast.view.report import write_comparison, write_report
+    from mct_fast.view.report import remarks, write_comparison, write_report
     from mct_fast.view.tensorboard import write_events
 
     if not given.runs:
         raise InputError("runs: missing; give the folder of a run, or of several")
     single = len(given.runs) == 1
     rows = [("report", str(write_report(given.runs[0]) if single else write_comparison(given.runs, given.out)))]
+    rows += remarks(given.runs[0]) if single else []
     rows += [("tensorboard", str(write_events(run))) for run in given.runs if given.tensorboard]
     print_rows(rows)
 

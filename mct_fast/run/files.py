@@ -256,6 +256,23 @@ def exclusive(lock: str | os.PathLike[str], what: str, *, wait: bool = False) ->
         os.close(handle)
 
 
+def is_locked(lock: str | os.PathLike[str]) -> bool:
+    """Whether somebody holds the file ``lock`` by :func:`exclusive`, as far as this machine knows."""
+    try:
+        handle = os.open(lock, os.O_RDONLY)
+    except OSError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
+    finally:
+        os.close(handle)
+    return False
+
+
 def _locked(path: Path, wait: bool = False) -> int:
     """The file ``path``, made where there is none and locked for this process, open."""
     while True:

@@ -32,7 +32,7 @@ from torch import Tensor
 from mct_fast import __version__
 from mct_fast.run.checkpoint import Checkpoint, write_checkpoint
 from mct_fast.run.errors import InputError
-from mct_fast.run.files import exclusive, read_json
+from mct_fast.run.files import exclusive, is_locked, read_json
 from mct_fast.run.journal import Journal
 from mct_fast.run.sealed import read_sealed, write_sealed
 
@@ -143,6 +143,10 @@ class Run:
             InputError: another process has it.
         """
         return exclusive(self.path / _LOCK, f"out: {self.path}")
+
+    def is_held(self) -> bool:
+        """Whether a process on this machine is at work on the run."""
+        return is_locked(self.path / _LOCK)
 
     def log(self, **metrics: Any) -> None:
         """Appends one record to ``metrics.jsonl``; numbers that are not finite are written as null."""

@@ -118,44 +118,6 @@ def _count(facts: Facts) -> str:
     return "" if facts.distilled is None else str(len(facts.distilled))
 
 
-def advice(facts: Facts) -> list[str]:
-    """What looks wrong, and what to do about it; a sentence each."""
-    said: list[str] = []
-    iterations, evaluations, final = facts.of_kind("iter"), facts.of_kind("eval"), facts.final
-    if iterations:
-        last = iterations[-1]
-        done, skipped = last["iteration"], last.get("skipped", 0)
-        if skipped > 0.1 * done:
-            said.append(
-                f"{skipped} of {done} iterations were skipped: lower lr_teacher, lr_img or syn_steps, or raise max_loss."
-            )
-        recent = [r["loss"] for r in iterations[-max(20, len(iterations) // 10) :] if r.get("loss") is not None]
-        follows = facts.run.config.get("objective", "matching") == "matching"
-        if follows and len(iterations) >= 100 and recent and median(recent) > 1:
-            said.append(
-                "The matching loss is above 1: students end farther from the target than they began; lower lr_teacher or "
-                "syn_steps, or raise expert_epochs."
-            )
-        rate, began = last.get("syn_lr"), facts.run.config.get("lr_teacher")
-        if rate and isinstance(began, float) and not 0.1 < rate / began < 10:
-            said.append(
-                f"The step size went from {began:.3g} to {rate:.3g}: lower lr_lr, or begin nearer with lr_teacher={rate:.2g}."
-            )
-    scored = [r["mean"] for r in evaluations if r.get("mean") is not None]
-    if len(scored) >= 3 and scored[-1] == max(scored) and scored[-1] - scored[-2] > evaluations[-1].get("std", 0.0) / 2:
-        said.append("The score still rises at the end: go on with more iterations.")
-    if final is not None and final["iteration"] == 0:
-        said.append(
-            f"No later {facts.noun} were better than those that the run began with: try another lr_img or lr_teacher, "
-            "and look at the curve of the loss."
-        )
-    elif final is not None and (final.get("random_real_mean") or 0) > (final["test_mean"] or 0):
-        follows = facts.run.config.get("objective", "matching") == "matching"
-        hint = "train more experts, try a smaller max_start_epoch, or" if follows else "try a larger syn_steps, or"
-        said.append(f"As many random real {facts.noun} do better: {hint} another lr_img.")
-    return said
-
-
 def differing(config: Mapping[str, Any]) -> tuple[str | None, dict[str, Any]]:
     """The preset that is nearest to the run's settings (None: the defaults), and the settings that differ from it."""
     known = DistillConfig().flat()

@@ -24,10 +24,10 @@ from mct_fast.run.errors import InputError
 from mct_fast.run.files import atomic_write, reading
 from mct_fast.run.folder import Run, chosen_images
 from mct_fast.tasks import format_metric, metric_label, metric_scale, metric_title
+from mct_fast.view.advice import advice, status
 from mct_fast.view.classes import classes_of
 from mct_fast.view.facts import (
     Facts,
-    advice,
     all_settings,
     command,
     compared,
@@ -59,6 +59,13 @@ def write_report(path: str | Path) -> Path:
             facts.distilled.write_preview(run.path)
         page = _render("report.html", **_report(facts))
     return _written(page, run.path / PAGE)
+
+
+def remarks(path: str | Path) -> list[tuple[str, str]]:
+    """What the page of the run at ``path`` says above its numbers: how far it is if it is not finished, and what to do."""
+    facts = Facts.of(Run.open(path))
+    state = status(facts)
+    return [*([] if state is None else [("state", state)]), *(("look at", sentence) for sentence in advice(facts))]
 
 
 def write_comparison(paths: Sequence[str | Path], out: str | Path) -> Path:
@@ -105,6 +112,7 @@ def _report(facts: Facts) -> dict[str, Any]:
     return {
         "title": facts.title,
         "subtitle": f"{count}{facts.noun} distilled from {facts.name} by mct_fast {__version__}",
+        "status": status(facts),
         "advice": advice(facts),
         "tiles": _tiles(facts),
         "metric": metric_label(facts.metric),

@@ -16,9 +16,11 @@ import pytest
 import torch
 from PIL import Image
 
+from mct_fast.cli import main
 from mct_fast.cli.arguments import DistillArguments
 from mct_fast.cli.parsing import parse
 from mct_fast.data import Normalize
+from mct_fast.distill import distill
 from mct_fast.distill.config import LATER
 from mct_fast.distilled import DistilledDataset
 from mct_fast.run.errors import InputError
@@ -26,7 +28,8 @@ from mct_fast.run.folder import Run
 from mct_fast.view.classes import classes_of
 from mct_fast.view.facts import Facts
 from mct_fast.view.figures import write_curves
-from mct_fast.view.report import _cell, write_comparison, write_report
+from mct_fast.view.report import _cell, remarks, write_comparison, write_report
+from tests.conftest import TINY_DISTILL
 
 VOID = {"img", "meta"}
 
@@ -267,27 +270,120 @@ def test_first_images_stand_beside_the_last(run_copy: Path) -> None:
     assert page_of(run_copy).pictures("first") == []
 
 
-@pytest.mark.parametrize(
-    ("records", "said"),
-    [
-        ([_iteration(100, skipped=40)], "40 of 100 iterations were skipped"),
-        ([_iteration(n, loss=2.0) for n in range(1, 121)], "The matching loss is above 1"),
-        ([_iteration(10, syn_lr=0.5)], "The step size went from 0.01 to 0.5"),
-        ([_evaluation(n, score) for n, score in ((0, 0.1), (2, 0.2), (4, 0.4))], "The score still rises"),
-        ([_final(0)], "No later images were better"),
-        ([{**_final(4), "random_real_mean": 0.9, "random_real_std": 0.1}], "As many random real images do better"),
-        ([_iteration(100)], None),
-    ],
-    ids=["skipped", "loss", "step-size", "rising", "no-better", "random", "well"],
-)
-def test_what_looks_wrong_is_said_with_what_to_do(records: list[dict], said: str | None, tmp_path: Path) -> None:
-    run = Run.create(tmp_path / "run", {"dataset": "digits", "ipc": 1, "iterations": 200, "lr_teacher": 0.01})
+def _many(count: int, **changes: float) -> list[dict]:
+    """Records of iterations whose loss falls."""
+    return [_iteration(n, **{"loss": 0.9 - 0.5 * n / count, **changes}) for n in range(1, count + 1)]
+
+
+def _scored(*scores: float) -> list[dict]:
+    return [_evaluation(2 * i, score) for i, score in enumerate(scores)]
+
+
+WRONG: dict[str, tuple[list[dict], str | None]] = {
+    "skipped": ([_iteration(100, skipped=40)], "40 of 100 iterations were skipped: lower lr_teacher"),
+    "few-skipped": ([_iteration(100, skipped=10)], None),
+    "loss": ([{**r, "loss": 2 + r["loss"]} for r in _many(120)], "The matching loss is above 1"),
+    "no-number": (
+        [_iteration(8), _iteration(9, loss=None), _iteration(10)],
+        "Loss or gradient was no finite number in 1 of 3 iterations, the last time in iteration 9",
+    ),
+    "no-gradient": ([_iteration(1, grad_norm=None)], "Loss or gradient was no finite number in 1 of 1 iterations"),
+    "standing-still": (_many(30, grad_norm=0.0), "The gradient was 0 in the last 20 iterations"),
+    "moved-lately": ([*_many(30, grad_norm=0.0), _iteration(31)], None),
+    "flat": (
+        _many(100, loss=0.7),
+        "The loss does not fall: its median was 0.7 in the first tenth of the iterations and is 0.7 in the last",
+    ),
+    "flat-but-short": (_many(99, loss=0.7), None),
+    "step-size": ([_iteration(10, syn_lr=0.5)], "The step size went from 0.01 to 0.5: lower lr_lr"),
+    "bound": (
+        [_iteration(10, syn_lr=1e-5)],
+        "The step size is at its lower bound, 1e-05, a thousandth of where it began",
+    ),
+    "step-size-near": ([_iteration(10, syn_lr=0.05)], None),
+    "rising": (_scored(0.1, 0.2, 0.4), "The score still rises"),
+    "not-rising": (_scored(0.1, 0.4, 0.4), None),
+    "worse-than-at-first": (
+        _scored(0.5, 0.4, 0.45, 0.3),
+        "No later images were better so far: those that the run began with reach accuracy 50.0 ± 1.0 %, the best later ones "
+        "45.0 ± 1.0 % (iteration 4)",
+    ),
+    "no-better": ([_final(0)], "No later images were better than those"),
+    "random": (
+        [{**_final(4), "random_real_mean": 0.9, "random_real_std": 0.1}],
+        "As many random real images do better: train more experts",
+    ),
+    "within-chance": (
+        [{**_final(4), "random_real_mean": 0.45, "random_real_std": 0.02}],
+        "The images are better than as many random real ones by less than the standard deviation",
+    ),
+    "better-than-random": ([{**_final(4), "random_real_mean": 0.3, "random_real_std": 0.02}], None),
+    "well": ([*_many(200), *_scored(0.3, 0.5, 0.5)], None),
+    "nothing": ([], None),
+}
+
+
+def _made_up(case: str, path: Path) -> tuple[Path, str | None]:
+    """A run with the records of ``case``, and what is to be said of it."""
+    records, said = WRONG[case]
+    run = Run.create(path, {"dataset": "digits", "ipc": 1, "iterations": 200, "lr_teacher": 0.01})
     for record in records:
         run.log(**record)
-    page = page_of(run.path)
+    return run.path, said
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_what_looks_wrong_is_said_with_what_to_do(case: str, tmp_path: Path) -> None:
+    run, said = _made_up(case, tmp_path / "run")
+    found = [text for what, text in remarks(run) if what == "look at"]
+    assert len(found) == (said is not None)
+    assert said is None or found[0].startswith(said)
+
+
+@pytest.mark.parametrize("case", ["bound", "well"])
+def test_the_page_and_the_command_say_it(case: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    run, said = _made_up(case, tmp_path / "run")
+    page = page_of(run)
     sentences = [attributes for tag, attributes in page.tags if tag == "p" and attributes.get("class") == "advice"]
     assert len(sentences) == (said is not None)
     assert said is None or any(text.startswith(said) for text in page.text)
+    assert main(["report", str(run)]) == 0
+    assert (said or "Not finished") in " ".join(capsys.readouterr().out.split())
+
+
+def _status(path: Path) -> list[str]:
+    return [text for text in page_of(path).text if text.startswith("Not finished")]
+
+
+def test_a_run_that_goes_on_says_so(tiny_store: Path, tmp_path: Path) -> None:
+    run, seen = tmp_path / "run", []
+
+    class Watcher:
+        def record(self, record: dict) -> None:
+            if record["iteration"] == 3:
+                assert _status(run) == [text for what, text in remarks(run) if what == "state"]
+            seen.append((record["iteration"], [text for what, text in remarks(run) if what == "state"]))
+
+        def images(self, iteration: int, picture: object) -> None:
+            pass
+
+    distill(TINY_DISTILL, tiny_store, out=run, watcher=Watcher())
+    assert len(seen) == 10
+    for iteration, said in seen[:-1]:
+        assert len(said) == 1 and said[0].startswith(f"Not finished: {iteration} of 5 iterations")
+        assert said[0].endswith("A process is at work; this page is of now.")
+        assert ("left for them" in said[0]) == (0 < iteration < 5), said
+    assert seen[-1][1] == [] and _status(run) == []
+
+
+def test_a_run_that_stopped_gives_a_page_that_says_how_to_go_on(
+    tiny_store: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    distill(TINY_DISTILL, tiny_store, out=tmp_path / "run", until=3)
+    wanted = f"No process is at work; go on with: mct-fast distill --resume {tmp_path / 'run'}"
+    assert len(_status(tmp_path / "run")) == 1 and _status(tmp_path / "run")[0].endswith(wanted)
+    assert main(["report", str(tmp_path / "run")]) == 0
+    assert "Not finished: 3 of 5 iterations" in capsys.readouterr().out
 
 
 def test_runs_side_by_side(run_copy: Path, tiny_run: Path, tmp_path: Path) -> None:
