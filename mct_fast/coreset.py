@@ -8,7 +8,7 @@ nearest to the mean and picks the image that is furthest from all that were pick
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -26,7 +26,7 @@ from mct_fast.run.errors import InputError
 from mct_fast.run.progress import Progress, quiet
 from mct_fast.run.seeds import derive_seed, generator
 from mct_fast.settings import EvalConfig
-from mct_fast.tasks import task_named
+from mct_fast.tasks import format_metric, task_named
 from mct_fast.training import SGD, ModuleStack, Schedule, named_spec, train_epochs
 
 
@@ -131,6 +131,17 @@ def coreset(
     }
     images, labels = dataset.train.images[chosen].cpu(), labels[chosen].cpu()
     return DistilledDataset(images, labels, lr, dataset.transform, dataset.class_names, provenance)
+
+
+def coreset_record(found: EvalResult) -> dict[str, Any]:
+    """What a run notes of networks that were trained on a coreset, under its method in ``coresets`` of their record."""
+    return {"mean": found.mean, "std": found.std, "lr": found.lr, "scores": list(found.scores)}
+
+
+def coreset_text(record: Mapping[str, Any], method: str) -> str | None:
+    """What a record says of the coreset that ``method`` chose, as people read it; None: it was left out."""
+    found = (record.get("coresets") or {}).get(method)
+    return None if found is None else format_metric(record.get("metric", "accuracy"), found["mean"], found["std"])
 
 
 def evaluate_coreset(

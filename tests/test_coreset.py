@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import shutil
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,11 @@ from mct_fast.coreset import METHODS, coreset, evaluate_coreset, features_of, he
 from mct_fast.data import Dataset, load_dataset
 from mct_fast.models import build_model
 from mct_fast.run.errors import InputError
+from mct_fast.run.folder import Run
 from mct_fast.settings import EvalConfig
+from mct_fast.tasks import format_metric
+from mct_fast.view.facts import Facts, compared
+from mct_fast.view.report import write_report
 
 POINTS = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
 
@@ -95,6 +100,38 @@ def test_what_cannot_be_chosen_is_refused(digits: Dataset) -> None:
         coreset(digits, 1, "best")
     with pytest.raises(InputError, match=r"^ipc: 500 is more than the \d+ training images"):
         coreset(digits, 500, "herding")
+
+
+def test_a_run_keeps_its_controls_and_its_page_shows_them(
+    tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = Path(shutil.copytree(tiny_run, tmp_path / "run"))
+    quick = ["--num_eval", "2", "--epoch_eval_train", "2", "--coreset_epochs", "0"]
+    assert cli.main(["evaluate", str(path), "--model", "ConvNet,MLP", "--coreset", "kcenter,herding", *quick]) == 0
+    printed = capsys.readouterr().out
+    records = {record["model"]: record for record in Run.open(path).evaluations()}
+    assert len(records) == 2
+    for record in records.values():
+        assert list(record["coresets"]) == ["kcenter", "herding"]
+        for found in record["coresets"].values():
+            assert found["epochs"] == 0 and len(found["scores"]) == 2
+            assert found["mean"] == pytest.approx(sum(found["scores"]) / 2)
+            assert format_metric("accuracy", found["mean"], found["std"]) in printed
+    page = write_report(path).read_text(encoding="utf-8")
+    for record in records.values():
+        assert all(format_metric("accuracy", f["mean"], f["std"]) in page for f in record["coresets"].values())
+    final = Run.open(path).metrics()[-1]
+    rows = compared(Facts.of(Run.open(path)))
+    wanted = records[final["model"]]["coresets"]
+    assert {name: score for name, score, _ in rows if "chosen" in name} == {
+        f"10 real images chosen by {'k-centre' if method == 'kcenter' else method}": format_metric(
+            "accuracy", found["mean"], found["std"]
+        )
+        for method, found in wanted.items()
+    }
+    # Evaluated again without them, a record has none.
+    assert cli.main(["evaluate", str(path), *quick]) == 0
+    assert ["coresets" in record for record in Run.open(path).evaluations()].count(True) == 1
 
 
 def test_controls_stand_beside_the_result(tiny_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -206,6 +206,7 @@ def _evaluate(words: list[str]) -> None:
     """Train fresh networks on a distilled set and score them."""
     use_plugin(words)
     given = parse("evaluate", EvaluateArguments, words)
+    from mct_fast.coreset import coreset_text
     from mct_fast.evaluate import baseline_text, default_model
     from mct_fast.run.folder import Run
     from mct_fast.tasks import format_metric
@@ -224,7 +225,7 @@ def _evaluate(words: list[str]) -> None:
             if names is None
             else buildable(names, own, dataset, distilled.task)
         )
-        methods = [name.strip() for name in (given.coreset or "").split(",") if name.strip()]
+        methods = [*dict.fromkeys(name.strip() for name in (given.coreset or "").split(",") if name.strip())]
         coresets = _coresets(methods, distilled, dataset, given, progress_bars(communicator))
         head = ("network", given.split, *(["random real"] if given.random_real else []), *methods)
         rows: list[tuple[str, ...]] = [head]
@@ -242,10 +243,13 @@ def _evaluate(words: list[str]) -> None:
                     communicator=communicator,
                 )
                 result = format_metric(record["metric"], record["mean"], record["std"])
-                controls = _controls(coresets, distilled, dataset, given, network, communicator)
-                rows.append(
-                    (record["model"], result, *([baseline_text(record) or ""] if given.random_real else []), *controls)
+                controls = _controls(
+                    dict(zip(methods, coresets, strict=True)), distilled, dataset, given, network, communicator
                 )
+                record |= {"coresets": controls} if controls else {}
+                said = [baseline_text(record) or ""] if given.random_real else []
+                said += [coreset_text(record, method) or "" for method in methods]
+                rows.append((record["model"], result, *said))
                 if kept_in is not None:
                     communicator.lead(lambda record=record: Run.open(kept_in).add_evaluation(record))
         communicator.lead(lambda: print_rows(rows))
@@ -268,24 +272,23 @@ def _coresets(methods: list[str], distilled: Any, dataset: Any, given: Any, prog
 
 
 def _controls(
-    coresets: list[Any], distilled: Any, dataset: Any, given: Any, network: Any, communicator: Any
-) -> list[str]:
-    """What networks reach that are trained on each of ``coresets``, as people read it."""
+    coresets: dict[str, Any], distilled: Any, dataset: Any, given: Any, network: Any, communicator: Any
+) -> dict[str, Any]:
+    """What a run notes of networks that are trained on each of ``coresets``."""
     if not coresets:
-        return []
-    from mct_fast.coreset import evaluate_coreset
+        return {}
+    from mct_fast.coreset import coreset_record, evaluate_coreset
     from mct_fast.evaluate import baseline_lrs
-    from mct_fast.tasks import format_metric
 
     lrs = baseline_lrs(distilled, given.config.networks.lr_net)
-    found = [
-        evaluate_coreset(
+    found = {
+        method: evaluate_coreset(
             chosen, dataset, given.config, model=network, split=given.split, lrs=lrs,
             progress=progress_bars(communicator), communicator=communicator,
         )
-        for chosen in coresets
-    ]  # fmt: skip
-    return [format_metric(result.metric, result.mean, result.std) for result in found]
+        for method, chosen in coresets.items()
+    }  # fmt: skip
+    return {method: {**coreset_record(one), "epochs": given.coreset_epochs} for method, one in found.items()}
 
 
 def _measured(distilled: Any, dataset: Any, config: Any, random_real: bool, **common: Any) -> dict[str, Any]:

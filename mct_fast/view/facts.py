@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import fmean, median
 from typing import Any
 
+from mct_fast.coreset import coreset_text
 from mct_fast.data import TableTransform
 from mct_fast.distilled import DistilledDataset
 from mct_fast.evaluate import baseline_text
@@ -99,7 +100,7 @@ def _store(run: Run) -> TrajectoryStore | None:
 
 
 def compared(facts: Facts) -> list[tuple[str, str, str]]:
-    """What networks reach by what they are trained on: the set, as many random real ones, all data."""
+    """What networks reach by what they are trained on: the set, as many random or chosen real ones, all data."""
     final, rows = facts.final, []
     if final is not None:
         score = format_metric(facts.metric, final["test_mean"], final["test_std"])
@@ -107,6 +108,13 @@ def compared(facts: Facts) -> list[tuple[str, str, str]]:
         random = baseline_text(final)
         if random is not None:
             rows.append((f"{_count(facts)} random real {facts.noun}", random, "as many networks, test split"))
+        for record in facts.evaluations:
+            if (record["model"], record["split"]) == (final["model"], "test"):
+                networks = f"{len(record['scores'])} networks, test split, by mct-fast evaluate"
+                rows += [
+                    (f"{_count(facts)} {_chosen(facts, method)}", coreset_text(record, method) or "–", networks)
+                    for method in record.get("coresets") or {}
+                ]
     if facts.experts_score is not None:
         mean, std, count = facts.experts_score
         where = f"{count} experts, {facts.store.info(0).get('split', 'held-out') if facts.store else ''} split, noted in training"
@@ -225,21 +233,25 @@ def other_networks(facts: Facts) -> tuple[tuple[str, ...], list[tuple[str, ...]]
     """What 'mct-fast evaluate' found, under its headings."""
     if not facts.evaluations:
         return None
+    methods = [*dict.fromkeys(method for record in facts.evaluations for method in record.get("coresets") or {})]
     rows = [
         (
             str(record["model"]),
             format_metric(record.get("metric", "accuracy"), record["mean"], record["std"]),
             baseline_text(record) or "–",
+            *(coreset_text(record, method) or "–" for method in methods),
             str(record["split"]),
             str(len(record["scores"])),
             f"{record['lr']:.4g}",
         )
         for record in facts.evaluations
     ]
-    heads = (
-        "network", metric_label(facts.metric), f"random real {facts.noun}", "split", "networks", "step size"
-    )  # fmt: skip
-    return heads, rows
+    heads = ("network", metric_label(facts.metric), f"random real {facts.noun}", *(_chosen(facts, m) for m in methods))
+    return (*heads, "split", "networks", "step size"), rows
+
+
+def _chosen(facts: Facts, method: str) -> str:
+    return f"real {facts.noun} chosen by {'k-centre' if method == 'kcenter' else method}"
 
 
 def text_of(value: Any) -> str:

@@ -63,9 +63,11 @@ def write_report(path: str | Path) -> Path:
 
 def remarks(path: str | Path) -> list[tuple[str, str]]:
     """What the page of the run at ``path`` says above its numbers: how far it is if it is not finished, and what to do."""
-    facts = Facts.of(Run.open(path))
-    state = status(facts)
-    return [*([] if state is None else [("state", state)]), *(("look at", sentence) for sentence in advice(facts))]
+    run = Run.open(path)
+    with reading("run", run.path):
+        facts = Facts.of(run)
+        state = status(facts)
+        return [*([] if state is None else [("state", state)]), *(("look at", sentence) for sentence in advice(facts))]
 
 
 def write_comparison(paths: Sequence[str | Path], out: str | Path) -> Path:
