@@ -31,6 +31,12 @@ def title(page: Path) -> str:
     return found[1] if found else page.stem
 
 
+def readable(page: str) -> str:
+    """``page`` without the places that only the site fills in; where it describes a name, Python's ``help`` does."""
+    page = re.sub(r"\n*^<!-- (commands|notebook .*) -->$", "", page, flags=re.MULTILINE)
+    return re.sub(r"^::: (\S+)$", r'    help("\1")', page, flags=re.MULTILINE)
+
+
 @dataclasses.dataclass(frozen=True)
 class Arguments:
     """Print a page of the documentation, or list the pages."""
@@ -52,4 +58,4 @@ def run(words: list[str]) -> None:
         raise InputError(
             f"page: there is no page {given.page!r}{nearest(name, known)}; the pages are {', '.join(known)}"
         )
-    print(file.read_text(encoding="utf-8"), end="")
+    print(readable(file.read_text(encoding="utf-8")), end="")

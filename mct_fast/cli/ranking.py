@@ -90,7 +90,8 @@ def _of_experts(run_path: Path | None) -> tuple[float, str]:
             entries = list(TrajectoryStore.open(store).manifest["experts"].values())
             known = [entry["info"] for entry in entries if isinstance(entry["info"].get("accuracy"), float)]
             if known:
-                return fmean(info["accuracy"] for info in known), f"mean of {len(known)} experts, {known[0]['split']}"
+                count = "1 expert" if len(known) == 1 else f"mean of {len(known)} experts"
+                return fmean(info["accuracy"] for info in known), f"{count}, {known[0]['split']}"
     raise InputError(
         "real_hard: no experts are noted whose accuracy it could be; give that of the network trained on all real data, e.g. "
         "--real_hard 0.85"

@@ -105,10 +105,12 @@ def read_torchvision(name: str, options: ReadOptions) -> RawDataset:
     except (OSError, RuntimeError) as error:  # torchvision: RuntimeError; sockets and disks: OSError
         if options.download:
             raise InputError(
-                f"download of {name} into {root} failed ({_first_line(error)}); check the network or pass data_path"
+                f"download of {name} into {root} failed ({_first_line(error)}); check the network, or pass as data_path "
+                "a folder that holds it"
             ) from error
         raise InputError(
-            f"data_path: {name} in {root} is incomplete or damaged ({_first_line(error)}); pass download=True"
+            f"data_path: {name} in {root} is incomplete or damaged ({_first_line(error)}); pass download=True "
+            "(--download), or another data_path"
         ) from error
     train, test = (
         RawSplit(images := as_images(part.data, name), as_labels(part.targets, len(images), name)) for part in parts
@@ -309,4 +311,4 @@ def _need_folder(folder: Path, remedy: str) -> None:
 
 
 def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__
+    return str(error).splitlines()[0].rstrip(" :") if str(error) else type(error).__name__
