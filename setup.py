@@ -11,7 +11,9 @@ any processor, and chooses when it is loaded.
 from __future__ import annotations
 
 import os
+import platform
 import shutil
+import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -74,6 +76,18 @@ def sources(*patterns: str) -> list[str]:
     return [str(p.relative_to(ROOT)) for p in sorted(found, key=lambda p: ("_" not in p.stem, p))]
 
 
+def for_old_systems() -> list[str]:
+    """What the linker is told so that the file runs on systems that are older than this one (``csrc/glibc.cpp``)."""
+    if sys.platform != "linux" or platform.machine() != "x86_64" or platform.libc_ver()[0] != "glibc":
+        return []
+    wrapped = ("exp", "log", "dlopen", "dlsym", "_ZSt28__throw_bad_array_new_lengthv")
+    flags = [f"-Wl,--wrap={name}" for name in wrapped]
+    # Before glibc 2.34 dlopen was in a library of its own, which newer ones keep for who asks for it by name.
+    command = [*os.environ.get("CXX", "c++").split(), "-print-file-name=libdl.so.2"]
+    found = subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return [*flags, "-Wl,--no-as-needed", "-l:libdl.so.2", "-Wl,--as-needed"] if os.path.isabs(found) else flags
+
+
 def extension() -> dict[str, Any]:
     """The arguments of `setup` that build the extension, or nothing where there is none to be built."""
     if switched_on("MCT_FAST_NO_EXT"):
@@ -88,7 +102,7 @@ def extension() -> dict[str, Any]:
         include_dirs=[str(ROOT / "csrc")],
         depends=sources("**/*.h"),
         extra_compile_args=["-std=c++17", "-O3", "-fopenmp", "-fvisibility=hidden", "-g0", "-Wno-maybe-uninitialized"],
-        extra_link_args=["-fopenmp", "-s"],
+        extra_link_args=["-fopenmp", "-s", *for_old_systems()],
         language="c++",
         py_limited_api=True,
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import mct_fast
 from mct_fast import ops
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -108,6 +110,29 @@ def test_pytorchs_c_interface_is_declared_as_its_headers_do(tmp_path: Path) -> N
     ]
     done = subprocess.run([*command, str(source)], capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stderr
+
+
+NEWEST = {
+    "GLIBC": (2, 28),
+    "GLIBCXX": (3, 4, 24),
+    "CXXABI": (1, 3, 11),
+    "GCC": (7, 0, 0),
+    "GOMP": (4, 5),
+    "OMP": (4, 5),
+}
+"""Of manylinux_2_28, as auditwheel has it."""
+
+
+@pytest.mark.skipif(not ops.extension_loaded(), reason="the compiled extension is not installed")
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc" or platform.machine() != "x86_64", reason="not Linux on x86-64")
+def test_the_extension_runs_on_systems_of_2018() -> None:
+    """The versions of symbols that the file asks the system's libraries for, by name in its table of strings."""
+    (file,) = Path(mct_fast.__path__[0]).glob("_cpu*.so")
+    wanted = re.findall(rb"\0(GLIBC|GLIBCXX|CXXABI|GCC|GOMP|OMP)_([0-9.]+)(?=\0)", file.read_bytes())
+    assert len(wanted) >= 8, "the table is not where it was looked for"
+    for name, version in wanted:
+        numbers = tuple(map(int, version.decode().split(".")))
+        assert numbers <= NEWEST[name.decode()], f"{name.decode()}_{version.decode()}"
 
 
 def test_an_isolated_build_fetches_no_pytorch() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import sys
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -75,10 +76,26 @@ def test_hugging_face_reads_its_folder(distilled: DistilledDataset, tmp_path: Pa
     export(distilled, "hf", tmp_path / "set")
     found = datasets.load_from_disk(str(tmp_path / "set"))
     assert len(found) == 20 and found[0]["image"].size == (8, 8)
-    hard = not distilled.labels.is_floating_point()
-    assert not hard or (
-        found["label"][:3] == [0, 0, 1] and found.features["label"].names == list(distilled.class_names)
-    )
+    for row, pixels in zip(found, distilled.pixels(), strict=True):
+        assert np.abs(np.asarray(row["image"]) / 255 - pixels[0].numpy()).max() < 1 / 255
+    assert torch.equal(torch.tensor(found["label"][:]), distilled.labels)
+    if not distilled.labels.is_floating_point():
+        assert found.features["label"].names == list(distilled.class_names)
+        again = load_dataset("hf", data_path=tmp_path / "set", val_fraction=0)
+        assert again.class_names == distilled.class_names and again.image_shape == (1, 8, 8)
+
+
+def test_the_command_writes_for_hugging_face(
+    tiny_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    datasets = pytest.importorskip("datasets")
+    assert cli.main(["export", str(tiny_run), "--to", "hf", "--out", str(tmp_path / "set")]) == 0
+    assert str(tmp_path / "set") in capsys.readouterr().out
+    assert len(datasets.load_from_disk(str(tmp_path / "set"))) == 10
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    assert cli.main(["export", str(tiny_run), "--to", "hf", "--out", str(tmp_path / "none")]) == 2
+    assert "to: hf needs the package datasets; pip install" in capsys.readouterr().err
+    assert not (tmp_path / "none").exists()
 
 
 def test_pixels_of_an_npz_are_transformed(distilled: DistilledDataset, digits: Dataset, tmp_path: Path) -> None:
