@@ -1,33 +1,39 @@
 """Clinical tables: networks trained on distilled rows, on as many random rows, and on all of them.
 
     python -m bench.clinical --work FOLDER --json bench/results/clinical.json --docs docs/clinical.md
+    python -m bench.clinical --data-path DOWNLOADS --work FOLDER --json docs/results/clinical.json --docs docs/results.md
 
 MTT (checkpoints, whole epochs), MCT (convex path) and Bézier paths distil along the same experts, on open sets that packages
-ship.  A seed draws the validation split, the experts and everything after them; the test split is always the same.  What is
-finished is kept in ``--work``, and the same command goes on where an interrupted one stopped.
+ship; with ``--data-path`` on those that are downloaded, beside the unrolled objective, rows chosen by k-means and herding, and
+gradient boosting on all rows.  A seed draws the validation split, the experts and everything after them; the test split is
+always the same.  What is finished is kept in ``--work``, and the same command goes on where an interrupted one stopped.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from statistics import fmean, pstdev
-from typing import Any
+from typing import Any, cast
 
 from bench import document, tables
+from bench.baselines import Recalibrated, gradient_boosting
 from bench.harness import Pieces, Report, command, work_folder
+from mct_fast.coreset import coreset
 from mct_fast.data import Dataset, TableSpec
 from mct_fast.distill import DistillConfig, distill
 from mct_fast.distilled import DistilledDataset
-from mct_fast.evaluate import EvalConfig, EvalResult, evaluate_random_real, evaluate_splits
-from mct_fast.experts import ExpertConfig, expert_spec, expert_task, load_for, train_experts
+from mct_fast.evaluate import EvalConfig, EvalResult, evaluate, evaluate_random_real, evaluate_splits
+from mct_fast.experts import ExpertConfig, expert_spec, load_for, train_experts
 from mct_fast.experts.bezier import BezierConfig, fit_bezier
+from mct_fast.models import build_model
 from mct_fast.run.errors import InputError
+from mct_fast.run.folder import Run
 from mct_fast.run.progress import for_stream
-from mct_fast.tasks import format_metric, metric_label
+from mct_fast.tasks import Task, format_metric, metric_label, task_named
 from mct_fast.trajectory import TrajectoryStore
 
 SECTION = "clinical table"
@@ -42,6 +48,21 @@ class Case:
     dataset: str
     ipc: tuple[int, ...]
     table: TableSpec = TableSpec()
+    downloaded: bool = False
+    """Read from the user's copy; the controls and the unrolled objective stand beside it."""
+    experts: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of its experts that differ."""
+    distill: Mapping[str, Any] = field(default_factory=dict)
+    """Settings of matching that differ; as those of its experts, chosen on validation data."""
+
+    @property
+    def arms(self) -> Mapping[str, Mapping[str, Any]]:
+        """What distils."""
+        return {**ARMS, **(UNROLLED if self.downloaded else {})}
+
+
+def _downloaded(name: str, ipc: tuple[int, ...], experts: Mapping[str, Any], distill: Mapping[str, Any]) -> Case:
+    return Case(name, name, ipc, downloaded=True, experts={"num_experts": 10, **experts}, distill=distill)
 
 
 CASES = (
@@ -50,6 +71,10 @@ CASES = (
     Case("whas500-complications", "whas500-complications", (10, 50)),
     Case("diabetes", "diabetes", (10, 50), TableSpec(missing_mask=True)),
     Case("breast_cancer, 1 % positive", "breast_cancer", (2,), TableSpec(subsample_positive=0.01)),
+    _downloaded("physionet2012", (20, 100), {"pos_weight": 0.0}, {"keep_prior": True}),
+    _downloaded("support2", (20, 100), {}, {"keep_prior": True}),
+    _downloaded("covid-testing", (20, 100), {}, {"keep_prior": True}),
+    _downloaded("myocardial-infarction", (4, 20), {"train_epochs": 30}, {"max_start_epoch": 20, "expert_epochs": 4}),
 )
 
 EXPERTS = ExpertConfig(
@@ -69,7 +94,18 @@ ARMS: Mapping[str, Mapping[str, Any]] = {
     "MCT": {"trajectory": "convex"},
     "Bézier": {"trajectory": "bezier"},
 }
-ALL, RANDOM = "all rows", "random rows"
+UNROLLED: Mapping[str, Mapping[str, Any]] = {
+    "unrolled": {
+        "objective": "unrolled", "balanced": True, "real_batch": 1024, "syn_steps": 20, "lr_img": 0.03, "cosine": True,
+        "clip": 2.0,
+    }
+}  # fmt: skip
+CHOSEN = {"k-means rows": "kmeans", "herding rows": "herding"}
+"""Controls of real rows, chosen by the features of a network."""
+ALL, RANDOM, BOOSTED = "all rows", "random rows", "gradient boosting"
+ALL_ROWS = ((40, 1.0),)
+"""Epochs and weight of the positives of networks on all rows; of several the best on validation is taken."""
+ALL_DOWNLOADED = ((10, 1.0), (10, 0.0), (40, 1.0), (40, 0.0))
 
 
 @dataclass(frozen=True)
@@ -78,6 +114,8 @@ class Arguments:
 
     only: tuple[str, ...] = ()
     """These cases alone, by title."""
+    data_path: str | None = None
+    """Folder of the sets that are downloaded, which take the place of the packaged ones."""
     seeds: int = 5
     """Seeds of each."""
     iterations: int = DISTILL.optimizer.iterations
@@ -100,11 +138,13 @@ class Bench:
     seed: int
     iterations: int
     folder: Path
+    data_path: str | None = None
 
     @property
     def config(self) -> ExpertConfig:
         seeds = {"seed": self.seed, "split_seed": self.seed}
-        return replace(EXPERTS, dataset=self.case.dataset, table=self.case.table, **seeds)
+        data = {"data_path": self.data_path} if self.case.downloaded else {}
+        return replace(EXPERTS, dataset=self.case.dataset, table=self.case.table, **seeds, **data, **self.case.experts)
 
     @cached_property
     def dataset(self) -> Dataset:
@@ -115,6 +155,11 @@ class Bench:
         store = train_experts(self.config, self.folder / "experts", self.dataset, progress=for_stream())
         return fit_bezier(store, replace(BEZIER, seed=self.seed), self.dataset, progress=for_stream())
 
+    @cached_property
+    def network(self) -> dict[str, Any]:
+        """The network of experts, students and evaluation."""
+        return expert_spec(self.config, self.dataset)
+
     @property
     def evaluation(self) -> EvalConfig:
         return EvalConfig(
@@ -124,78 +169,157 @@ class Bench:
             seed=self.seed,
         )
 
-    def rows(self) -> Iterator[dict[str, Any]]:
-        """The results, each kept when it is there."""
+    def rows(self, ipcs: Sequence[int]) -> Iterator[dict[str, Any]]:
+        """The results, each kept when it is there: on all rows, and on ``ipcs`` rows a class."""
         pieces = Pieces(self.folder, f"{self.case.title}, seed {self.seed}")
-        yield pieces.found("all", lambda: self._row(ALL, len(self.dataset.train), None, self._on_all_rows()))
-        for ipc in self.case.ipc:
-            for name, changes in ARMS.items():
+        yield pieces.found("all", self._on_all_rows)
+        if self.case.downloaded:
+            yield pieces.found("boosted", self._boosted)
+        for ipc in ipcs:
+            for name, changes in self.case.arms.items():
                 yield pieces.found(f"{ipc}-{name}", partial(self._distilled, name, changes, ipc))
-            yield pieces.found(f"{ipc}-random", partial(self._random, ipc, pieces))
-
-    def _row(self, name: str, rows: int, ipc: int | None, found: EvalResult) -> dict[str, Any]:
-        return {**self._where(name, rows, ipc), **found.json()}
+            yield pieces.found(f"{ipc}-random", partial(self._random, ipc, self._step_sizes(ipc, pieces)))
+            for name in CHOSEN if self.case.downloaded else ():
+                yield pieces.found(f"{ipc}-{name}", partial(self._chosen, name, ipc, self._step_sizes(ipc, pieces)))
 
     def _where(self, name: str, rows: int, ipc: int | None) -> dict[str, Any]:
         return {"case": self.case.title, "seed": self.seed, "ipc": ipc, "trained_on": name, "rows": rows}
 
-    def _distilled(self, name: str, changes: Mapping[str, Any], ipc: int) -> dict[str, Any]:
-        config = replace(DISTILL, ipc=ipc, seed=self.seed, iterations=self.iterations, **changes)
-        out = self.folder / f"run-{ipc}-{name}"
-        made = distill(config, self.store, self.dataset, out=out, resume=out.exists(), progress=for_stream())
-        found = made.provenance
-        best = {"iteration": found["iteration"], "nearest_real": _brief(found["nearest_real"])}
-        return {**self._where(name, len(made), ipc), **found["test"], **best}
+    def _row(self, name: str, rows: int, ipc: int | None, found: EvalResult) -> dict[str, Any]:
+        """A result, of all metrics but the headline the means."""
+        means = {metric: fmean(values) for metric, values in found.metrics.items()}
+        return {**self._where(name, rows, ipc), **found.json(), "metrics": means}
 
-    def _random(self, ipc: int, pieces: Pieces) -> dict[str, Any]:
+    def _measured(self, task: Task, *, even: bool = True) -> Task:
+        """``task`` with probabilities at the base rate of the data."""
+        return cast(Task, Recalibrated.of(task, self.dataset.train.labels, even=even))
+
+    def _distilled(self, name: str, changes: Mapping[str, Any], ipc: int) -> dict[str, Any]:
+        own = {} if name in UNROLLED else self.case.distill
+        given = {"ipc": ipc, "seed": self.seed, "iterations": self.iterations, "random_real": False}
+        config = replace(DISTILL, **{**given, **changes, **own})
+        out, how = self.folder / f"run-{ipc}-{name}", {}
+        if name in UNROLLED:
+            # Of several labels the rare ones weigh more; of two classes the real batch has as many of each.
+            labels, plain = self.dataset.train.labels, task_named(self.dataset.task)
+            task = plain.weighted(0.0, labels) if labels.is_floating_point() else plain
+            how = {"model": build_model(self.network), "task": task}
+            if labels.is_floating_point():
+                config = replace(config, balanced=False)
+        store = None if name in UNROLLED else self.store
+        made = distill(config, store, self.dataset, out=out, resume=out.exists(), progress=for_stream(), **how)
+        found = evaluate(
+            made,
+            self.dataset,
+            self.evaluation,
+            model=self.network,
+            task=self._measured(made.task),
+            progress=for_stream(),
+        )
+        best = {
+            "iteration": made.provenance["iteration"],
+            "nearest_real": _brief(made.provenance["nearest_real"]),
+            "skipped": sum(
+                record.get("loss") is None for record in Run.open(out).metrics() if record["kind"] == "iter"
+            ),
+        }
+        return {**self._row(name, len(made), ipc, found), **best}
+
+    def _step_sizes(self, ipc: int, pieces: Pieces) -> tuple[float, ...]:
+        """Of which controls may take the best: ours, and those that were learned with the distilled sets."""
+        learned = [pieces.done()[f"{ipc}-{name}"]["lr"] for name in self.case.arms]
+        return tuple(dict.fromkeys((*STEP_SIZES, *learned)))
+
+    def _random(self, ipc: int, lrs: tuple[float, ...]) -> dict[str, Any]:
         """As many random rows, a fresh draw for each network."""
-        learned = [pieces.done()[f"{ipc}-{name}"]["lr"] for name in ARMS]
         found = evaluate_random_real(
             ipc,
             self.dataset,
             self.evaluation,
-            model=expert_spec(self.config, self.dataset),
+            model=self.network,
+            task=self._measured(task_named(self.dataset.task)),
             split="test",
-            lrs=tuple(dict.fromkeys((*STEP_SIZES, *learned))),
+            lrs=lrs,
             progress=for_stream(),
         )
         return self._row(RANDOM, ipc * self.dataset.num_classes, ipc, found)
 
-    def _on_all_rows(self) -> EvalResult:
+    def _chosen(self, name: str, ipc: int, lrs: tuple[float, ...]) -> dict[str, Any]:
+        """As many rows, chosen by the features of a network that was trained on all."""
+        how = {"model": self.network, "epochs": 20, "lr": 0.1, "seed": self.seed}
+        chosen = coreset(self.dataset, ipc, CHOSEN[name], **how, progress=for_stream())
+        found = self._best(chosen, [(lr, self.evaluation, self._measured(chosen.task)) for lr in lrs])
+        return self._row(name, len(chosen), ipc, found)
+
+    def _on_all_rows(self) -> dict[str, Any]:
         """Networks trained on the whole training split."""
         dataset, train = self.dataset, self.dataset.train
-        task, spec = expert_task(self.config, dataset), expert_spec(self.config, dataset)
-        whole = DistilledDataset(train.images, train.labels, STEP_SIZES[0], dataset.transform, dataset.class_names)
-        config = replace(self.evaluation, epoch_eval_train=2 * EXPERTS.training.train_epochs)
+        plain = task_named(dataset.task)
+        whole = DistilledDataset(
+            train.images, train.labels, STEP_SIZES[0], dataset.transform, dataset.class_names, {"task": plain.state()}
+        )
         tried = [
-            evaluate_splits(whole, dataset, replace(config, lr_net=lr), model=spec, task=task, progress=for_stream())
+            (lr, replace(self.evaluation, epoch_eval_train=epochs), plain.weighted(weight, train.labels))
             for lr in STEP_SIZES
+            for epochs, weight in (ALL_DOWNLOADED if self.case.downloaded else ALL_ROWS)
         ]
-        return max(tried, key=lambda found: found["val"].mean)["test"]
+        found = self._best(whole, [(lr, how, self._measured(task, even=False)) for lr, how, task in tried])
+        return self._row(ALL, len(train), None, found)
+
+    def _best(self, rows: DistilledDataset, tried: Sequence[tuple[float, EvalConfig, Task]]) -> EvalResult:
+        """Networks on ``rows`` with that of the step sizes, settings and tasks which does best on validation."""
+        found = [
+            evaluate_splits(
+                rows, self.dataset, replace(how, lr_net=lr), model=self.network, task=task, progress=for_stream()
+            )
+            for lr, how, task in tried
+        ]
+        return max(found, key=lambda result: result["val"].mean)["test"]
+
+    def _boosted(self) -> dict[str, Any]:
+        metrics, settings = gradient_boosting(self.dataset, self.seed)
+        headline = task_named(self.dataset.task).headline
+        own = {"split": "test", "metric": headline, "mean": metrics[headline], "metrics": metrics, "settings": settings}
+        return {**self._where(BOOSTED, len(self.dataset.train), None), **own}
 
 
 def _brief(nearest: Mapping[str, Any]) -> dict[str, Any]:
     return {key: value for key, value in nearest.items() if key != "distances"}
 
 
-# The table
+# The tables
+
+COLUMNS = (RANDOM, *CHOSEN, *ARMS, *UNROLLED, ALL, BOOSTED)
+"""What may have been trained on."""
 
 
-def summary(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
-    """A line a case and number of rows: the headline's mean ± standard deviation over seeds of the mean of the networks."""
+def summary(rows: Sequence[Mapping[str, Any]], metric: str | None = None) -> tuple[list[str], list[list[str]]]:
+    """Heads and a line a case and number of rows: mean ± standard deviation over seeds of the mean of the networks.
+
+    ``metric``: by default the headline; of others the mean alone.
+    """
+    shown = [name for name in COLUMNS if any(row["trained_on"] == name for row in rows)]
     lines = []
     for case, ipc in dict.fromkeys((row["case"], row["ipc"]) for row in rows if row["ipc"] is not None):
         own = [row for row in rows if row["case"] == case and row["ipc"] in (ipc, None)]
-        metric = own[0]["metric"]
-        cells = [case, metric_label(metric), str(next(row["rows"] for row in own if row["ipc"] == ipc))]
-        for name in (RANDOM, *ARMS, ALL):
-            means = [row["mean"] for row in own if row["trained_on"] == name]
-            cells.append(format_metric(metric, fmean(means), pstdev(means)) if means else "-")
-        lines.append([*cells, str(len({row["seed"] for row in own}))])
-    return lines
+        named = metric or own[0]["metric"]
+        cells = [case, metric_label(named), str(next(row["rows"] for row in own if row["ipc"] == ipc))]
+        for name in shown:
+            of = [row for row in own if row["trained_on"] == name]
+            means = [row["mean"] if metric is None else row["metrics"][metric] for row in of]
+            whole = format_metric(named, fmean(means), pstdev(means)) if means else "-"
+            cells.append(whole if metric is None else whole.partition(" ±")[0])
+        lines.append([*cells, str(len({row["seed"] for row in own if row["ipc"] == ipc}))])
+    return ["set", "metric", "rows", *shown, "seeds"], lines
 
 
-COLUMNS = ("set", "metric", "rows", RANDOM, *ARMS, ALL, "seeds")
+def page(rows: Sequence[Mapping[str, Any]]) -> str:
+    """The section of a page: the headlines, and where they are known the errors of probabilities."""
+    parts = [document.table(*summary(rows))]
+    if all("brier" in row.get("metrics", ()) for row in rows):
+        heads, briers = summary(rows, "brier")
+        parts.append(document.table(heads, [*briers, *summary(rows, "ece")[1]]))
+    return "\n\n".join(parts)
 
 
 def main(words: Sequence[str] | None = None) -> int:
@@ -204,28 +328,43 @@ def main(words: Sequence[str] | None = None) -> int:
 
 
 def _run(arguments: Arguments, report: Report) -> int:
+    rows: dict[str, dict[str, Any]] = {}
     with work_folder(arguments.work) as folder:
-        rows = [row for bench in _benches(arguments, folder) for row in bench.rows()]
-    lines = summary(rows)
-    report.show(tables.table("Networks trained on", COLUMNS, lines, "test split; mean ± standard deviation of seeds"))
-    report.keep(rows)
-    if arguments.docs is not None:
-        document.replace_section(arguments.docs, SECTION, document.table(COLUMNS, lines))
+        benches = _benches(arguments, folder)
+        # First all cases and seeds with few rows: what is done is worth most.
+        for turn in range(max(len(bench.case.ipc) for bench in benches)):
+            for bench in benches:
+                for row in bench.rows(bench.case.ipc[turn : turn + 1]):
+                    rows[f"{bench.folder}-{row['ipc']}-{row['trained_on']}"] = row
+                _keep(arguments, report, list(rows.values()))
+    heads, lines = summary(list(rows.values()))
+    report.show(tables.table("Networks trained on", heads, lines, "test split; mean ± standard deviation of seeds"))
     return 0
 
 
+def _keep(arguments: Arguments, report: Report, rows: Sequence[Mapping[str, Any]]) -> None:
+    order = {case.title: number for number, case in enumerate(CASES)}
+    rows = sorted(rows, key=lambda row: (order[row["case"]], row["ipc"] or 0, row["seed"]))
+    report.keep(rows)
+    if arguments.docs is not None:
+        document.replace_section(arguments.docs, SECTION, page(rows))
+
+
 def _benches(arguments: Arguments, folder: Path) -> list[Bench]:
-    known = [case.title for case in CASES]
+    path = arguments.data_path
+    cases = [case for case in CASES if case.downloaded == (path is not None)]
+    known = [case.title for case in cases]
     unknown = [title for title in arguments.only if title not in known]
     if unknown:
         raise InputError(f"only: no case {unknown[0]!r}; there are {', '.join(known)}")
     if arguments.seeds < 1:
         raise InputError(f"seeds: got {arguments.seeds}; give at least 1")
+    data = None if path is None else str(Path(path).expanduser().absolute())
     return [
-        Bench(case, seed, arguments.iterations, folder / f"{case.title}-{seed}")
-        for case in CASES
-        if not arguments.only or case.title in arguments.only
+        Bench(case, seed, arguments.iterations, folder / f"{case.title}-{seed}", data)
         for seed in range(arguments.seeds)
+        for case in cases
+        if not arguments.only or case.title in arguments.only
     ]
 
 

@@ -2,12 +2,14 @@
 
 A network's features, what its last linear layer is given, say what is near to what. ``herding`` (Welling, ICML 2009) picks the
 images of a class whose running mean stays nearest to the mean of the class; ``kcenter`` (Sener and Savarese, ICLR 2018) begins
-nearest to the mean and picks the image that is furthest from all that were picked.
+nearest to the mean and picks the image that is furthest from all that were picked; ``kmeans`` picks the images nearest to the
+centres of k-means, as DC-BENCH does (Cui et al., NeurIPS 2022).
 """
 
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from typing import Any
@@ -54,7 +56,23 @@ def kcenter(features: Tensor, count: int) -> list[int]:
     return picked
 
 
-METHODS: dict[str, Callable[[Tensor, int], list[int]]] = {"herding": herding, "kcenter": kcenter}
+def kmeans(features: Tensor, count: int) -> list[int]:
+    """``count`` rows of ``features (n, F)``: to each centre of ``count`` clusters the nearest row that is not picked yet."""
+    from sklearn.cluster import KMeans
+
+    features = features.double().cpu()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # of rows that are equal: fewer clusters than asked, which does no harm
+        how: dict[str, Any] = {"n_init": 1, "random_state": 0}
+        found = KMeans(count, **how).fit(features.numpy())
+    picked: list[int] = []
+    for distance in torch.cdist(torch.from_numpy(found.cluster_centers_), features):
+        distance[picked] = math.inf
+        picked.append(int(distance.argmin()))
+    return picked
+
+
+METHODS: dict[str, Callable[[Tensor, int], list[int]]] = {"herding": herding, "kcenter": kcenter, "kmeans": kmeans}
 """How images are chosen from the features of their class, by name."""
 
 
@@ -86,22 +104,26 @@ def coreset(
 ) -> DistilledDataset:
     """The ``ipc`` real training images of each class that ``method``, one of `METHODS`, chooses.
 
+    Of k labels, which a row may have several of, k times ``ipc`` rows are chosen of all.
+
     The features are those of a network ``model`` (by default the usual one for the data), trained on all training data for
     ``epochs`` with step size ``lr`` and DSA; with 0 epochs those of a random network.  The same call gives the same images.
 
     Raises:
-        InputError: an unknown method, labels that are no classes, or a class with fewer images.
+        InputError: an unknown method, or fewer images, of a class or in all.
     """
     if method not in METHODS:
         raise InputError(f"coreset: unknown method {method!r}; choose {' or '.join(METHODS)}")
     check_ipc(ipc)
     labels = dataset.train.labels
     if labels.is_floating_point():
-        raise InputError(f"coreset: {dataset.name} has several labels a row; choose random real rows")
-    classes = range(dataset.num_classes)
-    least = min(int((labels == number).sum()) for number in classes)
-    if least < ipc:
-        raise InputError(f"ipc: {ipc} is more than the {least} training images of the smallest class; lower it")
+        pools, wanted = [torch.arange(len(labels))], ipc * dataset.num_classes
+    else:
+        pools, wanted = [torch.nonzero(labels.cpu() == c).flatten() for c in range(dataset.num_classes)], ipc
+    least = min(map(len, pools))
+    if least < wanted:
+        held = f"the {least} training images of the smallest class" if len(pools) > 1 else f"there are, {least}"
+        raise InputError(f"ipc: {wanted} is more than {held}; lower it")
     task = task_named(dataset.task)
     spec = named_spec(default_model(dataset) if model is None else model, dataset, task)
     with torch.random.fork_rng(devices=[]):
@@ -119,9 +141,8 @@ def coreset(
         network.eval()
         features = features_of(network, images).cpu()
     chosen = []
-    for number in classes:
-        rows = torch.nonzero(labels.cpu() == number).flatten()
-        chosen += rows[METHODS[method](features[rows], ipc)].tolist()
+    for rows in pools:
+        chosen += rows[METHODS[method](features[rows], wanted)].tolist()
     provenance: dict[str, Any] = {
         "dataset": dataset.name,
         "fingerprint": dataset.fingerprint,

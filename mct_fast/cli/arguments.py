@@ -182,8 +182,8 @@ class EvaluateArguments:
     random_real: bool = True
     """Also train on as many random real images, the baseline."""
     coreset: str | None = None
-    """Also train on as many real images that are chosen by a network's features, the field's controls: herding, kcenter, or
-    both, separated by commas."""
+    """Also train on as many real images that are chosen by a network's features, the field's controls: herding,
+    kcenter, kmeans or several, separated by commas."""
     coreset_epochs: int = 5
     """Epochs that this network is trained on all training data; 0: a random network."""
     dataset: str | None = None

@@ -54,7 +54,15 @@ def check_memory(config: DistillConfig, dataset: Dataset, num_params: int) -> No
     check_fits("students", 4.0 * students * count, "the images' gradient of each student", device)
 
 
-LATER = {"objective": "matching", "window": None, "real_batch": 256, "cosine": False, "clip": 0.0}
+LATER = {
+    "objective": "matching",
+    "window": None,
+    "real_batch": 256,
+    "balanced": False,
+    "keep_prior": False,
+    "cosine": False,
+    "clip": 0.0,
+}
 """Settings that earlier releases did not know, and what they did."""
 
 

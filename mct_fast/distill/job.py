@@ -36,7 +36,7 @@ class Job:
     config: DistillConfig
     paths: ExpertPaths | None
     dataset: Dataset
-    task: Task
+    given_task: Task
     spec: dict[str, Any]
     module: nn.Module | None = None
     origin: str | None = None
@@ -107,6 +107,13 @@ class Job:
             self.dataset.name,
         )
         return replace(self, config=replace(self.config, select_on="test"))
+
+    @property
+    def task(self) -> Task:
+        """What the synthetic set's labels say, and which loss students have."""
+        return (
+            self.given_task.kept_prior(self.dataset.train.labels) if self.config.student.keep_prior else self.given_task
+        )
 
     @property
     def network(self) -> nn.Module | dict[str, Any]:

@@ -147,8 +147,8 @@ def sweep(
 
 
 SHARED = (
-    "objective", "window", "real_batch", "ipc", "canvas", "labels", "syn_steps", "batch_syn", "students", "dsa",
-    "jitter", "adjoint", "keep_mb", "micro_batch", "cuda_graphs", "device", "data_path",
+    "objective", "window", "real_batch", "balanced", "keep_prior", "ipc", "canvas", "labels", "syn_steps", "batch_syn",
+    "students", "dsa", "jitter", "adjoint", "keep_mb", "micro_batch", "cuda_graphs", "device", "data_path",
 )  # fmt: skip
 """The settings that runs side by side have in common."""
 

@@ -15,6 +15,7 @@ from mct_fast.matching import Asked, RealLoss
 from mct_fast.run.seeds import derive_seed, generator
 from mct_fast.students import Student
 from mct_fast.students.recording import Recorder, recorder_for
+from mct_fast.tasks.layout import balanced_rows
 from mct_fast.training import SGD, FlatStack
 from mct_fast.training.recorded import Examples, RecordedSteps
 from mct_fast.trajectory import PathPoint
@@ -113,10 +114,16 @@ class Unrolled:
         count, device = min(self._config.goal.real_batch, len(train)), train.images.device
         seeds = [derive_seed(seed, "student", iteration, s) for s in range(len(segments))]
         streams = [generator(seed, "real-batch", iteration, s) for s in range(len(segments))]
-        rows = torch.stack([torch.randperm(len(train), generator=stream)[:count] for stream in streams]).to(device)
+        rows = torch.stack([self._real_rows(count, stream) for stream in streams]).to(device)
         theta = torch.stack([self._model.init(one) for one in seeds])
         before = int(segments[0].start)
         return _FromFresh(self._fresh, theta, RealLoss(train.images[rows], train.labels[rows]), before)
+
+    def _real_rows(self, count: int, stream: torch.Generator) -> Tensor:
+        labels = self._job.dataset.train.labels
+        if not self._config.goal.balanced:
+            return torch.randperm(len(labels), generator=stream)[:count]
+        return balanced_rows(self._job.task.strata(labels).cpu(), count, stream)
 
 
 @dataclass(frozen=True)

@@ -143,6 +143,9 @@ class StudentConfig(Checked):
     """S: students (experts and starts) averaged in one iteration."""
     lr_teacher: Positive = 0.01
     """The student's step size at the beginning."""
+    keep_prior: bool = False
+    """Of a binary task: weigh the positives of the synthetic set, which has as many rows of each class, as frequent as they
+    are in the training split. So students are trained for the base rate that experts saw."""
 
 
 @dataclass(frozen=True)
@@ -236,11 +239,14 @@ class GoalConfig(Checked):
     number of steps, from M to syn_steps. None: all of syn_steps."""
     real_batch: Count = 256
     """Real images of the loss that is carried back."""
+    balanced: bool = False
+    """Draw as many of them from each class (of several labels: from the rarest that a row has), frequent or rare."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.objective == "matching" and (self.window, self.real_batch) != (None, 256):
-            name = "window" if self.window is not None else "real_batch"
+        given = {"window": self.window is not None, "real_batch": self.real_batch != 256, "balanced": self.balanced}
+        if self.objective == "matching" and any(given.values()):
+            name = next(name for name, is_given in given.items() if is_given)
             raise InputError(
                 f"{name}: plays no part in objective='matching'; leave it out, or use objective='unrolled'"
             )

@@ -81,6 +81,19 @@ def spread_order(strata: Tensor, generator: torch.Generator) -> Tensor:
     return order[torch.argsort(place, stable=True)]
 
 
+def balanced_rows(strata: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """``count`` rows, as many of each stratum that has some, to one: different ones, until a small stratum has no more.
+
+    ``strata (n,)`` int64 on the CPU.
+    """
+    order, counts = shuffled_by_class(strata, int(strata.max()) + 1, generator)
+    first = counts.cumsum(0) - counts
+    present = counts.nonzero().flatten()
+    turn = torch.arange(count)
+    own, which = present[turn % len(present)], turn // len(present)
+    return order[first[own] + which % counts[own]]
+
+
 def stratified_split(labels: Tensor, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """Split indices 0..n-1 at random into a rest and a held-out part with the same share of every class.
 

@@ -25,6 +25,7 @@ _LABELS = {
     "micro_auroc": "micro AUROC",
     "macro_auprc": "macro AUPRC",
     "ece": "calibration error",
+    "brier": "Brier score",
 }
 _IN_PERCENT = ("accuracy", "balanced_accuracy")
 
@@ -87,6 +88,7 @@ def of_one(logits: Tensor, labels: Tensor) -> dict[str, float]:
         "accuracy": hit.double().mean().item(),
         "balanced_accuracy": (hit[positive].double().mean() / 2 + hit[~positive].double().mean() / 2).item(),
         "ece": calibration_error(scores.sigmoid(), positive.double()),
+        "brier": (scores.sigmoid() - positive.double()).square().mean().item(),
     }
 
 
@@ -104,6 +106,7 @@ def of_labels(logits: Tensor, labels: Tensor) -> dict[str, float]:
         "accuracy": flat["accuracy"],
         "balanced_accuracy": _mean_known(row["balanced_accuracy"] for row in each),
         "ece": flat["ece"],
+        "brier": flat["brier"],
     }
 
 

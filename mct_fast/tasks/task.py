@@ -57,6 +57,10 @@ class Task(Protocol):
         """The task with positive cases weighing ``pos_weight``; 0 balances those of the training ``labels``."""
         ...
 
+    def kept_prior(self, labels: Tensor) -> Task:
+        """The task for rows that `draw_rows` gives, weighing as frequent as those of the training ``labels`` are."""
+        ...
+
     def draw_rows(self, labels: Tensor, num_classes: int, ipc: int, generator: torch.Generator) -> Tensor:
         """Rows of a training split that a synthetic set begins with: ``ipc`` a class, or ``ipc`` times the labels."""
         ...
@@ -121,6 +125,9 @@ class Classification:
         if pos_weight != 1:
             raise InputError("pos_weight: is for binary and multi-label tasks; leave it out for classes")
         return self
+
+    def kept_prior(self, labels: Tensor) -> Classification:
+        raise InputError("keep_prior: is for binary tasks; leave it out for classes")
 
     def draw_rows(self, labels: Tensor, num_classes: int, ipc: int, generator: torch.Generator) -> Tensor:
         return rows_per_class(labels.cpu(), num_classes, ipc, generator)
@@ -194,6 +201,9 @@ class Binary:
     def weighted(self, pos_weight: float, labels: Tensor) -> Binary:
         return replace(self, pos_weight=pos_weight or _balance(labels.reshape(-1, 1))[0])
 
+    def kept_prior(self, labels: Tensor) -> Binary:
+        return replace(self, pos_weight=self.pos_weight / _balance(labels.reshape(-1, 1))[0])
+
     def draw_rows(self, labels: Tensor, num_classes: int, ipc: int, generator: torch.Generator) -> Tensor:
         return rows_per_class(labels.cpu(), num_classes, ipc, generator)
 
@@ -255,6 +265,9 @@ class MultiLabel:
 
     def weighted(self, pos_weight: float, labels: Tensor) -> MultiLabel:
         return replace(self, pos_weight=(pos_weight,) if pos_weight else _balance(labels))
+
+    def kept_prior(self, labels: Tensor) -> MultiLabel:
+        return self  # rows of several labels are drawn as frequent as they are
 
     def draw_rows(self, labels: Tensor, num_classes: int, ipc: int, generator: torch.Generator) -> Tensor:
         return rows_of_labels(labels.cpu(), num_classes * ipc, generator)
