@@ -1,56 +1,59 @@
-"""What clinical tables are compared with: gradient boosting, and probabilities that fit the data's base rate."""
+"""What clinical tables stand beside: gradient boosting, and probabilities that were calibrated on validation data."""
 
 from __future__ import annotations
 
 import itertools
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import Any, ClassVar
+from statistics import fmean
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from mct_fast.data import Dataset, Split, TableTransform
-from mct_fast.tasks import Binary, MultiLabel, Task, task_named
+from mct_fast.tasks import Task, task_named
 
 GRID = {"max_leaf_nodes": (7, 31), "max_iter": (50, 150), "learning_rate": (0.05,)}
 """Settings of gradient boosting, of which the best on validation is taken."""
 
 
-@dataclass(frozen=True)
-class Recalibrated:
-    """A binary or multi-label ``task`` whose measured probabilities are moved to the base rate of the training split.
+class Measured:
+    """A binary or multi-label task that also keeps what it measures, so that probabilities can be calibrated afterwards."""
 
-    A network that was trained on as many rows of each class, or with weights, believes in another base rate. With odds in its
-    loss of o' and in the data of o, log o - log o' is added to its log odds (Elkan, IJCAI 2001). Areas under curves do not
-    depend on it.
-    """
-
-    task: Any
-    shift: tuple[float, ...]
-    name: ClassVar[str] = "recalibrated"
-
-    @classmethod
-    def of(cls, task: Task, labels: Tensor, *, even: bool) -> Recalibrated:
-        """For networks with ``task`` trained on rows drawn from training ``labels``; of two classes ``even`` in number, or as
-        they are."""
-        if isinstance(task, MultiLabel):
-            return cls(task, tuple(-math.log(weight) for weight in task.pos_weight))
-        assert isinstance(task, Binary)
-        share = float(labels.double().mean())
-        odds = share / (1 - share) if even else 1.0
-        return cls(task, (math.log(odds / task.pos_weight),))
-
-    def metrics(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
-        return self.task.metrics(logits + logits.new_tensor(self.shift), labels)
-
-    def score(self, logits: Tensor, labels: Tensor) -> float:
-        return self.task.score(logits, labels)
+    def __init__(self, task: Task) -> None:
+        self.task = task
+        self._seen: list[tuple[Tensor, Tensor]] = []
 
     def __getattr__(self, name: str) -> Any:
+        if name == "task":  # of a copy that is not made yet
+            raise AttributeError(name)
         return getattr(self.task, name)
+
+    def metrics(self, logits: Tensor, labels: Tensor) -> dict[str, float]:
+        self._seen.append((logits.cpu().double(), labels.cpu()))
+        return self.task.metrics(logits, labels)
+
+    def calibrated(self, networks: int, turn: int = 0) -> dict[str, float]:
+        """Of the networks of an evaluation, the turn-th, on validation and then on test: `calibrated`'s means on test."""
+        seen = self._seen[2 * networks * turn :][: 2 * networks]
+        pairs = zip(seen[:networks], seen[networks:], strict=True)
+        found = [calibrated(self.task, *val, *test) for val, test in pairs]
+        return {name: fmean(each[name] for each in found) for name in found[0]}
+
+
+def calibrated(task: Task, val: Tensor, val_labels: Tensor, test: Tensor, test_labels: Tensor) -> dict[str, float]:
+    """Brier score and calibration error on test of log odds ``(n, k)`` that validation data scale and move (Platt, 1999)."""
+    from sklearn.linear_model import LogisticRegression
+
+    truth, moved = val_labels.reshape(len(val_labels), -1) > 0.5, test.clone()
+    for k in range(val.shape[1]):
+        given, wanted = (torch.nan_to_num(part[:, k : k + 1], 0.0, 0.0, 0.0).numpy() for part in (val, test))
+        fitted = LogisticRegression(C=1e6).fit(given, truth[:, k].numpy())
+        moved[:, k] = torch.from_numpy(fitted.decision_function(wanted))
+    found = task.metrics(moved, test_labels)
+    return {f"{name}_calibrated": found[name] for name in ("brier", "ece")}
 
 
 def gradient_boosting(dataset: Dataset, seed: int) -> tuple[dict[str, float], Mapping[str, Any]]:
@@ -65,7 +68,9 @@ def gradient_boosting(dataset: Dataset, seed: int) -> tuple[dict[str, float], Ma
         logits = _boosted(rows, dataset.train.labels, settings, seed)
         score = task.score(logits["val"], dataset.val.labels)
         if score > best[0]:
-            best = (score, task.metrics(logits["test"], dataset.test.labels), settings)
+            found = task.metrics(logits["test"], dataset.test.labels)
+            given = (logits["val"], dataset.val.labels, logits["test"], dataset.test.labels)
+            best = (score, found | calibrated(task, *given), settings)
     return best[1], best[2]
 
 

@@ -20,13 +20,13 @@ from statistics import fmean, pstdev
 from typing import Any, cast
 
 from bench import document, tables
-from bench.baselines import Recalibrated, gradient_boosting
+from bench.baselines import Measured, gradient_boosting
 from bench.harness import Pieces, Report, command, work_folder
 from mct_fast.coreset import coreset
 from mct_fast.data import Dataset, TableSpec
 from mct_fast.distill import DistillConfig, distill
 from mct_fast.distilled import DistilledDataset
-from mct_fast.evaluate import EvalConfig, EvalResult, evaluate, evaluate_random_real, evaluate_splits
+from mct_fast.evaluate import EvalConfig, EvalResult, evaluate_random_real, evaluate_splits
 from mct_fast.experts import ExpertConfig, expert_spec, load_for, train_experts
 from mct_fast.experts.bezier import BezierConfig, fit_bezier
 from mct_fast.models import build_model
@@ -185,14 +185,12 @@ class Bench:
     def _where(self, name: str, rows: int, ipc: int | None) -> dict[str, Any]:
         return {"case": self.case.title, "seed": self.seed, "ipc": ipc, "trained_on": name, "rows": rows}
 
-    def _row(self, name: str, rows: int, ipc: int | None, found: EvalResult) -> dict[str, Any]:
-        """A result, of all metrics but the headline the means."""
+    def _row(
+        self, name: str, rows: int, ipc: int | None, found: EvalResult, calibrated: Mapping[str, float]
+    ) -> dict[str, Any]:
+        """A result; of all metrics but the headline the means."""
         means = {metric: fmean(values) for metric, values in found.metrics.items()}
-        return {**self._where(name, rows, ipc), **found.json(), "metrics": means}
-
-    def _measured(self, task: Task, *, even: bool = True) -> Task:
-        """``task`` with probabilities at the base rate of the data."""
-        return cast(Task, Recalibrated.of(task, self.dataset.train.labels, even=even))
+        return {**self._where(name, rows, ipc), **found.json(), "metrics": {**means, **calibrated}}
 
     def _distilled(self, name: str, changes: Mapping[str, Any], ipc: int) -> dict[str, Any]:
         own = {} if name in UNROLLED else self.case.distill
@@ -208,14 +206,7 @@ class Bench:
                 config = replace(config, balanced=False)
         store = None if name in UNROLLED else self.store
         made = distill(config, store, self.dataset, out=out, resume=out.exists(), progress=for_stream(), **how)
-        found = evaluate(
-            made,
-            self.dataset,
-            self.evaluation,
-            model=self.network,
-            task=self._measured(made.task),
-            progress=for_stream(),
-        )
+        found, calibrated = self._best(made, [(None, self.evaluation, made.task)])
         best = {
             "iteration": made.provenance["iteration"],
             "nearest_real": _brief(made.provenance["nearest_real"]),
@@ -223,7 +214,7 @@ class Bench:
                 record.get("loss") is None for record in Run.open(out).metrics() if record["kind"] == "iter"
             ),
         }
-        return {**self._row(name, len(made), ipc, found), **best}
+        return {**self._row(name, len(made), ipc, found, calibrated), **best}
 
     def _step_sizes(self, ipc: int, pieces: Pieces) -> tuple[float, ...]:
         """Of which controls may take the best: ours, and those that were learned with the distilled sets."""
@@ -232,24 +223,27 @@ class Bench:
 
     def _random(self, ipc: int, lrs: tuple[float, ...]) -> dict[str, Any]:
         """As many random rows, a fresh draw for each network."""
+        task = Measured(task_named(self.dataset.task))
         found = evaluate_random_real(
             ipc,
             self.dataset,
             self.evaluation,
             model=self.network,
-            task=self._measured(task_named(self.dataset.task)),
+            task=cast(Task, task),
             split="test",
             lrs=lrs,
             progress=for_stream(),
         )
-        return self._row(RANDOM, ipc * self.dataset.num_classes, ipc, found)
+        calibrated = task.calibrated(self.evaluation.networks.num_eval, lrs.index(found.lr))
+        return self._row(RANDOM, ipc * self.dataset.num_classes, ipc, found, calibrated)
 
     def _chosen(self, name: str, ipc: int, lrs: tuple[float, ...]) -> dict[str, Any]:
         """As many rows, chosen by the features of a network that was trained on all."""
         how = {"model": self.network, "epochs": 20, "lr": 0.1, "seed": self.seed}
         chosen = coreset(self.dataset, ipc, CHOSEN[name], **how, progress=for_stream())
-        found = self._best(chosen, [(lr, self.evaluation, self._measured(chosen.task)) for lr in lrs])
-        return self._row(name, len(chosen), ipc, found)
+        return self._row(
+            name, len(chosen), ipc, *self._best(chosen, [(lr, self.evaluation, chosen.task) for lr in lrs])
+        )
 
     def _on_all_rows(self) -> dict[str, Any]:
         """Networks trained on the whole training split."""
@@ -263,18 +257,20 @@ class Bench:
             for lr in STEP_SIZES
             for epochs, weight in (ALL_DOWNLOADED if self.case.downloaded else ALL_ROWS)
         ]
-        found = self._best(whole, [(lr, how, self._measured(task, even=False)) for lr, how, task in tried])
-        return self._row(ALL, len(train), None, found)
+        return self._row(ALL, len(train), None, *self._best(whole, tried))
 
-    def _best(self, rows: DistilledDataset, tried: Sequence[tuple[float, EvalConfig, Task]]) -> EvalResult:
-        """Networks on ``rows`` with that of the step sizes, settings and tasks which does best on validation."""
-        found = [
-            evaluate_splits(
-                rows, self.dataset, replace(how, lr_net=lr), model=self.network, task=task, progress=for_stream()
-            )
-            for lr, how, task in tried
-        ]
-        return max(found, key=lambda result: result["val"].mean)["test"]
+    def _best(
+        self, rows: DistilledDataset, tried: Sequence[tuple[float | None, EvalConfig, Task]]
+    ) -> tuple[EvalResult, Mapping[str, float]]:
+        """Networks on ``rows`` with that of the step sizes (None: its own), settings and tasks which does best on validation."""
+        found = []
+        for lr, how, task in tried:
+            measured = Measured(task)
+            given = {"model": self.network, "task": cast(Task, measured), "progress": for_stream()}
+            results = evaluate_splits(rows, self.dataset, replace(how, lr_net=lr), **given)
+            found.append((results, measured))
+        results, measured = max(found, key=lambda one: one[0]["val"].mean)
+        return results["test"], measured.calibrated(self.evaluation.networks.num_eval)
 
     def _boosted(self) -> dict[str, Any]:
         metrics, settings = gradient_boosting(self.dataset, self.seed)
@@ -289,36 +285,48 @@ def _brief(nearest: Mapping[str, Any]) -> dict[str, Any]:
 
 # The tables
 
-COLUMNS = (RANDOM, *CHOSEN, *ARMS, *UNROLLED, ALL, BOOSTED)
-"""What may have been trained on."""
+_CALIBRATED = "_calibrated"
 
 
-def summary(rows: Sequence[Mapping[str, Any]], metric: str | None = None) -> tuple[list[str], list[list[str]]]:
-    """Heads and a line a case and number of rows: mean ± standard deviation over seeds of the mean of the networks.
+def trained_on(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """What has a column: what every table has, and what there are results of."""
+    found = {RANDOM, *ARMS, ALL} | {row["trained_on"] for row in rows}
+    return [name for name in (RANDOM, *CHOSEN, *ARMS, *UNROLLED, ALL, BOOSTED) if name in found]
 
-    ``metric``: by default the headline; of others the mean alone.
+
+def heads(rows: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Those of :func:`summary`."""
+    return ["set", "metric", "rows", *trained_on(rows), "seeds"]
+
+
+def summary(rows: Sequence[Mapping[str, Any]], metric: str | None = None) -> list[list[str]]:
+    """A line a case and number of rows: the headline's mean ± standard deviation over seeds of the mean of the networks.
+
+    ``metric``: another one, of which the mean alone is shown.
     """
-    shown = [name for name in COLUMNS if any(row["trained_on"] == name for row in rows)]
     lines = []
     for case, ipc in dict.fromkeys((row["case"], row["ipc"]) for row in rows if row["ipc"] is not None):
         own = [row for row in rows if row["case"] == case and row["ipc"] in (ipc, None)]
         named = metric or own[0]["metric"]
-        cells = [case, metric_label(named), str(next(row["rows"] for row in own if row["ipc"] == ipc))]
-        for name in shown:
+        label = metric_label(named.removesuffix(_CALIBRATED)) + (", calibrated" if named.endswith(_CALIBRATED) else "")
+        cells = [case, label, str(next(row["rows"] for row in own if row["ipc"] == ipc))]
+        for name in trained_on(rows):
             of = [row for row in own if row["trained_on"] == name]
             means = [row["mean"] if metric is None else row["metrics"][metric] for row in of]
             whole = format_metric(named, fmean(means), pstdev(means)) if means else "-"
             cells.append(whole if metric is None else whole.partition(" ±")[0])
         lines.append([*cells, str(len({row["seed"] for row in own if row["ipc"] == ipc}))])
-    return ["set", "metric", "rows", *shown, "seeds"], lines
+    return lines
 
 
 def page(rows: Sequence[Mapping[str, Any]]) -> str:
     """The section of a page: the headlines, and where they are known the errors of probabilities."""
-    parts = [document.table(*summary(rows))]
-    if all("brier" in row.get("metrics", ()) for row in rows):
-        heads, briers = summary(rows, "brier")
-        parts.append(document.table(heads, [*briers, *summary(rows, "ece")[1]]))
+    parts = [document.table(heads(rows), summary(rows))]
+    if all("brier_calibrated" in row.get("metrics", ()) for row in rows):
+        parts += [
+            document.table(heads(rows), summary(rows, metric))
+            for metric in ("brier_calibrated", "ece_calibrated", "ece")
+        ]
     return "\n\n".join(parts)
 
 
@@ -337,8 +345,9 @@ def _run(arguments: Arguments, report: Report) -> int:
                 for row in bench.rows(bench.case.ipc[turn : turn + 1]):
                     rows[f"{bench.folder}-{row['ipc']}-{row['trained_on']}"] = row
                 _keep(arguments, report, list(rows.values()))
-    heads, lines = summary(list(rows.values()))
-    report.show(tables.table("Networks trained on", heads, lines, "test split; mean ± standard deviation of seeds"))
+    every = list(rows.values())
+    shown = tables.table("Networks trained on", heads(every), summary(every), "test split; mean ± deviation of seeds")
+    report.show(shown)
     return 0
 
 

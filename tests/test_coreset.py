@@ -6,13 +6,15 @@ import itertools
 import shutil
 from pathlib import Path
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
 
 from mct_fast import cli
-from mct_fast.coreset import METHODS, coreset, evaluate_coreset, features_of, herding, kcenter
-from mct_fast.data import Dataset, load_dataset
+from mct_fast.coreset import METHODS, coreset, evaluate_coreset, features_of, herding, kcenter, kmeans
+from mct_fast.data import Dataset, TableSpec, load_dataset, table_dataset
 from mct_fast.models import build_model
 from mct_fast.run.errors import InputError
 from mct_fast.run.folder import Run
@@ -84,6 +86,25 @@ def test_a_coreset_is_of_real_images_and_the_same_each_time(method: str, epochs:
     }
     assert [real[image.numpy().tobytes()] for image in chosen.images] == chosen.labels.tolist()
     assert len({image.numpy().tobytes() for image in chosen.images}) == 20
+
+
+def test_centres_of_clusters_are_picked() -> None:
+    points = torch.cat([torch.randn(30, 2, generator=torch.Generator().manual_seed(i)) / 9 + 5 * i for i in range(3)])
+    assert sorted(row // 30 for row in kmeans(points, 3)) == [0, 1, 2]
+    for row in kmeans(points, 3):
+        centre = points[row // 30 * 30 :][:30].mean(0)
+        nearest = (points - centre).norm(dim=1).argmin()
+        assert row == int(nearest)
+
+
+def test_of_several_labels_rows_are_chosen_of_all() -> None:
+    frame = pd.DataFrame(np.random.default_rng(0).normal(size=(90, 3)), columns=list("abc"))
+    frame = frame.assign(died=(frame["a"] > 0).astype(int), shock=(frame["b"] > 0.5).astype(int))
+    dataset = table_dataset(frame, TableSpec(target=("died", "shock")))
+    chosen = coreset(dataset, 4, "kmeans", epochs=1)
+    assert len(chosen) == 8 and chosen.labels.shape == (8, 2) and len(chosen.images.unique(dim=0)) == 8
+    with pytest.raises(InputError, match=r"^ipc: 200 is more than there are, \d+; lower it"):
+        coreset(dataset, 100, "herding")
 
 
 def test_the_better_step_size_counts(digits: Dataset) -> None:

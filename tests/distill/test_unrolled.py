@@ -73,6 +73,10 @@ def oracle(config: DistillConfig, dataset: Dataset, images: Tensor, labels: Tens
             theta = theta if inside else theta.detach().requires_grad_()
         stream = generator(seed, "real-batch", iteration, s)
         real = torch.randperm(len(train), generator=stream)[: config.goal.real_batch]
+        if config.goal.balanced:  # of ten classes
+            order = torch.randperm(len(train), generator=generator(seed, "real-batch", iteration, s))
+            each = [order[train.labels[order] == c].tolist() for c in range(10)]
+            real = torch.tensor([each[turn % 10][turn // 10] for turn in range(config.goal.real_batch)])
         losses.append(nn.functional.cross_entropy(model(theta, train.images[real].double()), train.labels[real]))
     mean = torch.stack(losses).mean()
     return [mean.detach(), *torch.autograd.grad(mean, x)]
@@ -80,7 +84,16 @@ def oracle(config: DistillConfig, dataset: Dataset, images: Tensor, labels: Tens
 
 @pytest.mark.parametrize(
     "change",
-    [{}, {"window": None}, {"students": 2}, {"batch_syn": 4}, {"dsa": False}, {"window": 1}, {"micro_batch": 3}],
+    [
+        {},
+        {"window": None},
+        {"students": 2},
+        {"batch_syn": 4},
+        {"dsa": False},
+        {"window": 1},
+        {"micro_batch": 3},
+        {"balanced": True},
+    ],
     ids=lambda change: "-".join(change) or "plain",
 )
 def test_an_iteration_is_training_written_out(change: dict[str, Any], digits: Dataset) -> None:

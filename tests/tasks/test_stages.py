@@ -23,7 +23,7 @@ from mct_fast.experts.bezier import BezierConfig, fit_bezier
 from mct_fast.models import FunctionalModel, build_model
 from mct_fast.run.errors import InputError
 from mct_fast.run.folder import Run
-from mct_fast.tasks import Binary, MultiLabel
+from mct_fast.tasks import Binary, Classification, MultiLabel
 from mct_fast.trajectory import TrajectoryStore
 from mct_fast.view.inspect import inspect_store
 from mct_fast.view.report import write_report
@@ -59,6 +59,22 @@ def stays(path: Path, targets: int) -> Dataset:
     y = (x[:, :, :targets].mean(1) > 0).astype(np.int64)
     np.savez(path, x=x, y=y[:, 0] if targets == 1 else y)
     return load_dataset("series", data_path=path)
+
+
+def test_a_set_of_a_rare_class_keeps_its_prior(tmp_path: Path) -> None:
+    dataset = one()
+    positives = float(dataset.train.labels.double().mean())
+    store = train_experts(EXPERTS, tmp_path / "experts", dataset)
+    config = replace(DISTILL, keep_prior=True)
+    distilled = distill(config, store, dataset, out=tmp_path / "run")
+    assert isinstance(distilled.task, Binary) and distilled.task.pos_weight == pytest.approx(
+        positives / (1 - positives)
+    )
+    assert DistilledDataset.load(tmp_path / "run" / "distilled").task == distilled.task
+    assert not torch.equal(distill(DISTILL, store, dataset).images, distilled.images)
+    assert evaluate(distilled, dataset, QUICK).metric == "auroc"
+    with pytest.raises(InputError, match="^keep_prior: "):
+        distill(replace(config, seed=1), store, dataset, task=Classification())
 
 
 @pytest.mark.parametrize("made", [one, several], ids=["binary", "multilabel"])

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 import torch.nn.functional as F
-from sklearn.metrics import average_precision_score, balanced_accuracy_score, roc_auc_score
+from sklearn.metrics import average_precision_score, balanced_accuracy_score, brier_score_loss, roc_auc_score
 from torch import Tensor
 
 from mct_fast.run.errors import InputError
@@ -20,7 +20,7 @@ from mct_fast.tasks import (
     task_from_state,
     task_named,
 )
-from mct_fast.tasks.layout import rows_of_labels
+from mct_fast.tasks.layout import balanced_rows, rows_of_labels
 from mct_fast.tasks.metrics import calibration_error
 
 
@@ -73,6 +73,7 @@ def test_binary_metrics_are_scikit_learns() -> None:
     assert found["auroc"] == pytest.approx(roc_auc_score(truth, score), abs=1e-12)
     assert found["auprc"] == pytest.approx(average_precision_score(truth, score), abs=1e-12)
     assert found["balanced_accuracy"] == pytest.approx(balanced_accuracy_score(truth, score > 0), abs=1e-12)
+    assert found["brier"] == pytest.approx(brier_score_loss(truth, logits[:, 0].sigmoid().numpy()), abs=1e-12)
     assert Binary().score(logits, labels) == found["auroc"]
 
 
@@ -168,6 +169,32 @@ def test_balanced_weights() -> None:
     columns = torch.tensor([[0.0, 1.0, 0.0], [1.0, 1.0, 0.0], [0.0, 0.0, 0.0]])
     assert MultiLabel().weighted(0, columns) == MultiLabel((2.0, 0.5, 1.0))
     assert MultiLabel().weighted(7.0, columns) == MultiLabel((7.0,))
+
+
+def test_a_kept_prior_balances_a_set_as_the_data_are() -> None:
+    """As many rows of each class with the weight have the mean loss of rows as frequent as in the data, but for a factor."""
+    labels = torch.tensor([0, 0, 0, 1])
+    task = Binary(6.0).kept_prior(labels)
+    assert task == Binary(2.0) and Binary().weighted(0, labels).kept_prior(labels) == Binary()
+    logits = torch.tensor([[0.3], [-1.2]])
+    even = 2 * task.loss(logits, torch.tensor([0, 1]))
+    frequent = 4 * Binary(6.0).loss(logits[labels], labels)
+    assert float(frequent) == pytest.approx(3 * float(even))
+    assert MultiLabel((2.0,)).kept_prior(torch.zeros(4, 2)) == MultiLabel((2.0,))
+    with pytest.raises(InputError, match="^keep_prior: is for binary tasks"):
+        Classification().kept_prior(labels)
+
+
+@pytest.mark.parametrize("count", [1, 7, 30, 100])
+def test_balanced_rows_have_as_many_of_each_stratum(count: int) -> None:
+    strata = torch.tensor([0] * 50 + [2] * 3 + [3] * 20)
+    rows = balanced_rows(strata, count, torch.Generator().manual_seed(count))
+    counts = torch.bincount(strata[rows], minlength=4)
+    assert len(rows) == count and counts[1] == 0 and int(counts[[0, 2, 3]].max() - counts[[0, 2, 3]].min()) <= 1
+    for stratum in (0, 2, 3):
+        own = rows[strata[rows] == stratum]
+        assert len(own.unique()) == min(len(own), int((strata == stratum).sum())), "none twice while there are others"
+    assert not torch.equal(balanced_rows(strata, 100, torch.Generator().manual_seed(1)), rows)
 
 
 def test_rows_of_a_multilabel_set_show_every_label() -> None:
