@@ -59,6 +59,7 @@ LATER = {
     "window": None,
     "real_batch": 256,
     "balanced": False,
+    "growing": 0,
     "keep_prior": False,
     "cosine": False,
     "clip": 0.0,

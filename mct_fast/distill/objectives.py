@@ -92,8 +92,9 @@ class _OnPaths:
 class Unrolled:
     """Students with fresh parameters train, and should do well on a batch of real data (RaT-BPTT, ICLR 2024).
 
-    An iteration's students make a random number of steps, ``window`` at least and ``syn_steps`` at most; the loss where they
-    arrive is carried back through the last ``window`` of them.  ``student`` gives the student on a device.
+    An iteration's students make a random number of steps, ``window`` at least and ``syn_steps`` at most, or what these have
+    ``growing`` grown to; the loss where they arrive is carried back through the last ``window`` of them.  ``student`` gives the
+    student on a device.
     """
 
     def __init__(self, job: Job, student: Callable[[torch.device], Student]) -> None:
@@ -102,7 +103,9 @@ class Unrolled:
         self._window = job.config.goal.window or job.config.student.syn_steps
 
     def steps(self, iteration: int) -> int:
-        most = self._config.student.syn_steps
+        most, growing = self._config.student.syn_steps, self._config.goal.growing
+        if iteration < growing:
+            most = self._window + (most - self._window) * iteration // growing
         stream = generator(self._config.engine.seed, "window", iteration)
         return int(torch.randint(self._window, most + 1, (), generator=stream))
 

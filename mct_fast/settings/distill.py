@@ -237,6 +237,8 @@ class GoalConfig(Checked):
     window: Count | None = None
     """M: the last of a student's steps through which the loss on real data is carried back. A student then makes a random
     number of steps, from M to syn_steps. None: all of syn_steps."""
+    growing: Natural = 0
+    """Iterations over which the most steps of a student grow from M to syn_steps (RaT-BPTT's growing T); 0: syn_steps at once."""
     real_batch: Count = 256
     """Real images of the loss that is carried back."""
     balanced: bool = False
@@ -244,11 +246,20 @@ class GoalConfig(Checked):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        given = {"window": self.window is not None, "real_batch": self.real_batch != 256, "balanced": self.balanced}
+        given = {
+            "window": self.window is not None,
+            "growing": self.growing > 0,
+            "real_batch": self.real_batch != 256,
+            "balanced": self.balanced,
+        }
         if self.objective == "matching" and any(given.values()):
             name = next(name for name, is_given in given.items() if is_given)
             raise InputError(
                 f"{name}: plays no part in objective='matching'; leave it out, or use objective='unrolled'"
+            )
+        if self.growing and self.window is None:
+            raise InputError(
+                "growing: steps grow from the window, which is all of them; give a window, or leave it out"
             )
 
 

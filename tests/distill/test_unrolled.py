@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -51,7 +52,9 @@ def oracle(config: DistillConfig, dataset: Dataset, images: Tensor, labels: Tens
     seed, train, shape = config.engine.seed, dataset.train, (1, 8, 8)
     window = config.goal.window or student.syn_steps
     stream = generator(seed, "window", iteration)
-    steps = int(torch.randint(window, student.syn_steps + 1, (), generator=stream))
+    share = min(1.0, iteration / config.goal.growing) if config.goal.growing else 1.0
+    most = window + math.floor(share * (student.syn_steps - window))
+    steps = int(torch.randint(window, most + 1, (), generator=stream))
     stream = generator(seed, "iteration", iteration)
     batches = [
         draw_batches(len(images), student.batch_syn or len(images), steps, stream) for _ in range(student.students)
@@ -93,6 +96,7 @@ def oracle(config: DistillConfig, dataset: Dataset, images: Tensor, labels: Tens
         {"window": 1},
         {"micro_batch": 3},
         {"balanced": True},
+        {"growing": 2},
     ],
     ids=lambda change: "-".join(change) or "plain",
 )
@@ -105,6 +109,7 @@ def test_an_iteration_is_training_written_out(change: dict[str, Any], digits: Da
         state.iteration = iteration
         result, segment = matches.solve({0: state})[0]
         befores.add(segment.start)
+        assert iteration or not config.goal.growing or segment.start == 0, "at first no longer than the window"
         loss, by_images = oracle(config, digits, state.images.detach(), state.labels.value, iteration)
         assert float(result.loss.mean()) == pytest.approx(float(loss), rel=1e-5)
         assert (result.grad_images - by_images).norm() < 2e-5 * by_images.norm()
@@ -211,6 +216,12 @@ def test_settings_without_a_part_are_refused() -> None:
         DistillConfig(window=3)
     with pytest.raises(InputError, match="real_batch: plays no part"):
         DistillConfig(real_batch=3)
+    with pytest.raises(InputError, match="balanced: plays no part"):
+        DistillConfig(balanced=True)
+    with pytest.raises(InputError, match="growing: plays no part"):
+        DistillConfig(growing=3)
+    with pytest.raises(InputError, match="growing: steps grow from the window"):
+        DistillConfig(objective="unrolled", growing=3)
 
 
 def test_without_a_network_or_data_it_says_so(digits: Dataset) -> None:
