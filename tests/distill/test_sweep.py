@@ -159,6 +159,6 @@ def test_every_setting_is_shared_or_may_differ_on_purpose() -> None:
         "initial_start_epoch", "initial_min_start_epoch", "trajectory", "lr_teacher", "iterations", "lr_img",
         "img_optimizer", "mom_img", "lr_decay", "lr_decay_every", "lr_lr", "lr_label", "ema", "max_loss", "max_skipped",
         "dsa_strategy", "eval_it", "num_eval", "epoch_eval_train", "batch_train", "lr_net", "random_real", "select_on",
-        "eval_test", "checkpoint_every", "seed", "cosine", "clip",
+        "eval_test", "checkpoint_every", "seed", "cosine", "clip", "growing",
     }  # fmt: skip
     assert set(DistillConfig().flat()) == free | set(mct_fast.distill.loop.SHARED)

@@ -139,7 +139,7 @@ def test_a_killed_run_goes_on_to_the_same_bits(digits: Dataset, tmp_path: Path) 
 
 def test_runs_side_by_side_have_the_bits_that_they_have_alone(digits: Dataset, tmp_path: Path) -> None:
     """Also where their students train for different numbers of steps before the window."""
-    configs = [replace(TINY, seed=seed, lr_teacher=0.02 * (seed + 1)) for seed in range(3)]
+    configs = [replace(TINY, seed=seed, lr_teacher=0.02 * (seed + 1), growing=2 * seed) for seed in range(3)]
     outs = [tmp_path / f"side{i}" for i in range(3)]
     sweep(configs, None, digits, model=copy.deepcopy(NETWORK), outs=outs)
     for i, config in enumerate(configs):
