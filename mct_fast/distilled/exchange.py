@@ -11,6 +11,7 @@ hf       a folder of Hugging Face ``datasets`` (``load_from_disk``)
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from collections.abc import Callable
@@ -113,7 +114,7 @@ def _to_png(distilled: DistilledDataset, folder: Path) -> None:
 
 def _to_hf(distilled: DistilledDataset, folder: Path) -> None:
     try:
-        import datasets  # pyright: ignore[reportMissingImports]
+        datasets: Any = importlib.import_module("datasets")  # optional
     except ImportError as error:
         raise InputError("to: hf needs the package datasets; pip install datasets") from error
     pictures = _pictures(distilled, "hf")

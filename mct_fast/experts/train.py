@@ -31,7 +31,7 @@ from mct_fast.settings.experts import TrainingConfig
 from mct_fast.students import student_for
 from mct_fast.students.recording import recorder_for
 from mct_fast.tasks import Task
-from mct_fast.training import GSAM, SGD, Descent, FlatStack, Schedule, Steepest, largest_loss, scores, train_epochs
+from mct_fast.training import GSAM, SGD, Descent, FlatStack, Schedule, Steepest, largest_loss, outputs, train_epochs
 from mct_fast.trajectory import ConvexTrajectory, PathRecorder, TrajectoryStore
 
 
@@ -75,6 +75,7 @@ def train_experts(
         done = communicator.tell(lambda: set(store.experts) if store is not None else set())
         todo = [number for number in range(config.training.num_experts) if number not in done]
         unfinished = Unfinished(Path(out))
+        stage = _Stage(config, dataset, task, model, unfinished, progress, watcher)
         behind = communicator.tell(lambda: _behind(unfinished, done))
         rounds = _rounds(todo, behind, config.engine.parallel, communicator)
         mine = [number for numbers in rounds for number in numbers]
@@ -84,9 +85,7 @@ def train_experts(
             bar = Estimated(shown, progress, "experts", images, unit="images", device=config.engine.device)
             for numbers in rounds:
                 at = behind.get(numbers[0], 0) if numbers else 0
-                trained = (
-                    _train_group(numbers, at, config, dataset, task, model, unfinished, bar, watcher) if numbers else []
-                )
+                trained = _train_group(stage, numbers, at, bar) if numbers else []
                 found = [expert for group in communicator.collect(trained) for expert in group]
                 if store is not None:
                     _add(found, store, config.path.encoding, unfinished)
@@ -169,18 +168,22 @@ def _add(found: list[_Trained | _Diverged], store: TrajectoryStore, encoding: st
         unfinished.forget({expert.number})
 
 
-def _train_group(
-    numbers: list[int],
-    behind: int,
-    config: ExpertConfig,
-    dataset: Dataset,
-    task: Task,
-    model: FunctionalModel,
-    unfinished: Unfinished,
-    bar: Any,
-    watcher: Watcher,
-) -> list[_Trained | _Diverged]:
-    """Trains the experts ``numbers``, which have ``behind`` epochs behind them; their checkpoints stay in ``unfinished``."""
+@dataclass(frozen=True)
+class _Stage:
+    """What all groups have in common."""
+
+    config: ExpertConfig
+    dataset: Dataset
+    task: Task
+    model: FunctionalModel
+    unfinished: Unfinished
+    progress: Progress
+    watcher: Watcher
+
+
+def _train_group(stage: _Stage, numbers: list[int], behind: int, bar: Any) -> list[_Trained | _Diverged]:
+    """Trains the experts ``numbers``, which have ``behind`` epochs behind them; their checkpoints stay."""
+    config, dataset, task, model = stage.config, stage.dataset, stage.task, stage.model
     seeds = [_init_seed(config, number) for number in numbers]
     initial = torch.stack([model.init(seed) for seed in seeds])
     student = student_for(model, task, config.engine.device)
@@ -191,14 +194,16 @@ def _train_group(
     group = Group(numbers, stack, streams, [_recorder(config, model, seed) for seed in seeds])
     with contextlib.ExitStack() as held:
         if config.path.keep_checkpoints:
-            group.spools = spools(numbers, unfinished, behind > 0, held)
-        keeper = Keeper(group, unfinished, config.engine.checkpoint_minutes)
-        _train(group, keeper, behind, config, dataset, task, bar, watcher)
+            group.spools = spools(numbers, stage.unfinished, behind > 0, held)
+        keeper = Keeper(group, stage.unfinished, config.engine.checkpoint_minutes)
+        _train(stage, group, keeper, behind, bar)
         split = "val" if len(dataset.val.labels) else "test"
         held_out = getattr(dataset, split)
-        reached = scores(stack, held_out.images, held_out.labels, task)
+        with stage.progress.task(f"score experts on {split}", len(held_out.labels)) as scored:
+            logits = outputs(stack, held_out.images, tick=scored.advance)
+        reached = [task.score(own, held_out.labels) for own in logits]
         for number, score in zip(numbers, reached, strict=True):
-            watcher.record({"kind": f"expert_{number:05d}", "iteration": group.epoch, task.headline: score})
+            stage.watcher.record({"kind": f"expert_{number:05d}", "iteration": group.epoch, task.headline: score})
         about = [{task.headline: _short(score), "split": split} for score in reached]
         worst = largest_loss(task, dataset.train.labels, dataset.num_classes)
         planned = seeds if model.init_plan is not None else [None] * len(seeds)
@@ -223,21 +228,13 @@ def _ended(
     return _Trained(number, path, info, group.spools[i].rows() if group.spools else None, seed)
 
 
-def _train(
-    group: Group,
-    keeper: Keeper,
-    behind: int,
-    config: ExpertConfig,
-    dataset: Dataset,
-    task: Task,
-    bar: Any,
-    watcher: Watcher,
-) -> None:
+def _train(stage: _Stage, group: Group, keeper: Keeper, behind: int, bar: Any) -> None:
     """Trains ``group`` to its end, from its beginning or from what was kept of it."""
 
     def tick(images: int, losses: torch.Tensor) -> None:
         bar.advance(images, loss=losses.mean())
 
+    config, dataset = stage.config, stage.dataset
     train, how = dataset.train, config.training
     if behind:
         group.load(keeper.unfinished)
@@ -250,14 +247,14 @@ def _train(
         Schedule(how.train_epochs, how.batch_train, how.lr_teacher, how.train_epochs // 2 if how.decay else None),
         group.streams,
         augment=augmentation_of(config.augmentation, dataset.kind),
-        strata=task.strata(train.labels) if config.objective.stratify else None,
+        strata=stage.task.strata(train.labels) if config.objective.stratify else None,
         tick=tick,
         recorder=recorder_for(config.engine.cuda_graphs),
         done=behind,
     ):
         group.advance(epoch, loss)
         for number, own in zip(group.numbers, group.losses, strict=True):
-            watcher.record({"kind": f"expert_{number:05d}", "iteration": epoch, "train_loss": own[-1]})
+            stage.watcher.record({"kind": f"expert_{number:05d}", "iteration": epoch, "train_loss": own[-1]})
         if epoch < how.train_epochs:
             keeper.after_epoch()
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +17,7 @@ from mct_fast.experts import ExpertConfig, expert_spec, train_experts
 from mct_fast.experts.config import recipe_of
 from mct_fast.models import FunctionalModel, build_model
 from mct_fast.run.errors import InputError
+from mct_fast.run.progress import LineProgress, quiet
 from mct_fast.run.seeds import derive_seed, generator
 from mct_fast.trajectory import ConvexTrajectory, DiscreteTrajectory, TrajectoryStore
 
@@ -137,7 +140,9 @@ def test_a_kill_loses_only_the_group_under_way(digits: Dataset, tmp_path: Path) 
         pass
 
     class Killer:
-        def task(self, name: str, total: int, *, done: int = 0) -> Killer:
+        def task(self, name: str, total: int, *, done: int = 0) -> Any:
+            if name != "experts, images":
+                return quiet().task(name, total)
             self.left = total // 2  # while the second of three experts trains
             return self
 
@@ -157,6 +162,14 @@ def test_a_kill_loses_only_the_group_under_way(digits: Dataset, tmp_path: Path) 
     assert TrajectoryStore.open(tmp_path / "killed").experts == [0]
     resumed = train_experts(replace(TINY, parallel=1), tmp_path / "killed", digits)
     assert shards(resumed) == shards(train_experts(TINY, tmp_path / "whole", digits))
+
+
+def test_scoring_is_shown_and_named(digits: Dataset, tmp_path: Path) -> None:
+    stream = io.StringIO()
+    train_experts(replace(TINY, num_experts=1), tmp_path, digits, progress=LineProgress(stream, every=0))
+    lines = stream.getvalue().splitlines()
+    assert any(line.startswith(f"score experts on val {len(digits.val)}/{len(digits.val)}") for line in lines), lines
+    assert lines[-1].startswith("experts, images 5172/5172")
 
 
 def test_the_manifest_says_what_was_trained(digits: Dataset, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from mct_fast.cli import main
 from mct_fast.data import Dataset, TableSpec, load_dataset, table_dataset
 from mct_fast.experts import ExpertConfig, train_experts
 from mct_fast.run.errors import InputError
+from mct_fast.run.progress import quiet
 from mct_fast.trajectory import UNFINISHED, TrajectoryStore
 
 KILLS = 4 if settings.default.derandomize else 40  # pyright: ignore[reportOptionalMemberAccess]
@@ -76,7 +77,9 @@ class Killer:
     def __init__(self, after: float = 2.0) -> None:
         self.after, self.total, self.seen = after, 0, 0
 
-    def task(self, name: str, total: int, *, done: int = 0) -> Killer:
+    def task(self, name: str, total: int, *, done: int = 0) -> Any:
+        if name != "experts, images":  # scoring
+            return quiet().task(name, total)
         self.total = total
         return self
 
