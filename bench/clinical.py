@@ -323,10 +323,7 @@ def page(rows: Sequence[Mapping[str, Any]]) -> str:
     """The section of a page: the headlines, and where they are known the errors of probabilities."""
     parts = [document.table(heads(rows), summary(rows))]
     if all("brier_calibrated" in row.get("metrics", ()) for row in rows):
-        parts += [
-            document.table(heads(rows), summary(rows, metric))
-            for metric in ("brier_calibrated", "ece_calibrated", "ece")
-        ]
+        parts += [document.table(heads(rows), summary(rows, metric)) for metric in ("brier_calibrated", "ece")]
     return "\n\n".join(parts)
 
 

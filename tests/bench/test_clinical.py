@@ -103,7 +103,7 @@ def test_probabilities_are_calibrated_on_validation_data() -> None:
     assert task.num_outputs(2) == 2 and task.score(far, labels) == MultiLabel().score(far, labels)
 
 
-@pytest.mark.parametrize("where", [("bench/results", "docs/clinical.md")])
+@pytest.mark.parametrize("where", [("bench/results", "docs/clinical.md"), ("docs/results", "docs/results.md")])
 def test_the_pages_tables_are_those_of_the_results(where: tuple[str, str]) -> None:
     rows = json.loads((ROOT / where[0] / "clinical.json").read_text(encoding="utf-8"))["results"]
     page = (ROOT / where[1]).read_text(encoding="utf-8")
