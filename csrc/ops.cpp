@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "cpu/conv3x3.h"
+#include "cpu/first_block.h"
 #include "cpu/kernels.h"
 #include "cpu/pool.h"
 #include "cpu/simd.h"
@@ -134,6 +135,81 @@ std::tuple<Tensor, Tensor, Tensor, Tensor> block_tangent_backward(
                                    out<T>(gbetadot));
   });
   return {std::move(gz), std::move(gzdot), std::move(ggammadot), std::move(gbetadot)};
+}
+
+// ----------------------------------------------------------------------------------------------------- first block
+
+mct::FirstShape first_shape(const Tensor& x, const Tensor& w, bool pool) {
+  require(!pool || (x.size(2) > 1 && x.size(3) > 1));
+  return {x.size(0), x.size(1), x.size(2), x.size(3), x.size(4), w.size(1), pool};
+}
+
+template <class T>
+mct::FirstLayer<T> layer(const Tensor& w, const Tensor& bias, Maybe gamma, Maybe beta) {
+  return {param<T>(w), param<T>(bias), param<T>(gamma), param<T>(beta)};
+}
+
+// Empty outputs: a pooled plane, a statistic of each plane, the parameters' gradients.
+Tensor pooled(const mct::FirstShape& s, const Tensor& x) {
+  const int64_t by = s.pool ? 2 : 1;
+  return fresh({s.S, s.B, s.H / by, s.W / by, s.Co}, x.dtype());
+}
+Tensor statistic(const mct::FirstShape& s, const Tensor& x) { return fresh({s.S, s.B, s.Co}, x.dtype()); }
+Tensor weights(const mct::FirstShape& s, const Tensor& x) { return fresh({s.S, s.Co, s.Ci, 3, 3}, x.dtype()); }
+Tensor channels(const mct::FirstShape& s, const Tensor& x) { return fresh({s.S, s.Co}, x.dtype()); }
+
+std::tuple<Tensor, Tensor, Tensor> first_block(const Tensor& x, const Tensor& w, const Tensor& bias, Maybe gamma, Maybe beta,
+                                               double eps, bool pool) {
+  const auto s = first_shape(x, w, pool);
+  Tensor p = pooled(s, x), mean = statistic(s, x), rstd = statistic(s, x);
+  by_dtype(x, [&](auto zero) {
+    using T = decltype(zero);
+    mct::first_block<T>(s, data<T>(x), layer<T>(w, bias, gamma, beta), eps, out<T>(p), out<T>(mean), out<T>(rstd));
+  });
+  return {std::move(p), std::move(mean), std::move(rstd)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor> first_block_backward(const Tensor& gp, const Tensor& x, const Tensor& mean,
+                                                                const Tensor& rstd, const Tensor& w, const Tensor& bias,
+                                                                Maybe gamma, Maybe beta, bool pool) {
+  const auto s = first_shape(x, w, pool);
+  Tensor gw = weights(s, x), gb = channels(s, x), ggamma = channels(s, x), gbeta = channels(s, x);
+  by_dtype(x, [&](auto zero) {
+    using T = decltype(zero);
+    mct::first_block_backward<T>(s, data<T>(gp), data<T>(x), layer<T>(w, bias, gamma, beta), data<T>(mean),
+                                 data<T>(rstd), out<T>(gw), out<T>(gb), out<T>(ggamma), out<T>(gbeta));
+  });
+  return {std::move(gw), std::move(gb), std::move(ggamma), std::move(gbeta)};
+}
+
+std::tuple<Tensor, Tensor, Tensor> first_block_tangent(const Tensor& x, const Tensor& mean, const Tensor& rstd,
+                                                       const Tensor& w, const Tensor& wdot, const Tensor& bias, const Tensor& biasdot,
+                                                       Maybe gamma, Maybe beta, Maybe gammadot, Maybe betadot,
+                                                       bool pool) {
+  const auto s = first_shape(x, w, pool);
+  Tensor pdot = pooled(s, x), m1 = statistic(s, x), m2 = statistic(s, x);
+  by_dtype(x, [&](auto zero) {
+    using T = decltype(zero);
+    mct::first_block_tangent<T>(s, data<T>(x), layer<T>(w, bias, gamma, beta), layer<T>(wdot, biasdot, gammadot, betadot),
+                                data<T>(mean), data<T>(rstd), out<T>(pdot), out<T>(m1), out<T>(m2));
+  });
+  return {std::move(pdot), std::move(m1), std::move(m2)};
+}
+
+std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor> first_block_tangent_backward(
+    const Tensor& gp, const Tensor& gpdot, const Tensor& x, const Tensor& mean, const Tensor& rstd,
+    const Tensor& mean_zdot, const Tensor& mean_xhat_zdot, const Tensor& w, const Tensor& wdot, const Tensor& bias, const Tensor& biasdot,
+    Maybe gamma, Maybe beta, Maybe gammadot, Maybe betadot, bool pool) {
+  const auto s = first_shape(x, w, pool);
+  Tensor gx = like(x), gw = weights(s, x), gb = channels(s, x), ggamma = channels(s, x), gbeta = channels(s, x);
+  by_dtype(x, [&](auto zero) {
+    using T = decltype(zero);
+    mct::first_block_tangent_backward<T>(s, data<T>(gp), data<T>(gpdot), data<T>(x), layer<T>(w, bias, gamma, beta),
+                                         layer<T>(wdot, biasdot, gammadot, betadot), data<T>(mean), data<T>(rstd),
+                                         data<T>(mean_zdot), data<T>(mean_xhat_zdot), out<T>(gx), out<T>(gw), out<T>(gb),
+                                         out<T>(ggamma), out<T>(gbeta));
+  });
+  return {std::move(gx), std::move(gw), std::move(gb), std::move(ggamma), std::move(gbeta)};
 }
 
 // --------------------------------------------------------------------------------------------------- linear layer
@@ -269,6 +345,10 @@ void register_kernels() {
   checked<&block_backward>(library, "block_backward");
   checked<&block_tangent>(library, "block_tangent");
   checked<&block_tangent_backward>(library, "block_tangent_backward");
+  checked<&first_block>(library, "first_block");
+  checked<&first_block_backward>(library, "first_block_backward");
+  checked<&first_block_tangent>(library, "first_block_tangent");
+  checked<&first_block_tangent_backward>(library, "first_block_tangent_backward");
   checked<&linear_ce>(library, "linear_ce");
   checked<&linear_ce_tangent>(library, "linear_ce_tangent");
   checked<&linear_bce>(library, "linear_bce");

@@ -24,7 +24,7 @@ namespace mct::op {
 
 // The tensors of a call in the order of the arguments, null for an absent one, and the value of its flag.
 struct Given {
-  std::array<const Tensor*, 12> tensors{};
+  std::array<const Tensor*, 16> tensors{};
   size_t count = 0;
   bool pool = false;
 

@@ -18,7 +18,7 @@ void for_units(const BlockShape& s, bool streaming, const Fn& fn) {
   parallel_for(s.S * s.B * groups, pass_cost(2 * s.H * s.W * (s.C < kChannels ? s.C : kChannels)), [&](int64_t unit, int) {
     const int64_t image = unit / groups, c = unit % groups * kChannels;
     const int64_t channels = s.C - c < kChannels ? s.C - c : kChannels;
-    fn(image / s.B, image, c, Plane{s.H, s.W, s.C, channels, s.pool, streaming});
+    fn(image / s.B, image, c, Plane{s.H, s.W, s.C, s.C, channels, s.pool, streaming});
   });
 }
 

@@ -82,7 +82,7 @@ void forward_group(const Plane& s, int64_t n, const T* z, const T* gamma, const 
   }
   const Affine<T, N, Partial> f(mean, rstd, gamma, beta, n);
   for (int64_t i = 0; i < s.H / Window; ++i) {
-    for (int64_t j = 0; j < s.W / Window; ++j, p += s.C) {
+    for (int64_t j = 0; j < s.W / Window; ++j, p += s.pooled_C) {
       V<T> a[N] = {};
       MCT_UNROLL for (int dy = 0; dy < Window; ++dy) {
         MCT_UNROLL for (int dx = 0; dx < Window; ++dx) {
@@ -109,8 +109,8 @@ void backward_group(const Plane& s, int64_t n, const T* gp, const T* z, const T*
   if (gamma != nullptr) {
     for (int64_t i = 0; i < rows; ++i) {
       V<T> row_g[N] = {}, row_gx[N] = {};
-      const T* g = gp + i * columns * s.C;
-      for (int64_t j = 0; j < columns; ++j, g += s.C) {
+      const T* g = gp + i * columns * s.pooled_C;
+      for (int64_t j = 0; j < columns; ++j, g += s.pooled_C) {
         MCT_UNROLL for (int k = 0; k < N; ++k) {
           const V<T> up = load<Partial>(g + k * L, n);
           MCT_UNROLL for (int dy = 0; dy < Window; ++dy) {
@@ -141,8 +141,8 @@ void backward_group(const Plane& s, int64_t n, const T* gp, const T* z, const T*
     const bool inside = y / Window < rows;
     const T* zp = z + y * s.W * s.C;
     T* out = gz + y * s.W * s.C;
-    const T* g = gp + y / Window * columns * s.C;
-    for (int64_t j = 0; j < s.W; j += Window, g += s.C) {
+    const T* g = gp + y / Window * columns * s.pooled_C;
+    for (int64_t j = 0; j < s.W; j += Window, g += s.pooled_C) {
       const bool covered = inside && j / Window < columns;
       for (int dx = 0; dx < Window && j + dx < s.W; ++dx, zp += s.C, out += s.C) {
         MCT_UNROLL for (int k = 0; k < N; ++k) {
@@ -194,7 +194,7 @@ void tangent_group(const Plane& s, int64_t n, const T* z, const T* zdot, const T
     store<Partial>(mean_xhat_zdot + k * L, m2[k], n);
   }
   for (int64_t i = 0; i < s.H / Window; ++i) {
-    for (int64_t j = 0; j < s.W / Window; ++j, pdot += s.C) {
+    for (int64_t j = 0; j < s.W / Window; ++j, pdot += s.pooled_C) {
       MCT_UNROLL for (int k = 0; k < N; ++k) {
         V<T> a = {};
         MCT_UNROLL for (int dy = 0; dy < Window; ++dy) {
@@ -233,11 +233,11 @@ void tangent_backward_group(const Plane& s, int64_t n, const T* gp, const T* gpd
   if (norm) {
     for (int64_t i = 0; i < rows; ++i) {
       V<T> row_g[N] = {}, row_gx[N] = {}, row_gd[N] = {}, row_mixed[N] = {};
-      const int64_t g_at = i * columns * s.C;
+      const int64_t g_at = i * columns * s.pooled_C;
       for (int64_t j = 0; j < columns; ++j) {
         MCT_UNROLL for (int k = 0; k < N; ++k) {
-          const V<T> up = load<Partial>(gp + g_at + j * s.C + k * L, n);
-          const V<T> updot = load<Partial>(gpdot + g_at + j * s.C + k * L, n);
+          const V<T> up = load<Partial>(gp + g_at + j * s.pooled_C + k * L, n);
+          const V<T> updot = load<Partial>(gpdot + g_at + j * s.pooled_C + k * L, n);
           MCT_UNROLL for (int dy = 0; dy < Window; ++dy) {
             MCT_UNROLL for (int dx = 0; dx < Window; ++dx) {
               const int64_t at = ((i * Window + dy) * s.W + j * Window + dx) * s.C + k * L;
@@ -276,8 +276,8 @@ void tangent_backward_group(const Plane& s, int64_t n, const T* gp, const T* gpd
   }
   for (int64_t y = 0; y < s.H; ++y) {
     const bool inside = y / Window < rows;
-    int64_t at = y * s.W * s.C, g_at = y / Window * columns * s.C;
-    for (int64_t j = 0; j < s.W; j += Window, g_at += s.C) {
+    int64_t at = y * s.W * s.C, g_at = y / Window * columns * s.pooled_C;
+    for (int64_t j = 0; j < s.W; j += Window, g_at += s.pooled_C) {
       const bool covered = inside && j / Window < columns;
       for (int dx = 0; dx < Window && j + dx < s.W; ++dx, at += s.C) {
         MCT_UNROLL for (int k = 0; k < N; ++k) {

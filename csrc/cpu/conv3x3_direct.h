@@ -89,6 +89,38 @@ static void convolve_direct(const ConvProblem& p) {
 // shifted and added. A quarter or less of the columns are padding where the direct form would waste nearly all.
 typedef float float4 __attribute__((vector_size(16)));
 
+// Floats of the products of one input line, Np a pixel, with a border of zeros; and of the sums that add_taps needs.
+MCT_INLINE int64_t product_line(int64_t W, int64_t Np) { return (W + 2) * Np + VL; }
+MCT_INLINE int64_t taps_across(int64_t N) { return round_up(3 * N, VL) + VL; }
+MCT_INLINE int64_t tap_sums_line(int64_t W, int64_t N) { return (W + 2) * taps_across(N); }
+
+// One output line (W, N) from the products of the three input lines that it sees; column = tap * N + n.
+static void add_taps(const float* above, const float* same, const float* below, int64_t W, int64_t N, int64_t Np,
+                     const float* bias, float* sums, float* out) {
+  const int64_t wide = 3 * N, across = taps_across(N);  // floats of one pixel that meet in one output line
+  for (int64_t x = 0; x < W + 2; ++x) {
+    for (int64_t i = 0; i < wide; i += VL) {
+      store(sums + x * across + i,
+            load(above + x * Np + i) + load(same + wide + x * Np + i) + load(below + 2 * wide + x * Np + i));
+    }
+  }
+  // Four lanes at a time, of which the first N count: a later pixel overwrites what an earlier one wrote too much.
+  float4 add;
+  memcpy(&add, bias, sizeof add);
+  for (int64_t x = 0; x < W; ++x) {
+    float4 left, middle, right;
+    memcpy(&left, sums + x * across, sizeof left);
+    memcpy(&middle, sums + (x + 1) * across + N, sizeof middle);
+    memcpy(&right, sums + (x + 2) * across + 2 * N, sizeof right);
+    const float4 total = left + middle + right + add;
+    if (x * N + 4 <= W * N) {
+      memcpy(out + x * N, &total, sizeof total);
+    } else {
+      memcpy(out + x * N, &total, static_cast<size_t>(N) * sizeof(float));
+    }
+  }
+}
+
 static void convolve_few_outputs(const ConvProblem& p) {
   const int64_t columns = 9 * p.N, panels = ceil_div(columns, CB), Np = panels * CB, panel = p.K * CB;
   const Scratch packed_scratch(static_cast<size_t>(p.S * p.pairs * panels * panel) * sizeof(float));
@@ -109,15 +141,13 @@ static void convolve_few_outputs(const ConvProblem& p) {
   });
 
   const int64_t rows = rows_a_piece(p.S * p.B, p.H, p.W), pieces = ceil_div(p.H, rows);
-  const int64_t wide = 3 * p.N;                         // floats of one pixel that meet in one output line
-  const int64_t across = round_up(wide, VL) + VL;       // room for them, in whole vectors
-  const int64_t ring = (p.W + 2) * Np + VL;             // the products of one input line, with a border of zeros
-  const int64_t space = round_up(3 * ring + (p.W + 2) * across, 16) + kRoom;
+  const int64_t ring = product_line(p.W, Np);
+  const int64_t space = round_up(3 * ring + tap_sums_line(p.W, p.N), 16) + kRoom;
   const Scratch line_scratch(static_cast<size_t>(max_threads() * space) * sizeof(float));
   parallel_for(p.S * p.B * pieces, product_cost(rows * p.W * p.pairs * p.K * Np), [&](int64_t job, int thread) {
     const int64_t image = job / pieces, s = image / p.B, y0 = job % pieces * rows, y1 = least(p.H, y0 + rows);
     float* const lines = line_scratch.floats() + thread * space;
-    float* const sums = lines + 3 * ring;  // (W + 2, across)
+    float* const sums = lines + 3 * ring;
     float bias[4] = {};
     for (int64_t n = 0; n < p.N && p.bias != nullptr; ++n) bias[n] = p.bias[s * p.bias_stride_s + n];
     for (int64_t i = 0; i < 3; ++i) {
@@ -147,30 +177,8 @@ static void convolve_few_outputs(const ConvProblem& p) {
       }
       if (y <= y0) continue;
       const int64_t at = y - 1;  // the output line whose three input lines are here now
-      const float* const above = lines + (at + 2) % 3 * ring;
-      const float* const same = lines + at % 3 * ring + wide;
-      const float* const below = lines + (at + 1) % 3 * ring + 2 * wide;
-      for (int64_t x = 0; x < p.W + 2; ++x) {
-        for (int64_t i = 0; i < wide; i += VL) {
-          store(sums + x * across + i, load(above + x * Np + i) + load(same + x * Np + i) + load(below + x * Np + i));
-        }
-      }
-      // Four lanes at a time, of which the first N count: a later pixel overwrites what an earlier one wrote too much.
-      float* const out = p.out + (image * p.H + at) * p.W * p.N;
-      float4 add;
-      memcpy(&add, bias, sizeof add);
-      for (int64_t x = 0; x < p.W; ++x) {
-        float4 left, middle, right;
-        memcpy(&left, sums + x * across, sizeof left);
-        memcpy(&middle, sums + (x + 1) * across + p.N, sizeof middle);
-        memcpy(&right, sums + (x + 2) * across + 2 * p.N, sizeof right);
-        const float4 total = left + middle + right + add;
-        if (x * p.N + 4 <= p.W * p.N) {
-          memcpy(out + x * p.N, &total, sizeof total);
-        } else {
-          memcpy(out + x * p.N, &total, static_cast<size_t>(p.N) * sizeof(float));
-        }
-      }
+      add_taps(lines + (at + 2) % 3 * ring, lines + at % 3 * ring, lines + (at + 1) % 3 * ring, p.W, p.N, Np, bias, sums,
+               p.out + (image * p.H + at) * p.W * p.N);
     }
   });
 }

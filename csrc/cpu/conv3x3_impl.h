@@ -3,6 +3,8 @@
 
 #include "conv3x3_direct.h"
 
+#include "conv3x3_image.h"
+
 #include "conv3x3_winograd.h"
 
 namespace mct::MCT_ISA {

@@ -39,10 +39,31 @@ struct WeightProblem {
   int64_t gb_stride_s;
 };
 
+// One image of a convolution with K <= 4 input channels, all arrays float; one panel of output channels at a time, whose
+// planes are (H, W, panel). Comments stand at the implementations (conv3x3_image.h).
+struct ImagePlane {
+  int64_t H, W, K;
+};
+
+struct ImageUnits {
+  int64_t panel;
+  void (*pad)(const ImagePlane& p, const float* image, float* padded);
+  void (*pack)(int64_t K, int64_t columns, const float* w, float* packed);
+  void (*convolve)(const ImagePlane& p, const float* padded, const float* packed, const float* bias, float* z);
+  void (*weight_grad)(const ImagePlane& p, const float* padded, const float* g, float* sums);
+  void (*pack_taps)(int64_t K, int64_t rows, const float* w, float* packed);
+  void (*spread)(const ImagePlane& p, int64_t channels, const float* g1, const float* taps1, const float* g2,
+                 const float* taps2, float* products);
+  void (*collect)(const ImagePlane& p, const float* products, float* sums, float* gx);
+  int64_t (*products)(const ImagePlane& p);  // floats that `spread` and `collect` need
+  int64_t (*sums)(const ImagePlane& p);
+};
+
 #define MCT_DECLARE_CONV3X3(isa)                              \
   namespace isa {                                             \
   void convolve(const ConvProblem& p, ConvAlgorithm how);     \
   void weight_gradient(const WeightProblem& p, ConvAlgorithm how); \
+  const ImageUnits& image_units();                            \
   }
 #if MCT_X86_KERNELS
 MCT_DECLARE_CONV3X3(avx512)

@@ -10,9 +10,9 @@
 namespace mct {
 
 // One image of one student, some of its channels: element (y, x, c) of z is z[(y * W + x) * C + c]; the pooled plane
-// likewise with its own width. `channels` of them are processed, starting at the pointers given.
+// likewise with its own width and pooled_C. `channels` of them are processed, starting at the pointers given.
 struct Plane {
-  int64_t H, W, C, channels;
+  int64_t H, W, C, pooled_C, channels;
   bool pool;
   bool streaming;  // cotangents of z are stored past the caches; then they and C are multiples of a cache line
 };

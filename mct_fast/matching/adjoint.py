@@ -83,8 +83,7 @@ class Exact:
     """Exact, in memory constant in N: the adjoint recursion with each step recomputed.
 
     Keeps theta_0 ... theta_N (N * P numbers) and the activations of one step; 11 convolution passes a step.  Activations are
-    kept instead of recomputed as far as they fit into ``keep_bytes``: 9 passes for those steps, or 9 and that of the first
-    block where keeping the rest lets more steps fit.  The bits are the same.
+    kept instead of recomputed for as many steps as fit into ``keep_bytes``: 9 passes for those.  The bits are the same.
     """
 
     keep_bytes: int = 0
@@ -123,10 +122,9 @@ def _sweep(problem: MatchingProblem, *, carry_curvature: bool, keep_bytes: int) 
         batch = problem.batch(step, problem.images, problem.labels)
         if keep_bytes > 0:
             _, g, tape = student.gradient_keeping(path[-1], *batch)
-            tape = _that_fits(tape, keep_bytes, problem.syn_steps - step - 1)
-            if tape is not None:
+            keep_bytes -= keep_bytes if tape is None else tape.nbytes
+            if tape is not None and keep_bytes >= 0:
                 tapes[step] = tape
-            keep_bytes = 0 if tape is None else keep_bytes - tape.nbytes
         else:
             _, g = student.gradient(path[-1], *batch)
         path.append(torch.addcmul(path[-1], g, minus_alpha))
@@ -146,18 +144,6 @@ def _sweep(problem: MatchingProblem, *, carry_curvature: bool, keep_bytes: int) 
         if carry_curvature:
             costate = torch.addcmul(costate, tangent.hvp, minus_alpha)
     return StudentGradients(loss, grad_images, grad_lr, grad_labels, path[-1])
-
-
-def _that_fits(tape: Tape | None, room: int, later: int) -> Tape | None:
-    """``tape`` if ``room`` also takes light ones of all ``later`` steps; else a light one, if that fits."""
-    if tape is None:
-        return None
-    light = tape.lighter()
-    if light is None:
-        return tape if tape.nbytes <= room else None
-    if tape.nbytes + later * light.nbytes <= room:
-        return tape
-    return light if light.nbytes <= room else None
 
 
 def _add_rows(total: Tensor, rows: Tensor, grad: Tensor, alpha: Tensor) -> None:

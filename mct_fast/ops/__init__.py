@@ -22,6 +22,12 @@ from mct_fast.ops.augmentation import dsa, dsa_transpose
 from mct_fast.ops.block import block_backward, block_forward, block_tangent, block_tangent_backward
 from mct_fast.ops.convolution import conv3x3, conv3x3_input_grad, conv3x3_weight_grad
 from mct_fast.ops.dispatch import extension_loaded, kernels_available
+from mct_fast.ops.first_block import (
+    first_block,
+    first_block_backward,
+    first_block_tangent,
+    first_block_tangent_backward,
+)
 from mct_fast.ops.linear import linear_bce, linear_bce_tangent, linear_ce, linear_ce_tangent
 from mct_fast.ops.matching import arc_length, matching_loss
 from mct_fast.ops.operator import Operator
@@ -40,6 +46,10 @@ __all__ = [
     "dsa",
     "dsa_transpose",
     "extension_loaded",
+    "first_block",
+    "first_block_backward",
+    "first_block_tangent",
+    "first_block_tangent_backward",
     "kernels_available",
     "linear_bce",
     "linear_bce_tangent",

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -58,20 +57,6 @@ class _Block:
     beta: Tensor | None
 
 
-class _ConvTape(Tape):
-    """Of each block its input, the convolution's output, its statistics, and the cotangent of the block's output.
-
-    The first block has few channels and the largest planes: at CIFAR's shape its activations are two thirds of the bytes and
-    a fifth of the time that a tape saves.
-    """
-
-    def lighter(self) -> _ConvTape | None:
-        if len(self.saved) < 2:
-            return None
-        (*_, cotangent), (_, *second), *rest = self.saved
-        return _ConvTape(((None, None, None, None, cotangent), (None, *second), *rest), self.top)
-
-
 class FusedConvNet:
     """The network of a :class:`ConvPlan`."""
 
@@ -82,11 +67,13 @@ class FusedConvNet:
         self, params: list[Tensor], x: Tensor, y: Tensor, keep: bool
     ) -> tuple[Tensor, list[Tensor], Tape | None]:
         blocks, w, b = self._blocks(params)
-        saved: list[tuple[Tensor, ...]] = []
-        h = self._nhwc(x)
-        for block in blocks:
+        first, pool = blocks[0], self._plan.pool
+        images = self._nhwc(x)
+        h, mean, rstd = ops.first_block(images, first.w, first.bias, first.gamma, first.beta, NORM_EPS, pool)
+        saved: list[tuple[Tensor, ...]] = [(mean, rstd)]
+        for block in blocks[1:]:
             z = ops.conv3x3(h, block.w, block.bias)
-            p, mean, rstd = ops.block_forward(z, block.gamma, block.beta, NORM_EPS, self._plan.pool)
+            p, mean, rstd = ops.block_forward(z, block.gamma, block.beta, NORM_EPS, pool)
             saved.append((h, z, mean, rstd))
             h = p
         features = self._features(h)
@@ -94,20 +81,22 @@ class FusedConvNet:
         gp = self._unfeatures(gf, h)
         grads = [gb, gw]
         cotangents: list[Tensor] = []
-        for i in reversed(range(self._plan.depth)):
+        for i in reversed(range(1, self._plan.depth)):
             block, (x_in, z, mean, rstd) = blocks[i], saved[i]
             cotangents.append(gp)
-            gz, ggamma, gbeta = ops.block_backward(gp, z, mean, rstd, block.gamma, block.beta, self._plan.pool)
+            gz, ggamma, gbeta = ops.block_backward(gp, z, mean, rstd, block.gamma, block.beta, pool)
             gw, gb = ops.conv3x3_weight_grad(gz, x_in)
-            grads += [gbeta, ggamma, gb, gw] if self._plan.norm else [gb, gw]
+            grads += self._in_reverse(gw, gb, ggamma, gbeta)
             if not keep:
                 saved.pop()
-            if i:
-                gp = ops.conv3x3_input_grad(gz, block.w)
+            gp = ops.conv3x3_input_grad(gz, block.w)
+        cotangents.append(gp)
+        found = ops.first_block_backward(gp, images, *saved[0], first.w, first.bias, first.gamma, first.beta, pool)
+        grads += self._in_reverse(*found)
         tape = None
         if keep:
             kept = tuple((*entry, gp) for entry, gp in zip(saved, reversed(cotangents), strict=True))
-            tape = _ConvTape(kept, features)
+            tape = Tape(kept, features)
         return loss, grads[::-1], tape
 
     def tangent(
@@ -116,23 +105,27 @@ class FusedConvNet:
         pool = self._plan.pool
         blocks, w, b = self._blocks(params)
         dotted, wdot, bdot = self._blocks(dots)
-        nothing: tuple[Any, ...] = (None,) * 5
-        kept = (nothing,) * len(blocks) if tape is None else tape.saved
-        h: Tensor = self._nhwc(x) if kept[0][0] is None else kept[0][0]
-        hdot: Tensor | None = None
-        saved: list[tuple[Any, ...]] = []
-        for i, (block, dot) in enumerate(zip(blocks, dotted, strict=True)):
-            _, z, mean, rstd, _ = kept[i]
-            if tape is None or z is None:
+        first, dot = blocks[0], dotted[0]
+        pairs = (first.w, dot.w, first.bias, dot.bias, first.gamma, first.beta, dot.gamma, dot.beta, pool)
+        images = self._nhwc(x)
+        if tape is None:
+            h, *known = ops.first_block(images, first.w, first.bias, first.gamma, first.beta, NORM_EPS, pool)
+        else:
+            h, known = tape.output(0), list(tape.saved[0][:2])
+        hdot, *means = ops.first_block_tangent(images, *known, *pairs)
+        known += means
+        saved: list[tuple[Tensor, ...]] = []
+        for i in range(1, len(blocks)):
+            block, dot = blocks[i], dotted[i]
+            if tape is None:
                 z = ops.conv3x3(h, block.w, block.bias)
                 p, mean, rstd = ops.block_forward(z, block.gamma, block.beta, NORM_EPS, pool)
             else:
-                p = kept[i + 1][0] if i + 1 < len(blocks) else tape.top
-            zdot = ops.conv3x3(h, dot.w, dot.bias, hdot, None if hdot is None else block.w)
+                p, (_, z, mean, rstd, _) = tape.output(i), tape.saved[i]
+            zdot = ops.conv3x3(h, dot.w, dot.bias, hdot, block.w)
             pdot, m1, m2 = ops.block_tangent(z, zdot, mean, rstd, block.gamma, block.beta, dot.gamma, dot.beta, pool)
             saved.append((h, hdot, z, zdot, mean, rstd, m1, m2))
             h, hdot = p, pdot
-        assert hdot is not None
         features = self._features(h) if tape is None else tape.top
         loss_dot, gf, gfdot, gwdot, gbdot, gydot = self._head.tangent(
             features, self._features(hdot), w, wdot, b, bdot, y
@@ -140,29 +133,35 @@ class FusedConvNet:
         gp = self._unfeatures(gf, hdot) if tape is None else None
         gpdot = self._unfeatures(gfdot, hdot)
         grads = [gbdot, gwdot]
-        for i in reversed(range(self._plan.depth)):
+        for i in reversed(range(1, len(blocks))):
             block, dot = blocks[i], dotted[i]
-            h, hdot, z, zdot, mean, rstd, m1, m2 = saved.pop()
-            if tape is not None:
-                gp = kept[i][4]
-            assert gp is not None
+            h, hdot, *rest = saved.pop()
             gz, gzdot, ggamma, gbeta = ops.block_tangent_backward(
-                gp, gpdot, z, zdot, mean, rstd, m1, m2, block.gamma, block.beta, dot.gamma, dot.beta, pool
-            )
-            gw, gb = ops.conv3x3_weight_grad(gzdot, h, None if hdot is None else gz, hdot)
-            grads += [gbeta, ggamma, gb, gw] if self._plan.norm else [gb, gw]
+                gp if tape is None else tape.saved[i][-1], gpdot, *rest,
+                block.gamma, block.beta, dot.gamma, dot.beta, pool,
+            )  # fmt: skip
+            gw, gb = ops.conv3x3_weight_grad(gzdot, h, gz, hdot)
+            grads += self._in_reverse(gw, gb, ggamma, gbeta)
             gpdot = ops.conv3x3_input_grad(gzdot, block.w, gz, dot.w)
-            if i and tape is None:
+            if tape is None:
                 gp = ops.conv3x3_input_grad(gz, block.w)
-        return loss_dot, grads[::-1], self._nchw(gpdot), gydot
+        gp = gp if tape is None else tape.saved[0][-1]
+        gxdot, *found = ops.first_block_tangent_backward(gp, gpdot, images, *known, *pairs)
+        grads += self._in_reverse(*found)
+        return loss_dot, grads[::-1], self._nchw(gxdot), gydot
 
     def logits(self, params: list[Tensor], x: Tensor) -> Tensor:
         blocks, w, b = self._blocks(params)
-        h = self._nhwc(x)
-        for block in blocks:
+        h, first, pool = self._nhwc(x), blocks[0], self._plan.pool
+        h = ops.first_block(h, first.w, first.bias, first.gamma, first.beta, NORM_EPS, pool)[0]
+        for block in blocks[1:]:
             z = ops.conv3x3(h, block.w, block.bias)
-            h = ops.block_forward(z, block.gamma, block.beta, NORM_EPS, self._plan.pool)[0]
+            h = ops.block_forward(z, block.gamma, block.beta, NORM_EPS, pool)[0]
         return torch.baddbmm(b.unsqueeze(1), self._features(h), w.transpose(1, 2))
+
+    def _in_reverse(self, gw: Tensor, gb: Tensor, ggamma: Tensor, gbeta: Tensor) -> list[Tensor]:
+        """A block's gradients, the last parameter first."""
+        return [gbeta, ggamma, gb, gw] if self._plan.norm else [gb, gw]
 
     def _blocks(self, params: list[Tensor]) -> tuple[list[_Block], Tensor, Tensor]:
         each = 4 if self._plan.norm else 2

@@ -29,12 +29,6 @@ class _Tapes:
     def nbytes(self) -> int:
         return sum(part.nbytes for part in self.parts)
 
-    def lighter(self) -> _Tapes | None:
-        parts = [part.lighter() for part in self.parts]
-        return (
-            None if any(part is None for part in parts) else _Tapes(tuple(part for part in parts if part is not None))
-        )
-
 
 class MicroBatched:
     """``student``, at most ``images`` of each student's batch at a time.

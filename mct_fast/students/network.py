@@ -19,16 +19,16 @@ class Tape:
     """
 
     saved: tuple[tuple[Any, ...], ...]
-    """Tensors of each layer; None where a lighter tape leaves one out."""
+    """Tensors of each layer: its input where it is not the batch, what its operators returned, its output's cotangent."""
     top: Tensor
 
     @property
     def nbytes(self) -> int:
         return sum(t.nbytes for entry in (*self.saved, (self.top,)) for t in entry if t is not None)
 
-    def lighter(self) -> Tape | None:
-        """The tape without what is large and soon computed again, or None where there is no such thing."""
-        return None
+    def output(self, layer: int) -> Tensor:
+        """The output of a layer, which the next one keeps as its input; of the last one in any shape."""
+        return self.saved[layer + 1][0] if layer + 1 < len(self.saved) else self.top
 
 
 class Network(Protocol):

@@ -33,10 +33,6 @@ class Tape(Protocol):
     @property
     def nbytes(self) -> int: ...
 
-    def lighter(self) -> Tape | None:
-        """The tape without what is large and soon computed again, or None where there is no such thing."""
-        ...
-
 
 class Student(Protocol):
     """S networks of one architecture, as functions of flat parameters ``(S, P)``."""

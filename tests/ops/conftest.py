@@ -98,6 +98,35 @@ def _block_tangent_backward(a: Arguments) -> list[Any]:
     return [a.pooled(), a.pooled(), z, zdot, mean, rstd, *means, *a.affine(4), a.dims.pool]
 
 
+def _first_block(a: Arguments) -> list[Any]:
+    d = a.dims
+    return [a.image(d.Ci), a.parameter(d.S, d.Co, d.Ci, 3, 3), a.parameter(d.S, d.Co), *a.affine(2), 1e-5, d.pool]
+
+
+def _first_block_backward(a: Arguments) -> list[Any]:
+    x, w, bias, gamma, beta, _, pool = _first_block(a)
+    return [a.pooled(), x, *a.statistics(_first_planes(x, w, bias)), w, bias, gamma, beta, pool]
+
+
+def _first_block_tangent(a: Arguments) -> list[Any]:
+    d = a.dims
+    x, w, bias, *_ = _first_block(a)
+    wdot, biasdot = a.parameter(d.S, d.Co, d.Ci, 3, 3), a.parameter(d.S, d.Co)
+    return [x, *a.statistics(_first_planes(x, w, bias)), w, wdot, bias, biasdot, *a.affine(4), d.pool]
+
+
+def _first_block_tangent_backward(a: Arguments) -> list[Any]:
+    x, mean, rstd, w, wdot, bias, biasdot, *rest = _first_block_tangent(a)
+    z, zdot = _first_planes(x, w, bias), _first_planes(x, wdot, biasdot)
+    xhat = (z - mean[:, :, None, None]) * rstd[:, :, None, None]
+    means = (zdot.mean((2, 3)), (xhat * zdot).mean((2, 3))) if a.dims.norm else (mean.clone(), mean.clone())
+    return [a.pooled(), a.pooled(), x, mean, rstd, *means, w, wdot, bias, biasdot, *rest]
+
+
+def _first_planes(x: Tensor, w: Tensor, bias: Tensor) -> Tensor:
+    return ops.conv3x3.reference(x.double(), w.double(), bias.double()).to(x.dtype)
+
+
 def _linear(a: Arguments) -> tuple[int, int, int, int]:
     return a.dims.S, a.dims.B, a.dims.F, a.dims.K
 
@@ -167,6 +196,10 @@ _MAKERS: dict[str, Callable[[Arguments], list[Any]]] = {
     "block_backward": _block_backward,
     "block_tangent": _block_tangent,
     "block_tangent_backward": _block_tangent_backward,
+    "first_block": _first_block,
+    "first_block_backward": _first_block_backward,
+    "first_block_tangent": _first_block_tangent,
+    "first_block_tangent_backward": _first_block_tangent_backward,
     "linear_ce": _linear_ce,
     "linear_ce_tangent": _linear_ce_tangent,
     "linear_bce": lambda a: _bce(_linear_ce(a), a),

@@ -13,6 +13,8 @@ from mct_fast import ops
 
 # Relative errors in the 2-norm. float32: the Winograd convolutions have about 1e-6, the rest far less.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6}
+# Outputs that a norm makes sums to zero (a bias before it changes nothing): measured by the one that is named.
+CANCELS = {("first_block_backward", 1): 0, ("first_block_tangent_backward", 2): 1}
 INSTRUCTION_SETS = {"portable": 0, "avx2": 1, "avx512": 2}
 compiled = pytest.mark.skipif(not ops.extension_loaded(), reason="the compiled extension is not installed")
 
@@ -47,10 +49,11 @@ def test_agrees_with_the_reference(op: str, dims: Any, dtype: torch.dtype, make:
     args = [a.double() if isinstance(a, Tensor) and a.dtype == dtype else a for a in make(dims, dtype).of(op)]
     if op.startswith("dsa"):
         args[2] = args[2].float()
-    for i, (value, truth) in enumerate(zip(found, outputs(ops.OPERATORS[op].reference, args), strict=True)):
+    truths = outputs(ops.OPERATORS[op].reference, args)
+    for i, (value, truth) in enumerate(zip(found, truths, strict=True)):
         assert value.shape == truth.shape and value.dtype in (dtype, torch.float64), f"output {i}"
-        error = (value.double() - truth).norm()
-        assert error <= TOLERANCE[dtype] * truth.norm() + 1e-30, f"output {i}: {error / truth.norm():.2e}"
+        error, scale = (value.double() - truth).norm(), truths[CANCELS.get((op, i), i)].norm()
+        assert error <= TOLERANCE[dtype] * scale + 1e-30, f"output {i}: {error / scale:.2e}"
 
 
 def test_accurate_where_the_mean_is_far_from_zero(make: Any, odd: Any) -> None:

@@ -106,28 +106,6 @@ def test_tape_gives_the_same_tangent(case: tuple[ConvNet, tuple[Tensor, ...]]) -
     assert tape.nbytes > x.nbytes
 
 
-@pytest.mark.parametrize("case", [2, 3], ids=["two blocks", "three blocks"])
-def test_a_lighter_tape_gives_the_same_bits(case: int) -> None:
-    model = ConvNet(depth=case, width=8, channels=3, image_size=16, num_classes=4)
-    params, tangent, x, y = _problem(model, 2, 3, 16, soft=True)
-    student = FusedStudent(model)
-    _, _, tape = student.gradient_keeping(params, x, y)
-    light = tape.lighter()
-    assert light is not None and 0 < light.nbytes < tape.nbytes
-    whole, found = (student.gradient_tangent(params, tangent, x, y, kept) for kept in (tape, light))
-    for name in ("loss_dot", "hvp", "grad_x_dot", "grad_y_dot"):
-        assert torch.equal(getattr(found, name), getattr(whole, name)), name
-
-
-def test_what_has_no_lighter_tape() -> None:
-    for model in (
-        ConvNet(depth=1, width=4, channels=1, image_size=8, num_classes=3),
-        MLP(2, 5, channels=1, image_size=8),
-    ):
-        params, _, x, y = _problem(model, 1, 2, 8, soft=False)
-        assert FusedStudent(model).gradient_keeping(params, x, y)[2].lighter() is None
-
-
 @pytest.mark.parametrize("depth", [1, 2, 3])
 def test_mlp_agrees_with_double_backward(depth: int) -> None:
     model = MLP(depth=depth, width=13, channels=3, image_size=6, num_classes=5)
