@@ -301,28 +301,35 @@ void tangent_backward_group(const Plane& s, int64_t n, const T* gp, const T* gpd
 // small for it.
 constexpr int kWide = MCT_VL == 16 ? 2 : 4;
 
-// Runs `group` over the channels: N vectors at a time, then one at a time, then the rest of a vector. Double, the dtype of
-// checks, does without the first where arithmetic, and not memory, takes the time: a channel's bits are the same, and there
-// is less to compile.
+// Runs `group` over the channels: N vectors at a time, then two, then one, then the rest of a vector. Sums of one vector
+// alone wait for each other; two is also what the fused first block has of a plane. Double, the dtype of checks, does without
+// the first two where arithmetic, and not memory, takes the time: a channel's bits are the same, and there is less to compile.
 template <class T>
 constexpr int wide(int vectors) {
   return sizeof(T) == 4 ? vectors : 1;
 }
 
+#define MCT_GROUPS(group, N, Partial, n, ...) \
+  s.pool ? group<T, N, Partial, 2>(s, n, __VA_ARGS__) : group<T, N, Partial, 1>(s, n, __VA_ARGS__);
 #define MCT_OVER_CHANNELS(group, width, ...)                                                        \
   constexpr int L = Pack<T>::lanes;                                                                 \
   int64_t c = 0;                                                                                    \
-  if constexpr (width > 1) {                                                                        \
+  if constexpr (width > 2) {                                                                        \
     for (; c + width * L <= s.channels; c += width * L) {                                           \
-      s.pool ? group<T, width, false, 2>(s, 0, __VA_ARGS__) : group<T, width, false, 1>(s, 0, __VA_ARGS__); \
+      MCT_GROUPS(group, width, false, 0, __VA_ARGS__)                                               \
+    }                                                                                               \
+  }                                                                                                 \
+  if constexpr (sizeof(T) == 4) {                                                                   \
+    for (; c + 2 * L <= s.channels; c += 2 * L) {                                                   \
+      MCT_GROUPS(group, 2, false, 0, __VA_ARGS__)                                                   \
     }                                                                                               \
   }                                                                                                 \
   for (; c + L <= s.channels; c += L) {                                                             \
-    s.pool ? group<T, 1, false, 2>(s, 0, __VA_ARGS__) : group<T, 1, false, 1>(s, 0, __VA_ARGS__);   \
+    MCT_GROUPS(group, 1, false, 0, __VA_ARGS__)                                                     \
   }                                                                                                 \
   if (c < s.channels) {                                                                             \
     const int64_t n = s.channels - c;                                                               \
-    s.pool ? group<T, 1, true, 2>(s, n, __VA_ARGS__) : group<T, 1, true, 1>(s, n, __VA_ARGS__);     \
+    MCT_GROUPS(group, 1, true, n, __VA_ARGS__)                                                      \
   }
 
 template <class T>
@@ -359,5 +366,6 @@ void block_tangent_backward(const Plane& s, const T* gp, const T* gpdot, const T
 }
 
 #undef MCT_OVER_CHANNELS
+#undef MCT_GROUPS
 
 }  // namespace mct::MCT_ISA
