@@ -16,7 +16,7 @@ from mct_fast import ops
 from mct_fast.models import MLP, ConvNet, FunctionalModel
 from mct_fast.students import FusedStudent, GenericStudent
 from mct_fast.tasks import Classification
-from tests.ops.conftest import OPS, Arguments, Dims
+from tests.ops.conftest import CANCELS, OPS, Arguments, Dims
 
 TOLERANCE = 3e-6
 """Relative error in the 2-norm."""
@@ -63,6 +63,10 @@ CONCERNED = {
     "block_backward": (*_PLANES, *LARGE, "many-images"),
     "block_tangent": (*_PLANES, *LARGE),
     "block_tangent_backward": (*_PLANES, *LARGE),
+    "first_block": _PLANES,
+    "first_block_backward": _PLANES,
+    "first_block_tangent": _PLANES,
+    "first_block_tangent_backward": _PLANES,
     "linear_ce": (*_FEW, "first-layer", *MANY_CLASSES),
     "linear_ce_tangent": (*_FEW, "first-layer", *MANY_CLASSES),
     "linear_bce": (*_FEW, "first-layer", *MANY_CLASSES),
@@ -136,10 +140,12 @@ def outputs(function: Any, args: list[Any]) -> list[Tensor]:
     return list(found) if isinstance(found, tuple) else [found]
 
 
-def close(found: Tensor, truth: Tensor, what: str, tolerance: float = TOLERANCE) -> None:
+def close(
+    found: Tensor, truth: Tensor, what: str, tolerance: float = TOLERANCE, measure: Tensor | None = None
+) -> None:
     assert found.shape == truth.shape, f"{what}: shape {tuple(found.shape)}, expected {tuple(truth.shape)}"
     error = (found.detach().cpu().double() - truth.detach()).norm().item()
-    scale = truth.norm().item()
+    scale = (truth if measure is None else measure).norm().item()
     # a NaN fails; 1e-7 is rounding where the truth is zero
     assert error <= tolerance * scale + 1e-7, f"{what}: relative error {error / (scale or 1):.2e}"
 
@@ -152,7 +158,9 @@ def agrees(op: str, shape: str, device: str, function: Any = None) -> None:
     found = outputs(function or getattr(ops, op), args)
     for i, (value, wanted) in enumerate(zip(found, truth, strict=True)):
         assert value.dtype == (torch.float64 if op == "arc_length" else torch.float32)
-        close(value, wanted, f"output {i}", FINE if op in CONVOLUTIONS else TOLERANCE)
+        # z has FINE's error in a first block, and a norm over few pixels carries it further
+        tolerance = FINE if op in CONVOLUTIONS else 5 * FINE if op.startswith("first_block") else TOLERANCE
+        close(value, wanted, f"output {i}", tolerance, truth[CANCELS.get((op, i), i)])
     if op != "sgd_step_":
         for a, b in zip(args, before, strict=True):
             assert not isinstance(a, Tensor) or torch.equal(a, b), "an input was changed"

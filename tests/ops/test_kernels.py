@@ -10,11 +10,10 @@ import torch
 from torch import Tensor
 
 from mct_fast import ops
+from tests.ops.conftest import CANCELS
 
 # Relative errors in the 2-norm. float32: the Winograd convolutions have about 1e-6, the rest far less.
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 3e-6}
-# Outputs that a norm makes sums to zero (a bias before it changes nothing): measured by the one that is named.
-CANCELS = {("first_block_backward", 1): 0, ("first_block_tangent_backward", 2): 1}
 INSTRUCTION_SETS = {"portable": 0, "avx2": 1, "avx512": 2}
 compiled = pytest.mark.skipif(not ops.extension_loaded(), reason="the compiled extension is not installed")
 
