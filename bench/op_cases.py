@@ -55,7 +55,9 @@ class Case:
             ops.sgd_step_.reference(*wide)
             return max(_relative(n, w) for n, w in zip(_tensors(narrow)[:3:2], _tensors(wide)[:3:2], strict=True))
         wanted = _tensors(ops.OPERATORS[self.op].reference(*wide))
-        return max(_relative(f, w) for f, w in zip(_tensors(self.run()), wanted, strict=True))
+        least = 1e-6 * max(float(w.norm()) for w in wanted)  # below it are sums to zero, as a bias's before a norm
+        pairs = zip(_tensors(self.run()), wanted, strict=True)
+        return max(_relative(f, w) for f, w in pairs if float(w.norm()) > least)
 
 
 def cases(students: int, batch: int, width: int = 128, image_size: int = 32, device: str = "cpu") -> Iterator[Case]:
@@ -69,6 +71,8 @@ def cases(students: int, batch: int, width: int = 128, image_size: int = 32, dev
     while side >= image_size // 4:
         yield from _convolutions(rand, (students, batch, side, side, channels), width)
         yield from _blocks(rand, (students, batch, side, side, width))
+        if side == image_size:
+            yield from _first_blocks(rand, (students, batch, side, side, channels), width)
         side, channels = side // 2, width
     yield from _classifier(rand, students, batch, width * side * side)
     yield from _flat(rand, students, width, image_size)
@@ -158,6 +162,52 @@ def _blocks(rand: Rand, shape: tuple[int, ...]) -> Iterator[Case]:
     yield Case(
         "block_tangent_backward", text, args, tangent_backward, note="PyTorch: jvp of vjp, with the value itself"
     )
+
+
+def _first_blocks(rand: Rand, shape: tuple[int, ...], width: int) -> Iterator[Case]:
+    """The first convolution with its block; the operations counted are those of convolutions whose results are needed."""
+    s, b, h, w, ci = shape
+    x = rand(*shape)
+    layer, dot = ([rand(s, width, ci, 3, 3) / 9, *(rand(s, width) for _ in range(3))] for _ in range(2))
+    p, mean, rstd = ops.first_block(x, *layer, EPS, True)
+    pairs = [t for both in zip(layer, dot, strict=True) for t in both]
+    pairs[4:] = [layer[2], layer[3], dot[2], dot[3]]
+    _, m1, m2 = ops.first_block_tangent(x, mean, rstd, *pairs, True)
+    gp, gpdot = rand(*p.shape), rand(*p.shape)
+    text, flops = f"{s}x{b}x{h}x{w}, {ci} to {width}", 2.0 * s * b * h * w * ci * width * 9
+    points, dots = (list(zip(_planes(x), *each, strict=True)) for each in (layer, dot))
+    zeros = [torch.zeros_like(point[0]) for point in points]
+    gps, gpdots = _planes(gp), _planes(gpdot)
+
+    def block(x: Tensor, w: Tensor, bias: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
+        z = F.conv2d(x, w, bias, padding=1)
+        return F.avg_pool2d(F.relu(F.group_norm(z, width, gamma, beta, EPS)), 2)
+
+    def pull(g: Tensor, *point: Tensor) -> Any:
+        return vjp(block, *point)[1](g)
+
+    leaves = [(point[0], *(t.detach().requires_grad_() for t in point[1:])) for point in points]
+    ends = [block(*leaf) for leaf in leaves]
+
+    def backward() -> list[Any]:
+        rows = zip(ends, leaves, gps, strict=True)
+        return [torch.autograd.grad(end, leaf[1:], g, retain_graph=True) for end, leaf, g in rows]
+
+    def tangent() -> list[Any]:
+        rows = zip(points, zeros, dots, strict=True)
+        return [jvp(block, point, (zero, *dot[1:])) for point, zero, dot in rows]
+
+    def tangent_backward() -> list[Any]:
+        rows = zip(points, zeros, dots, gps, gpdots, strict=True)
+        return [jvp(pull, (g, *point), (gdot, zero, *dot[1:])) for point, zero, dot, g, gdot in rows]
+
+    args = (x, mean, rstd, *pairs, True)
+    yield Case("first_block", text, (x, *layer, EPS, True), lambda: [block(*point) for point in points], flops)
+    yield Case("first_block_backward", text, (gp, x, mean, rstd, *layer, True), backward, 2 * flops)
+    yield Case("first_block_tangent", text, args, tangent, 2 * flops, note="PyTorch: jvp, with the value itself")
+    args = (gp, gpdot, x, mean, rstd, m1, m2, *pairs, True)
+    note = "PyTorch: jvp of vjp, with the value itself"
+    yield Case("first_block_tangent_backward", text, args, tangent_backward, 5 * flops, note=note)
 
 
 def _classifier(rand: Rand, s: int, b: int, features: int, classes: int = 10) -> Iterator[Case]:

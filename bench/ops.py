@@ -118,7 +118,8 @@ def measured(case: Case, limits: Ceilings, seconds: float) -> Row:
 def _pytorch(case: Case) -> Any:
     # jvp over a backward pass needs the graph as well: without it PyTorch takes kernels that have no forward mode.
     classifier = ("linear_ce", "linear_ce_tangent", "linear_bce", "linear_bce_tangent")
-    graph = ("block_backward", "block_tangent_backward", *classifier, "matching_loss")
+    blocks = ("block_backward", "block_tangent_backward", "first_block_backward", "first_block_tangent_backward")
+    graph = (*blocks, *classifier, "matching_loss")
 
     def run() -> None:
         with torch.set_grad_enabled(case.op in graph):

@@ -149,8 +149,9 @@ static __attribute__((noinline)) void product_outer(const float* a, int64_t lda,
 
 
 #if MCT_X86_KERNELS && MCT_VL == 16
-// The same for whole panels, no bias and k a multiple of 4, to the same bits, written out: of what GCC 12 makes of
-// product_rows a tenth of the time is spent on moving sums about. Rows' sums are zmm0 .. zmm23, b's are 24 and 25.
+// product_rows for whole panels, no bias and k a multiple of 4, to the same bits, in assembler: four steps of k at once, and a
+// run's sums go straight into c. GCC 12 spills registers where product_rows is unrolled, and its form above takes a tenth
+// longer. A row's sums are two of zmm0 .. zmm23, b's vectors are zmm24 and zmm25; rows beyond R are left out.
 #define MCT_ROW(r, low, high, from, by, a)                                \
   ".if %c[R] > " #r "\n"                                                  \
   "vbroadcastss " from ", %%zmm" #a "\n"                                  \
@@ -169,10 +170,6 @@ static __attribute__((noinline)) void product_outer(const float* a, int64_t lda,
   MCT_ROWS4(at, "q0", 0, 1, 2, 3, 0, 1, 2, 3, 4, 5, 6, 7)                 \
   MCT_ROWS4(at, "q1", 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15)           \
   MCT_ROWS4(at, "q2", 8, 9, 10, 11, 16, 17, 18, 19, 20, 21, 22, 23)
-#define MCT_PAIR(r, at, low, high)                                        \
-  ".if %c[R] > " #r "\n"                                                  \
-  "1:\n"                                                                  \
-  ".endif\n"
 #define MCT_CLEAR(r, low, high)                                           \
   ".if %c[R] > " #r "\n"                                                  \
   "vxorps %%xmm" #low ", %%xmm" #low ", %%xmm" #low "\n"                  \
@@ -241,6 +238,14 @@ static __attribute__((noinline)) void product_panel(const Stretch* stretch, int 
 }
 
 using ProductPanel = void (*)(const Stretch*, int, int64_t, int64_t, float*, int64_t);
+
+#undef MCT_ROW
+#undef MCT_ROWS4
+#undef MCT_STEP
+#undef MCT_CLEAR
+#undef MCT_ADD
+#undef MCT_PUT
+#undef MCT_EACH_ROW
 #endif
 
 #if MCT_VL == 16

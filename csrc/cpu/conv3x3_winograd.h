@@ -373,6 +373,7 @@ static void convolve_winograd(const ConvProblem& p) {
   const int64_t count = p.B * tiles.a_image;
   if (count <= kFewTiles) return convolve_winograd_few_tiles(p);
   const int64_t panels = ceil_div(p.N, CB), Np = panels * CB, Kp = round_up(p.K, VL);
+  // A line more than a power of two: 36 frequencies at one place of the caches would drive each other out.
   const int64_t frequency = panels * p.K * CB + 16, student = p.pairs * 36 * frequency;
   const int64_t threads = max_threads();
   // With two students or more for each thread, a thread does whole students and keeps one student's weights at a time.

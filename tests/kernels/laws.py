@@ -140,9 +140,7 @@ def outputs(function: Any, args: list[Any]) -> list[Tensor]:
     return list(found) if isinstance(found, tuple) else [found]
 
 
-def close(
-    found: Tensor, truth: Tensor, what: str, tolerance: float = TOLERANCE, measure: Tensor | None = None
-) -> None:
+def close(found: Tensor, truth: Tensor, what: str, tolerance: float = TOLERANCE, measure: Tensor | None = None) -> None:
     assert found.shape == truth.shape, f"{what}: shape {tuple(found.shape)}, expected {tuple(truth.shape)}"
     error = (found.detach().cpu().double() - truth.detach()).norm().item()
     scale = (truth if measure is None else measure).norm().item()
