@@ -169,10 +169,12 @@ def _first_blocks(rand: Rand, shape: tuple[int, ...], width: int) -> Iterator[Ca
     s, b, h, w, ci = shape
     x = rand(*shape)
     layer, dot = ([rand(s, width, ci, 3, 3) / 9, *(rand(s, width) for _ in range(3))] for _ in range(2))
-    p, mean, rstd = ops.first_block(x, *layer, EPS, True)
+    forward: Any = ops.first_block  # their arguments come in lists here
+    forward_dot: Any = ops.first_block_tangent
+    p, mean, rstd = forward(x, *layer, EPS, True)
     pairs = [t for both in zip(layer, dot, strict=True) for t in both]
     pairs[4:] = [layer[2], layer[3], dot[2], dot[3]]
-    _, m1, m2 = ops.first_block_tangent(x, mean, rstd, *pairs, True)
+    _, m1, m2 = forward_dot(x, mean, rstd, *pairs, True)
     gp, gpdot = rand(*p.shape), rand(*p.shape)
     text, flops = f"{s}x{b}x{h}x{w}, {ci} to {width}", 2.0 * s * b * h * w * ci * width * 9
     points, dots = (list(zip(_planes(x), *each, strict=True)) for each in (layer, dot))

@@ -91,8 +91,10 @@ class FusedConvNet:
                 saved.pop()
             gp = ops.conv3x3_input_grad(gz, block.w)
         cotangents.append(gp)
-        found = ops.first_block_backward(gp, images, *saved[0], first.w, first.bias, first.gamma, first.beta, pool)
-        grads += self._in_reverse(*found)
+        mean, rstd = saved[0]
+        grads += self._in_reverse(
+            *ops.first_block_backward(gp, images, mean, rstd, first.w, first.bias, first.gamma, first.beta, pool)
+        )
         tape = None
         if keep:
             kept = tuple((*entry, gp) for entry, gp in zip(saved, reversed(cotangents), strict=True))
@@ -109,11 +111,11 @@ class FusedConvNet:
         pairs = (first.w, dot.w, first.bias, dot.bias, first.gamma, first.beta, dot.gamma, dot.beta, pool)
         images = self._nhwc(x)
         if tape is None:
-            h, *known = ops.first_block(images, first.w, first.bias, first.gamma, first.beta, NORM_EPS, pool)
+            h, mean, rstd = ops.first_block(images, first.w, first.bias, first.gamma, first.beta, NORM_EPS, pool)
         else:
-            h, known = tape.output(0), list(tape.saved[0][:2])
-        hdot, *means = ops.first_block_tangent(images, *known, *pairs)
-        known += means
+            h, (mean, rstd, _) = tape.output(0), tape.saved[0]
+        hdot, m1, m2 = ops.first_block_tangent(images, mean, rstd, *pairs)
+        known = (mean, rstd, m1, m2)
         saved: list[tuple[Tensor, ...]] = []
         for i in range(1, len(blocks)):
             block, dot = blocks[i], dotted[i]
@@ -130,16 +132,16 @@ class FusedConvNet:
         loss_dot, gf, gfdot, gwdot, gbdot, gydot = self._head.tangent(
             features, self._features(hdot), w, wdot, b, bdot, y
         )
-        gp = self._unfeatures(gf, hdot) if tape is None else None
+        gp = self._unfeatures(gf, hdot)
         gpdot = self._unfeatures(gfdot, hdot)
         grads = [gbdot, gwdot]
         for i in reversed(range(1, len(blocks))):
             block, dot = blocks[i], dotted[i]
-            h, hdot, *rest = saved.pop()
+            h, hdot, z, zdot, mean, rstd, m1, m2 = saved.pop()
+            gp = gp if tape is None else tape.saved[i][-1]
             gz, gzdot, ggamma, gbeta = ops.block_tangent_backward(
-                gp if tape is None else tape.saved[i][-1], gpdot, *rest,
-                block.gamma, block.beta, dot.gamma, dot.beta, pool,
-            )  # fmt: skip
+                gp, gpdot, z, zdot, mean, rstd, m1, m2, block.gamma, block.beta, dot.gamma, dot.beta, pool
+            )
             gw, gb = ops.conv3x3_weight_grad(gzdot, h, gz, hdot)
             grads += self._in_reverse(gw, gb, ggamma, gbeta)
             gpdot = ops.conv3x3_input_grad(gzdot, block.w, gz, dot.w)
