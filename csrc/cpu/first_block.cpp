@@ -1,7 +1,5 @@
 #include "first_block.h"
 
-#include <initializer_list>
-
 #include "conv3x3.h"
 #include "conv3x3_kernels.h"
 #include "kernels.h"
@@ -42,17 +40,15 @@ struct Apart {
   BlockShape block;
   int64_t plane;
   Scratch scratch;
-  T *z, *zdot, *gz, *gzdot;
 
   Apart(const FirstShape& shape, int planes)
       : s(shape),
         conv{s.S, s.B, s.H, s.W, s.Ci, s.Co},
         block{s.S, s.B, s.H, s.W, s.Co, s.pool},
-        plane(s.S * s.B * s.H * s.W * s.Co),
-        scratch(static_cast<size_t>(planes) * static_cast<size_t>(plane + 16) * sizeof(T)) {
-    T* room = static_cast<T*>(scratch.data());
-    for (T** each : {&z, &gz, &zdot, &gzdot}) *each = planes-- > 0 ? take(room, plane) : nullptr;
-  }
+        plane((s.S * s.B * s.H * s.W * s.Co + 15) / 16 * 16),
+        scratch(static_cast<size_t>(planes * plane) * sizeof(T)) {}
+
+  T* at(int i) const { return static_cast<T*>(scratch.data()) + i * plane; }
 
   void convolve(const T* x, const FirstLayer<T>& l, T* to) const {
     conv3x3_forward(conv, x, l.w.data, l.w.stride_s, l.bias.data, l.bias.stride_s, static_cast<const T*>(nullptr),
@@ -240,8 +236,9 @@ void first_block(const FirstShape& s, const T* x, const FirstLayer<T>& l, double
     }
   }
   const Apart<T> apart(s, 1);
-  apart.convolve(x, l, apart.z);
-  block_forward<T>(apart.block, apart.z, l.gamma, l.beta, eps, p, mean, rstd);
+  T* const z = apart.at(0);
+  apart.convolve(x, l, z);
+  block_forward<T>(apart.block, z, l.gamma, l.beta, eps, p, mean, rstd);
 }
 
 template <class T>
@@ -266,9 +263,10 @@ void first_block_backward(const FirstShape& s, const T* gp, const T* x, const Fi
     }
   }
   const Apart<T> apart(s, 2);
-  apart.convolve(x, l, apart.z);
-  block_backward<T>(apart.block, gp, apart.z, mean, rstd, l.gamma, l.beta, apart.gz, ggamma, gbeta);
-  apart.weight_grad(apart.gz, x, gw, gb);
+  T *const z = apart.at(0), *const gz = apart.at(1);
+  apart.convolve(x, l, z);
+  block_backward<T>(apart.block, gp, z, mean, rstd, l.gamma, l.beta, gz, ggamma, gbeta);
+  apart.weight_grad(gz, x, gw, gb);
 }
 
 template <class T>
@@ -289,10 +287,11 @@ void first_block_tangent(const FirstShape& s, const T* x, const FirstLayer<T>& l
       return;
     }
   }
-  const Apart<T> apart(s, 3);
-  apart.convolve(x, l, apart.z);
-  apart.convolve(x, dot, apart.zdot);
-  block_tangent<T>(apart.block, apart.z, apart.zdot, mean, rstd, l.gamma, l.beta, dot.gamma, dot.beta, pdot, mean_zdot,
+  const Apart<T> apart(s, 2);
+  T *const z = apart.at(0), *const zdot = apart.at(1);
+  apart.convolve(x, l, z);
+  apart.convolve(x, dot, zdot);
+  block_tangent<T>(apart.block, z, zdot, mean, rstd, l.gamma, l.beta, dot.gamma, dot.beta, pdot, mean_zdot,
                    mean_xhat_zdot);
 }
 
@@ -342,12 +341,13 @@ void first_block_tangent_backward(const FirstShape& s, const T* gp, const T* gpd
     }
   }
   const Apart<T> apart(s, 4);
-  apart.convolve(x, l, apart.z);
-  apart.convolve(x, dot, apart.zdot);
-  block_tangent_backward<T>(apart.block, gp, gpdot, apart.z, apart.zdot, mean, rstd, mean_zdot, mean_xhat_zdot, l.gamma,
-                            l.beta, dot.gamma, apart.gz, apart.gzdot, ggammadot, gbetadot);
-  apart.weight_grad(apart.gzdot, x, gwdot, gbdot);
-  conv3x3_input_grad(apart.conv, apart.gzdot, l.w.data, l.w.stride_s, apart.gz, dot.w.data, dot.w.stride_s, gxdot);
+  T *const z = apart.at(0), *const zdot = apart.at(1), *const gz = apart.at(2), *const gzdot = apart.at(3);
+  apart.convolve(x, l, z);
+  apart.convolve(x, dot, zdot);
+  block_tangent_backward<T>(apart.block, gp, gpdot, z, zdot, mean, rstd, mean_zdot, mean_xhat_zdot, l.gamma,
+                            l.beta, dot.gamma, gz, gzdot, ggammadot, gbetadot);
+  apart.weight_grad(gzdot, x, gwdot, gbdot);
+  conv3x3_input_grad(apart.conv, gzdot, l.w.data, l.w.stride_s, gz, dot.w.data, dot.w.stride_s, gxdot);
 }
 
 #define MCT_INSTANTIATE(T)                                                                                            \
