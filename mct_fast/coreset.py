@@ -90,6 +90,20 @@ def features_of(network: nn.Module, images: Tensor, chunk: int = 512) -> Tensor:
     return torch.cat(seen or outputs).flatten(1)
 
 
+def _pools(dataset: Dataset, ipc: int) -> tuple[list[Tensor], int]:
+    """The rows to choose from, of each class or of all, and how many to choose of each."""
+    labels = dataset.train.labels
+    if labels.is_floating_point():
+        pools, wanted = [torch.arange(len(labels))], ipc * dataset.num_classes
+    else:
+        pools, wanted = [torch.nonzero(labels.cpu() == c).flatten() for c in range(dataset.num_classes)], ipc
+    least = min(map(len, pools))
+    if least < wanted:
+        held = f"the {least} training images of the smallest class" if len(pools) > 1 else f"there are, {least}"
+        raise InputError(f"ipc: {wanted} is more than {held}; lower it")
+    return pools, wanted
+
+
 def coreset(
     dataset: Dataset,
     ipc: int,
@@ -116,14 +130,7 @@ def coreset(
         raise InputError(f"coreset: unknown method {method!r}; choose {' or '.join(METHODS)}")
     check_ipc(ipc)
     labels = dataset.train.labels
-    if labels.is_floating_point():
-        pools, wanted = [torch.arange(len(labels))], ipc * dataset.num_classes
-    else:
-        pools, wanted = [torch.nonzero(labels.cpu() == c).flatten() for c in range(dataset.num_classes)], ipc
-    least = min(map(len, pools))
-    if least < wanted:
-        held = f"the {least} training images of the smallest class" if len(pools) > 1 else f"there are, {least}"
-        raise InputError(f"ipc: {wanted} is more than {held}; lower it")
+    pools, wanted = _pools(dataset, ipc)
     task = task_named(dataset.task)
     spec = named_spec(default_model(dataset) if model is None else model, dataset, task)
     with torch.random.fork_rng(devices=[]):
